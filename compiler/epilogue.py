@@ -1,0 +1,66 @@
+"""Rebuilding a product with a longer epilogue."""
+
+from collections.abc import Callable, Sequence
+
+from qfuse.dialects.activations import build_rounding
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import YieldOp, build_matmul
+from qfuse.dialects.types import shaped
+
+Extend = Callable[[list[ir.Value], list[ir.Value]], list[ir.Value]]
+"""(rounded results of the old epilogue, arguments of the new extra operands) -> new results."""
+
+
+def extend_epilogue(
+    product: ir.Operation,
+    results: Sequence[ir.Type],
+    extend: Extend,
+    *,
+    extra: Sequence[ir.Value] = (),
+    maps: Sequence[str] = (),
+) -> ir.Operation:
+    """A copy of `product` at the insertion point that goes on with `extend`.
+
+    `extend` sees the old results as a reader would have: rounded to their element types.
+    """
+    x, w, *old_extra = product.operands
+    parts = list(ir.DenseI64ArrayAttr(product.attributes["parts"]))
+    old_maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])]
+    new, block = build_matmul(
+        x, w, results, parts=parts, extra=[*old_extra, *extra], maps=[*old_maps, *maps]
+    )
+    old_block = product.regions[0].blocks[0]
+    arguments = list(block.arguments)
+    kept = len(old_block.arguments)
+    with ir.InsertionPoint(block):
+        yielded = inline_block(old_block, arguments[:kept])
+        rounded = [
+            value if shaped(r.type).quantized else build_rounding(value, shaped(r.type).dtype)
+            for value, r in zip(yielded, product.results, strict=True)
+        ]
+        build_yield(extend(rounded, arguments[kept:]))
+    return new
+
+
+def inline_block(block: ir.Block, arguments: Sequence[ir.Value]) -> list[ir.Value]:
+    """Copy an epilogue's operations to the insertion point; return what it yields there."""
+    values = dict(zip(block.arguments, arguments, strict=True))
+    *body, terminator = block.operations
+    for op in body:
+        copy = op.operation.clone()
+        for i, operand in enumerate(op.operation.operands):
+            if operand in values:
+                copy.operands[i] = values[operand]
+        values.update(zip(op.operation.results, copy.results, strict=True))
+    return [values[v] for v in terminator.operation.operands]
+
+
+def build_yield(values: Sequence[ir.Value]) -> None:
+    ir.Operation.create(YieldOp.OPERATION_NAME, operands=list(values))
+
+
+def is_identity(product: ir.Operation) -> bool:
+    """Whether the epilogue yields its accumulators as they are."""
+    block = product.regions[0].blocks[0]
+    operations = list(block.operations)
+    return len(operations) == 1 and list(operations[0].operation.operands) == list(block.arguments)

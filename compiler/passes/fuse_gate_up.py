@@ -1,0 +1,104 @@
+"""`qfuse-fuse-gate-up`: the two products of a gated MLP become one, with the GLU as epilogue."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qfuse.compiler import remarks
+from qfuse.compiler.epilogue import build_yield
+from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.predicates import has_one_reader
+from qfuse.compiler.passes.siblings import join_weights, merge_error
+from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
+from qfuse.dialects.activations import build_activation, build_rounding
+from qfuse.dialects.bindings import arith, ir
+from qfuse.dialects.matmul_op import MatmulOp, build_matmul
+from qfuse.dialects.types import shaped
+
+
+@dataclass(frozen=True)
+class FuseGateUp(Pass):
+    """Merge gate and up, exactly, and make the GLU the epilogue of the merged product.
+
+    Before::
+
+        %g = "qfuse.matmul"(%x, %w_gate)
+        %u = "qfuse.matmul"(%x, %w_up)
+        %y = "qfuse.glu"(%g, %u) {act = "silu"}
+
+    After::
+
+        %w = "qfuse.concat"(%w_gate, %w_up)
+        %y = "qfuse.matmul"(%x, %w) ({
+        ^bb0(%gate: f32, %up: f32): ... silu(gate) * up, rounded as before ...
+        }) {parts = array<i64: 1400, 1400>}
+
+    Codes and scales are joined as they are, each part from a block boundary on; nothing is
+    quantized again.  Products of different inputs, weights of different schemes, a gate or up
+    with another reader, and a product that already has an epilogue stay two, with a remark.
+    """
+
+    name: ClassVar[str] = "qfuse-fuse-gate-up"
+
+    def run(self, module: ir.Operation) -> None:
+        Patterns([gate_up, glu_without_two_products]).apply(module)
+
+
+def gate_up(p: Pattern) -> None:
+    gate = p.op("qfuse.matmul", p.values(), many=True)
+    up = p.op("qfuse.matmul", p.values(), many=True)
+    glu = p.op("qfuse.glu", p.result(gate), p.result(up))
+    p.require(makes_one_plain_value, glu)
+    p.require(has_one_reader, gate)
+    p.require(has_one_reader, up)
+    p.require(can_be_merged, glu, gate, up)
+    p.rewrite(glu, merge_with_glu, gate, up)
+
+
+def glu_without_two_products(p: Pattern) -> None:
+    """Matches any other GLU, to say why it is none of ours."""
+    glu = p.op("qfuse.glu", p.values())
+    p.require(both_operands_are_products, glu)
+    p.rewrite(glu, _never)
+
+
+def makes_one_plain_value(glu: ir.Operation) -> Verdict:
+    if len(glu.results) == 1 and not shaped(glu.results[0].type).quantized:
+        return None
+    return Refusal(
+        "the GLU already quantizes its result", "run this pass before qfuse-fuse-act-quantize"
+    )
+
+
+def can_be_merged(_glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> Verdict:
+    return merge_error(gate, up)
+
+
+def both_operands_are_products(glu: ir.Operation) -> Verdict:
+    if len(glu.operands) != 2:
+        return MISMATCH
+    for side, value in zip(("gate", "up"), glu.operands, strict=True):
+        made_by = "an argument" if isinstance(value, ir.BlockArgument) else value.owner.name
+        if made_by != MatmulOp.OPERATION_NAME:
+            cure = "apply bias or scale to both sides inside one product"
+            return Refusal(f"{side} is made by {made_by}, not by a product", cure)
+    return MISMATCH
+
+
+def merge_with_glu(rewriter, glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> None:
+    dtype = shaped(gate.results[0].type).dtype
+    rows = shaped(gate.operands[1].type).shape[0]
+    act = ir.StringAttr(glu.attributes["act"]).value
+    merged, block = build_matmul(
+        gate.operands[0], join_weights([gate, up]), [glu.results[0].type], parts=[rows, rows]
+    )
+    with ir.InsertionPoint(block):
+        gate_value, up_value = (build_rounding(a, dtype) for a in block.arguments)
+        activated = build_rounding(build_activation(act, gate_value), dtype)
+        build_yield([arith.mulf(activated, up_value)])
+    weights = [remarks.argument_name(p.operands[1]) for p in (gate, up)]
+    remarks.fired("gate-up", glu, " + ".join(filter(None, weights)))
+    rewriter.replace_op(glu, merged.results)
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("glu_without_two_products only explains")

@@ -1,0 +1,72 @@
+"""What patterns require of a match, by positive names, each with its reason for saying no."""
+
+from qfuse.compiler.pdl import Refusal, Verdict
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import MAX_EXTRA
+from qfuse.dialects.types import shaped
+
+_MADE_ONCE = ("qfuse.pack", "qfuse.concat", "torch_c.to_builtin_tensor")
+
+
+def readers(value: ir.Value) -> list[ir.Operation]:
+    """The operations that read `value`, once for each operand that does."""
+    return [use.owner.operation for use in value.uses]
+
+
+def has_one_result(product: ir.Operation) -> Verdict:
+    """The product yields one plain tensor."""
+    if len(product.results) != 1:
+        return Refusal(
+            f"the product has {len(product.results)} results",
+            "fuse what follows before products are merged",
+        )
+    if shaped(product.results[0].type).quantized:
+        return Refusal(
+            "the product's result is quantized", "fuse the epilogue before the quantization"
+        )
+    return None
+
+
+def has_one_reader(product: ir.Operation) -> Verdict:
+    """Every reader of the product's first result goes away with the fusion."""
+    count = len(readers(product.results[0]))
+    if count == 1:
+        return None
+    return Refusal(
+        f"the product has {count} readers, and fusing one would compute it again for the others",
+        "give the value one reader, or let the others read the fused result",
+    )
+
+
+def has_room_for_operand(product: ir.Operation) -> Verdict:
+    """The epilogue can take one more operand."""
+    if len(product.operands) - 2 < MAX_EXTRA:
+        return None
+    return Refusal(f"the epilogue already has {MAX_EXTRA} extra operands")
+
+
+def keeps_shape(consumer: ir.Operation, product: ir.Operation) -> Verdict:
+    """The consumer's result has the product's shape."""
+    before, after = shaped(product.results[0].type), shaped(consumer.results[0].type)
+    if before.shape == after.shape:
+        return None
+    return Refusal(
+        f"the result {after} is broadcast up from the product's {before}",
+        "reshape the other operand so that it broadcasts to the product",
+    )
+
+
+def is_made_once(weight: ir.Value) -> bool:
+    """Whether a weight depends on function arguments only, so joining it costs nothing per call."""
+    if isinstance(weight, ir.BlockArgument):
+        return True
+    owner = weight.owner
+    return owner.name in _MADE_ONCE and all(is_made_once(v) for v in owner.operands)
+
+
+def defined_before(value: ir.Value, op: ir.Operation) -> bool:
+    """Whether `value` is available where `op` stands."""
+    if isinstance(value, ir.BlockArgument):
+        return True
+    owner = value.owner
+    return owner.block == op.block and owner.is_before_in_block(op)

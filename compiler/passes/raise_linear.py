@@ -1,0 +1,106 @@
+"""Patterns of `qfuse-raise-torch` for quantized linear layers."""
+
+from qfuse.compiler import remarks
+from qfuse.compiler.epilogue import build_yield
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
+from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
+from qfuse.compiler.torch_ir import (
+    NotConstant,
+    builtin_type,
+    constant_of,
+    from_builtin,
+    to_builtin,
+)
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import AddOp
+from qfuse.dialects.matmul_op import build_matmul
+from qfuse.dialects.quantization_ops import PackOp
+from qfuse.dialects.types import Scheme, Shaped, is_float, shaped
+
+
+def quantized_linear(p: Pattern) -> None:
+    x, weight, scale, bias, weight_block, input_block = (p.value() for _ in range(6))
+    name = p.attribute(ir.StringAttr.get("torch.qfuse.quantized_linear"))
+    root = p.op(
+        "torch.operator",
+        x,
+        weight,
+        scale,
+        bias,
+        weight_block,
+        input_block,
+        attributes={"name": name},
+    )
+    p.require(is_typed_product, root, x, weight, scale)
+    p.require(blocks_are_constant, root, weight_block, input_block)
+    p.rewrite(root, make_product, x, weight, scale, bias, weight_block, input_block)
+
+
+def is_typed_product(
+    _root: ir.Operation, x: ir.Value, weight: ir.Value, scale: ir.Value
+) -> Verdict:
+    types = [builtin_type(v.type) for v in (x, weight, scale)]
+    if None in types:
+        return MISMATCH
+    x_type, w_type, _ = (shaped(t) for t in types)
+    if not is_float(x_type) or min(w_type.shape) < 0 or x_type.shape[-1] < 0:
+        return Refusal(f"x is {x_type} and weight {w_type}", "use float x and a static weight")
+    return None
+
+
+def blocks_are_constant(_root: ir.Operation, *blocks: ir.Value) -> Verdict:
+    try:
+        for block in blocks:
+            constant_of(block)
+    except NotConstant:
+        return Refusal("the block shape is not a constant")
+    return None
+
+
+def make_product(
+    rewriter,
+    root: ir.Operation,
+    x: ir.Value,
+    weight: ir.Value,
+    scale: ir.Value,
+    bias: ir.Value,
+    weight_block: ir.Value,
+    input_block: ir.Value,
+) -> None:
+    weight_dtype = shaped(builtin_type(weight.type))
+    scheme = Scheme(tuple(constant_of(weight_block)), shaped(builtin_type(scale.type)).dtype)
+    packed = _pack(weight, scale, Shaped(weight_dtype.shape, weight_dtype.dtype, scheme))
+    value = to_builtin(x)
+    x_type = shaped(value.type)
+    y_type = Shaped((*x_type.rows, weight_dtype.shape[0]), x_type.dtype).type()
+    product, block = build_matmul(value, packed, [y_type])
+    with ir.InsertionPoint(block):
+        build_yield(list(block.arguments))
+    if group := constant_of(input_block):
+        product.attributes[INPUT_SCHEME] = ir.Attribute.parse(str(Scheme(tuple(group), "f32")))
+    y = product.results[0]
+    if not str(bias.type).startswith("!torch.none"):
+        y = ir.Operation.create(
+            AddOp.OPERATION_NAME, results=[y_type], operands=[y, to_builtin(bias)]
+        ).result
+    remarks.fired("quantized-linear", root, remarks.argument_name(weight))
+    rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])
+
+
+def _pack(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
+    """The quantized weight; made at the top of the function where its components allow it."""
+    if isinstance(weight, ir.BlockArgument) and isinstance(scale, ir.BlockArgument):
+        with ir.InsertionPoint.at_block_begin(weight.owner):
+            return _pack_here(weight, scale, type_)
+    return _pack_here(weight, scale, type_)
+
+
+def _pack_here(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
+    return ir.Operation.create(
+        PackOp.OPERATION_NAME,
+        results=[type_.type()],
+        operands=[to_builtin(weight), to_builtin(scale)],
+    ).result
+
+
+LINEAR = (quantized_linear,)

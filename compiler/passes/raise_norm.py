@@ -1,0 +1,141 @@
+"""Patterns of `qfuse-raise-torch` for RMSNorm, as models write it out and as torch has it."""
+
+from collections.abc import Callable
+from itertools import product as combinations
+
+from qfuse.compiler import remarks
+from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
+from qfuse.compiler.torch_ir import (
+    NotConstant,
+    builtin_type,
+    constant_of,
+    from_builtin,
+    is_constant,
+    to_builtin,
+)
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.norm_ops import RmsNormOp
+from qfuse.dialects.types import is_float, shaped
+
+
+def _spelled_out(cast: bool, n_first: bool, weight_first: bool) -> Callable[[Pattern], None]:
+    """weight * to(x32 * rsqrt(mean(x32 ** 2, -1) + eps)), the casts around it or none."""
+
+    def spelled_out_norm(p: Pattern) -> None:
+        x = p.value()
+        x32, to_f32 = x, None
+        if cast:
+            to_f32 = p.op("torch.aten.to.dtype", x, *(p.value() for _ in range(4)))
+            x32 = p.result(to_f32)
+        square = p.op("torch.aten.pow.Tensor_Scalar", x32, exponent := p.value())
+        mean = p.op(
+            "torch.aten.mean.dim",
+            p.result(square),
+            dims := p.value(),
+            keepdim := p.value(),
+            p.value(),
+        )
+        shifted = p.op("torch.aten.add.Scalar", p.result(mean), eps := p.value(), p.value())
+        rsqrt = p.op("torch.aten.rsqrt", p.result(shifted))
+        factors = (x32, p.result(rsqrt)) if n_first else (p.result(rsqrt), x32)
+        normed = p.result(p.op("torch.aten.mul.Tensor", *factors))
+        if cast:
+            normed = p.result(p.op("torch.aten.to.dtype", normed, *(p.value() for _ in range(4))))
+        weight = p.value()
+        root = p.op(
+            "torch.aten.mul.Tensor", *((weight, normed) if weight_first else (normed, weight))
+        )
+        p.require(is_mean_of_squares, exponent, dims, keepdim)
+        p.require(is_float_constant, eps)
+        p.require(computes_in_f32, root, x, x32)
+        p.require(weights_last_dimension, root, x, weight)
+        p.rewrite(root, make_norm_before, x, weight, eps)
+
+    spelled_out_norm.__name__ = "rms_norm"
+    return spelled_out_norm
+
+
+def torch_rms_norm(p: Pattern) -> None:
+    """aten.rms_norm(x, [N], weight, eps), which multiplies by weight before it rounds."""
+    x, shape, weight, eps = (p.value() for _ in range(4))
+    root = p.op("torch.aten.rms_norm", x, shape, weight, eps)
+    p.require(is_float_constant, eps)
+    p.require(weights_last_dimension, root, x, weight)
+    p.rewrite(root, make_norm_after, x, weight, eps)
+
+
+def is_mean_of_squares(exponent: ir.Value, dims: ir.Value, keepdim: ir.Value) -> Verdict:
+    good = is_constant(exponent, 2, 2.0) and is_constant(dims, [-1]) and is_constant(keepdim, True)
+    return None if good else MISMATCH
+
+
+def is_float_constant(eps: ir.Value) -> Verdict:
+    try:
+        return None if isinstance(constant_of(eps), float) else MISMATCH
+    except NotConstant:
+        return MISMATCH
+
+
+def computes_in_f32(_root: ir.Operation, _x: ir.Value, x32: ir.Value) -> Verdict:
+    type_ = builtin_type(x32.type)
+    if type_ is None:
+        return MISMATCH
+    if str(type_.element_type) != "f32":
+        return Refusal(
+            f"the norm is computed in {type_.element_type}, qfuse.rms_norm in f32",
+            "cast the input to f32 first, as Hugging Face models do",
+        )
+    return None
+
+
+def weights_last_dimension(root: ir.Operation, x: ir.Value, weight: ir.Value) -> Verdict:
+    types = [builtin_type(v.type) for v in (x, weight, root.results[0])]
+    if None in types:
+        return MISMATCH
+    x_type, w_type, y_type = (shaped(t) for t in types)
+    if len(w_type.shape) != 1 or w_type.shape != x_type.shape[-1:] or x_type.shape[-1] < 0:
+        return Refusal(f"weight {w_type} does not go with the last dimension of {x_type}")
+    if not is_float(x_type) or not is_float(w_type) or y_type != x_type:
+        return Refusal(
+            f"the result is {y_type} for an input {x_type} and weight {w_type}",
+            "give the weight the input's element type",
+        )
+    return None
+
+
+def make_norm_before(
+    rewriter, root: ir.Operation, x: ir.Value, weight: ir.Value, eps: ir.Value
+) -> None:
+    _make_norm(rewriter, root, x, weight, eps, "before")
+
+
+def make_norm_after(
+    rewriter, root: ir.Operation, x: ir.Value, weight: ir.Value, eps: ir.Value
+) -> None:
+    _make_norm(rewriter, root, x, weight, eps, "after")
+
+
+def _make_norm(
+    rewriter, root: ir.Operation, x: ir.Value, weight: ir.Value, eps: ir.Value, rounding: str
+) -> None:
+    value = to_builtin(x)
+    f64 = ir.F64Type.get()
+    norm = ir.Operation.create(
+        RmsNormOp.OPERATION_NAME,
+        results=[value.type],
+        operands=[value, to_builtin(weight)],
+        attributes={
+            "eps": ir.FloatAttr.get(f64, constant_of(eps)),
+            "offset": ir.FloatAttr.get(f64, 0.0),
+            "rounding": ir.StringAttr.get(rounding),
+            "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0]),
+        },
+    )
+    remarks.fired("rms-norm", root, remarks.argument_name(weight))
+    rewriter.replace_op(root, [from_builtin(norm.results[0], root.results[0].type)])
+
+
+NORMS = (
+    *(_spelled_out(*order) for order in combinations((True, False), repeat=3)),
+    torch_rms_norm,
+)

@@ -1,0 +1,74 @@
+"""`qfuse-raise-torch`: what qfuse owns leaves the torch dialect, the rest stays in it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
+from qfuse.compiler.passes.raise_linear import LINEAR
+from qfuse.compiler.passes.raise_norm import NORMS
+from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
+from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN
+from qfuse.dialects.bindings import ir
+
+
+@dataclass(frozen=True)
+class RaiseTorch(Pass):
+    """Turn quantized linears, RMSNorm, GLU and element-wise torch operations into qfuse ones.
+
+    Before::
+
+        %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %scale, %none, %block, %group)
+           : (!torch.vtensor<[1,?,512],bf16>, ...) -> !torch.vtensor<[1,?,1400],bf16>
+
+    After::
+
+        %wq = "qfuse.pack"(%w', %scale')
+        %y' = "qfuse.matmul"(%x', %wq) {qfuse.input_scheme = #qfuse.scheme<array<i64: 1, 128>...>}
+        %y = torch_c.from_builtin_tensor %y'
+
+    An element-wise operation is raised only next to a qfuse operation; a torch operation that
+    matches nothing stays as it is and runs on torch.
+    """
+
+    name: ClassVar[str] = "qfuse-raise-torch"
+
+    def run(self, module: ir.Operation) -> None:
+        normalize(module)
+        # Norms first: their squares and products are element-wise operations, too.
+        Patterns(NORMS).apply(module)
+        Patterns([*LINEAR, fold_round_trip]).apply(module)
+        Patterns([*ELEMENTWISE, fold_round_trip]).apply(module)
+
+
+def fold_round_trip(p: Pattern) -> None:
+    """to_builtin(from_builtin(x)) is x."""
+    inner = p.op(FROM_BUILTIN, x := p.value())
+    outer = p.op(TO_BUILTIN, p.result(inner))
+    p.require(same_type, outer, x)
+    p.rewrite(outer, forward, x)
+
+
+def same_type(outer: ir.Operation, x: ir.Value) -> Verdict:
+    return None if outer.results[0].type == x.type else MISMATCH
+
+
+def forward(rewriter, outer: ir.Operation, x: ir.Value) -> None:
+    rewriter.replace_op(outer, [x])
+
+
+def normalize(module: ir.Operation) -> None:
+    """Write the casts of different tracers one way, and drop assertions about metadata."""
+    found: list[ir.Operation] = []
+
+    def collect(op: ir.Operation) -> ir.WalkResult:
+        if op.name in CASTS or op.name in ASSERTIONS:
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.walk(collect)
+    for op in found:
+        if op.name in ASSERTIONS:
+            op.erase()
+        else:
+            CASTS[op.name](op)

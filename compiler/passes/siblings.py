@@ -1,0 +1,66 @@
+"""Merging products that read one value: what gate/up and QKV have in common."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qfuse.compiler.epilogue import is_identity
+from qfuse.compiler.passes.predicates import is_made_once
+from qfuse.compiler.pdl import Refusal
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.quantization_ops import ConcatOp, concat_rows
+from qfuse.dialects.types import shaped
+
+
+def merge_error(first: ir.Operation, other: ir.Operation) -> Refusal | None:
+    """Why the weights of two products cannot be joined exactly, or None.
+
+    Both must be plain products (nothing fused yet) of one x, with weights of one K, element type
+    and scheme, made from function arguments.  Rows need not be a multiple of the scale block:
+    `qfuse.concat` begins each part at a block boundary.
+    """
+    if first.operands[0] != other.operands[0]:
+        return Refusal(
+            f"the products read different values, {_source(first)} and {_source(other)}",
+            "share one quantized input",
+        )
+    for product in (first, other):
+        if len(product.results) != 1 or not is_identity(product):
+            return Refusal(
+                "an epilogue is already fused into one of the products",
+                "run this pass before qfuse-fuse-epilogue",
+            )
+        if not is_made_once(product.operands[1]):
+            return Refusal(
+                "a weight is computed at run time, so joining it would cost a copy per call",
+                "pass the weight as a parameter",
+            )
+    a, b = shaped(first.operands[1].type), shaped(other.operands[1].type)
+    if a.dtype != b.dtype:
+        return Refusal(f"weights are stored as {a.dtype} and {b.dtype}", "quantize both alike")
+    if a.scheme != b.scheme:
+        return Refusal(
+            f"weight schemes differ: {a.scheme} and {b.scheme}", "quantize both weights alike"
+        )
+    if a.scheme is not None and a.scheme.packing != "none":
+        return Refusal(f'packing "{a.scheme.packing}" cannot be joined by rows')
+    if first.results[0].type.element_type != other.results[0].type.element_type:
+        return Refusal("the products round their results to different types")
+    return None
+
+
+def join_weights(products: Sequence[ir.Operation]) -> ir.Value:
+    """A `qfuse.concat` of the products' weights at the insertion point."""
+    weights = [p.operands[1] for p in products]
+    first = shaped(weights[0].type)
+    rows = concat_rows([shaped(w.type).shape[0] for w in weights], first)
+    joined = replace(first, shape=(rows, first.shape[1]))
+    return ir.Operation.create(
+        ConcatOp.OPERATION_NAME, results=[joined.type()], operands=weights
+    ).result
+
+
+def _source(product: ir.Operation) -> str:
+    x = product.operands[0]
+    if isinstance(x, ir.BlockArgument):
+        return f"argument {x.arg_number}"
+    return f"a {x.owner.name} result"

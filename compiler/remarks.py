@@ -1,0 +1,127 @@
+"""Remarks: what a pass did or declined, where, why, and what would make it fire.
+
+A pass records through `fired` and `refused`; whoever runs passes collects with `collect`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from qfuse.dialects.bindings import ir
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One match that a pattern attempted.
+
+    `op` is the operation's name, `subject` the weight or argument that tells it apart in a model
+    (empty in plain IR), `location` its MLIR location.
+    """
+
+    outcome: Literal["fired", "refused"]
+    pattern: str
+    op: str
+    location: str
+    subject: str = ""
+    cause: str = ""
+    cure: str = ""
+
+    def __str__(self) -> str:
+        subject = f" ({self.subject})" if self.subject else ""
+        text = f"{self.pattern}: {self.outcome} at {self.op}{subject}"
+        if self.cause:
+            text += f": {self.cause}"
+        if self.cure:
+            text += f"; {self.cure}"
+        return text
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+class Remarks:
+    """The remarks of one run, in order, each once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Remark, int], None] = {}
+
+    def add(self, remark: Remark, key: int = 0) -> None:
+        self._seen.setdefault((remark, key))
+
+    def __iter__(self) -> Iterator[Remark]:
+        return (remark for remark, _ in self._seen)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+_current: ContextVar[Remarks | None] = ContextVar("qfuse_remarks", default=None)
+
+
+@contextmanager
+def collect() -> Iterator[Remarks]:
+    """Collect the remarks of all passes run inside."""
+    remarks = Remarks()
+    token = _current.set(remarks)
+    try:
+        yield remarks
+    finally:
+        _current.reset(token)
+
+
+def fired(pattern: str, op: ir.Operation | ir.OpView, detail: str = "") -> None:
+    _record("fired", pattern, op, detail, "")
+
+
+def refused(pattern: str, op: ir.Operation | ir.OpView, cause: str, cure: str = "") -> None:
+    _record("refused", pattern, op, cause, cure)
+
+
+def _record(
+    outcome: Literal["fired", "refused"],
+    pattern: str,
+    op: ir.Operation | ir.OpView,
+    cause: str,
+    cure: str,
+) -> None:
+    remarks = _current.get()
+    if remarks is None:
+        return
+    op = op.operation
+    remark = Remark(outcome, pattern, op.name, str(op.location), subject(op), cause, cure)
+    # Operations of one source line share a location; a refusal that is tried again is one remark.
+    remarks.add(remark, len(remarks) if outcome == "fired" else hash(op))
+
+
+def subject(op: ir.Operation) -> str:
+    """The `qfuse.name`s of the function arguments that `op` reads, weights first found.
+
+    Follows single-operand producers (pack, casts), so a product names its weight.
+    """
+    names = []
+    for operand in op.operands:
+        name = argument_name(operand)
+        if name:
+            names.append(name)
+    return ", ".join(names)
+
+
+def argument_name(value: ir.Value) -> str:
+    """`qfuse.name` of the function argument that `value` is made from, or ''."""
+    while not isinstance(value, ir.BlockArgument):
+        owner = value.owner
+        if not owner.operands or owner.name not in _TRANSPARENT:
+            return ""
+        value = owner.operands[0]
+    function = value.owner.owner
+    if function.name != "func.func" or "arg_attrs" not in function.attributes:
+        return ""
+    attributes = ir.DictAttr(ir.ArrayAttr(function.attributes["arg_attrs"])[value.arg_number])
+    if "qfuse.name" not in attributes:
+        return ""
+    return ir.StringAttr(attributes["qfuse.name"]).value
+
+
+_TRANSPARENT = ("torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor", "qfuse.pack")

@@ -1,0 +1,59 @@
+"""The activations as scalar arithmetic on f32: one definition for every backend.
+
+An epilogue region holds these operations, and a kernel for `qfuse.silu` or `qfuse.glu` emits the
+same ones, so a fused and an unfused program agree to the last bit.
+"""
+
+from collections.abc import Callable
+from math import pi, sqrt
+
+from qfuse.dialects.bindings import arith, ir, math
+
+
+def build_activation(name: str, x: ir.Value) -> ir.Value:
+    """Operations that compute activation `name` of the f32 `x` at the insertion point."""
+    return _BUILDERS[name](x)
+
+
+def build_rounding(x: ir.Value, dtype: str) -> ir.Value:
+    """Round the f32 `x` to `dtype` and back, as storing it in between would."""
+    f32 = ir.F32Type.get()
+    if dtype == "f32":
+        return x
+    return arith.extf(f32, arith.truncf(ir.Type.parse(dtype), x))
+
+
+def _constant(value: float) -> ir.Value:
+    return arith.constant(ir.F32Type.get(), value)
+
+
+def _silu(x: ir.Value) -> ir.Value:
+    """x / (1 + exp(-x)): exp overflows to inf for very negative x, which gives -0."""
+    return arith.divf(x, arith.addf(_constant(1.0), math.exp(arith.negf(x))))
+
+
+def _gelu(x: ir.Value) -> ir.Value:
+    """x/2 * (1 + erf(x / sqrt 2))"""
+    erf = math.erf(arith.mulf(x, _constant(1 / sqrt(2))))
+    return arith.mulf(arith.mulf(x, _constant(0.5)), arith.addf(_constant(1.0), erf))
+
+
+def _gelu_tanh(x: ir.Value) -> ir.Value:
+    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))"""
+    cube = arith.mulf(arith.mulf(x, x), x)
+    inner = arith.addf(x, arith.mulf(cube, _constant(0.044715)))
+    tanh = math.tanh(arith.mulf(inner, _constant(sqrt(2 / pi))))
+    return arith.mulf(arith.mulf(x, _constant(0.5)), arith.addf(_constant(1.0), tanh))
+
+
+def _relu(x: ir.Value) -> ir.Value:
+    """max(x, 0); arith.maximumf keeps NaN."""
+    return arith.maximumf(x, _constant(0.0))
+
+
+_BUILDERS: dict[str, Callable[[ir.Value], ir.Value]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": _relu,
+}

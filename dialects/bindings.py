@@ -1,0 +1,23 @@
+"""The one module that names the package our MLIR bindings come from.
+
+Everything else imports `ir`, `passmanager` and the dialects from here, so a move to another
+build of the upstream bindings is an edit of this file.  Importing it never imports torch.
+"""
+
+from torch_mlir import ir, passmanager, rewrite
+
+# `torch_mlir.dialects.torch` would also import a class for each of torch's operations (50 ms).
+from torch_mlir._mlir_libs import _torchMlir as torch_dialect
+from torch_mlir.dialects import arith, ext, func, math, pdl
+
+__all__ = [
+    "arith",
+    "ext",
+    "func",
+    "ir",
+    "math",
+    "passmanager",
+    "pdl",
+    "rewrite",
+    "torch_dialect",
+]

@@ -1,0 +1,157 @@
+"""Element-wise operations that the front end raises to and the epilogue patterns match."""
+
+from qfuse.dialects.bindings import ext, ir
+from qfuse.dialects.dialect import Op
+from qfuse.dialects.quantization_ops import quantize_error
+from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, scheme_error, shaped
+from qfuse.dialects.verify import segments, segments_error, shape_text, shapes_agree
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+"""What an activation may be; `gelu` is the erf form, `gelu_tanh` the tanh approximation."""
+
+
+class _Unary(Op):
+    x: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        return _verify_elementwise(self)
+
+
+class _Binary(Op):
+    lhs: ext.Operand[ir.RankedTensorType]
+    rhs: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        return _verify_elementwise(self)
+
+
+class AddOp(_Binary, name="add", traits=[ext.Pure]):
+    """lhs + rhs, broadcast as numpy does, computed in f32 and rounded to the result type.
+
+    %y = "qfuse.add"(%a, %b) : (tensor<?x512xbf16>, tensor<512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class MulOp(_Binary, name="mul", traits=[ext.Pure]):
+    """lhs * rhs, broadcast as numpy does, computed in f32 and rounded to the result type.
+
+    %y = "qfuse.mul"(%a, %b) : (tensor<?x512xbf16>, tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class SiluOp(_Unary, name="silu", traits=[ext.Pure]):
+    """x / (1 + exp(-x)) in f32, rounded to the result type.
+
+    %y = "qfuse.silu"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class GeluOp(_Unary, name="gelu", traits=[ext.Pure]):
+    """x/2 * (1 + erf(x / sqrt 2)) in f32, rounded to the result type.
+
+    %y = "qfuse.gelu"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class GeluTanhOp(_Unary, name="gelu_tanh", traits=[ext.Pure]):
+    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) in f32, rounded to the result type.
+
+    %y = "qfuse.gelu_tanh"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class ReluOp(_Unary, name="relu", traits=[ext.Pure]):
+    """max(x, 0); NaN stays NaN.
+
+    %y = "qfuse.relu"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class GluOp(Op, name="glu", traits=[ext.Pure]):
+    """act(gate) * up.
+
+        %y = "qfuse.glu"(%gate, %up) {act = "silu", resultSegmentSizes = array<i32: 1, 0>}
+           : (tensor<?x1400xbf16>, tensor<?x1400xbf16>) -> tensor<?x1400xbf16>
+
+    act(gate) is rounded to the operands' element type before the product, which is rounded
+    again, as the two separate operations would.  With one operand, its first half is the gate
+    and its second half is up.  The results are any subset of the value and the quantized value:
+    the rounded product, quantized as `qfuse.quantize` would.
+    """
+
+    gate: ext.Operand[ir.RankedTensorType]
+    act: ir.StringAttr
+    value: ext.Result[ir.RankedTensorType] | None = None
+    quantized: ext.Result[QTensorType] | None = None
+    up: ext.Operand[ir.RankedTensorType] | None = None
+
+    def violation(self) -> str | None:
+        operands = [shaped(v.type) for v in self.operation.operands]
+        gate = operands[0]
+        act = self.operation.attributes["act"].value
+        if act not in ACTIVATIONS:
+            return f'act "{act}" is not one of {", ".join(ACTIVATIONS)}'
+        if not is_float(gate):
+            return f"operand element type {gate.dtype} is not f32, f16 or bf16"
+        width = gate.shape[-1]
+        if len(operands) == 1:
+            if width % 2:
+                return f"cannot halve a width of {width}"
+            width //= 2
+        elif operands[1] != gate:
+            return f"gate is {gate} but up is {operands[1]}"
+        value = Shaped((*gate.shape[:-1], width), gate.dtype)
+        why = outputs_error(self, ("value", "quantized"), value)
+        return why
+
+
+def outputs_error(op: ir.OpView, names: tuple[str, ...], value: Shaped) -> str | None:
+    """Check the optional results `names` of an operation that computes `value`."""
+    if why := segments_error(op, "result"):
+        return why
+    present = [n for n, there in zip(names, segments(op, "result"), strict=True) if there]
+    results = [shaped(r.type) for r in op.operation.results]
+    if not results:
+        return f"needs at least one of the results {', '.join(names)}"
+    for name, result in zip(present, results, strict=True):
+        if result.quantized:
+            if why := scheme_error(result) or quantize_error(result):
+                return f"result {name}: {why}"
+        elif result.dtype != value.dtype:
+            return f"result {name} is {result.dtype}; it follows the input, {value.dtype}"
+        if not shapes_agree(result.shape, value.shape):
+            return (
+                f"result {name} has shape {shape_text(result.shape)}, not {shape_text(value.shape)}"
+            )
+    return None
+
+
+def _verify_elementwise(op: ir.OpView) -> bool:
+    operands = [shaped(v.type) for v in op.operation.operands]
+    out = shaped(op.operation.results[0].type)
+    for value in (*operands, out):
+        if value.dtype not in FLOATS:
+            return f"element type {value.dtype} is not f32, f16 or bf16"
+    shape = operands[0].shape
+    for value in operands[1:]:
+        broadcast = broadcast_shapes(shape, value.shape)
+        if broadcast is None:
+            return f"{shape_text(shape)} and {shape_text(value.shape)} do not broadcast"
+        shape = broadcast
+    if not shapes_agree(out.shape, shape):
+        return f"result shape {shape_text(out.shape)} should be {shape_text(shape)}"
+    return None
+
+
+def broadcast_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The numpy broadcast of two shapes, or None; a dynamic extent may meet any."""
+    rank = max(len(a), len(b))
+    a, b = ((1,) * (rank - len(s)) + tuple(s) for s in (a, b))
+    out = []
+    for x, y in zip(a, b, strict=True):
+        if not (x == y or 1 in (x, y) or min(x, y) < 0):
+            return None
+        out.append(y if x == 1 else x if y == 1 else max(x, y))
+    return tuple(out)

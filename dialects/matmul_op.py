@@ -1,0 +1,279 @@
+"""`qfuse.matmul`: a product with its epilogue, and the terminator of that epilogue."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qfuse.dialects.bindings import ext, ir
+from qfuse.dialects.dialect import Op
+from qfuse.dialects.quantization_ops import concat_rows, quantize_error
+from qfuse.dialects.types import Shaped, is_float, scheme_error, shaped
+from qfuse.dialects.verify import (
+    DYNAMIC,
+    segments_error,
+    shape_text,
+    shapes_agree,
+)
+
+EPILOGUE_DIALECTS = ("arith", "math")
+"""Dialects whose scalar operations may stand in an epilogue region."""
+
+
+MAX_EXTRA = 6
+MAX_RESULTS = 4
+
+
+class YieldOp(Op, name="yield", traits=[ir.IsTerminatorTrait]):
+    """End an epilogue region; one f32 per result of the product.
+
+    "qfuse.yield"(%y) : (f32) -> ()
+    """
+
+    values: Sequence[ext.Operand[ir.F32Type]]
+
+
+class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]):
+    """x [.., K] times the transpose of w [N, K], then the epilogue region on each element.
+
+        %y = "qfuse.matmul"(%x, %w, %bias) ({
+        ^bb0(%acc: f32, %b: f32):
+          %0 = arith.truncf %acc : f32 to bf16
+          %1 = arith.extf %0 : bf16 to f32
+          %2 = arith.addf %1, %b : f32
+          "qfuse.yield"(%2) : (f32) -> ()
+        }) {parts = array<i64: 1024>, maps = ["[N]"],
+            operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>,
+            resultSegmentSizes = array<i32: 1, 0, 0, 0>}
+           : (!xq, !wq, tensor<1024xbf16>) -> tensor<?x1024xbf16>
+
+    Operands: x and w, each plain or quantized, then up to six extra operands of the epilogue;
+    there are one to four results, and the segment attributes count each field.  `maps` says
+    which element of each extra operand an output element (m, n) sees: "[N]", "[M,1]", "[M,N]" or
+    "[]" for a scalar; m counts the rows of x with its leading dimensions flattened.
+
+    `parts` lists the rows of each part of w: one for an ordinary product, several for a weight
+    made by `qfuse.concat`.  The region computes in f32: it has one accumulator per part, then one
+    argument per extra operand, already extended.  Its yielded values become the results, in order,
+    each rounded to its result's element type; any other rounding is written out, as above, so a
+    fused program computes exactly what the separate operations did.  A result is as wide as a
+    part; where the parts differ in width it may depend only on accumulators of its own width.
+    A yielded value that belongs to a quantized result is quantized as `qfuse.quantize` would.
+    """
+
+    x: ext.Operand[Any]
+    w: ext.Operand[Any]
+    parts: Any
+    maps: ir.ArrayAttr
+    epilogue: ext.Region
+    out0: ext.Result[Any]
+    out1: ext.Result[Any] | None = None
+    out2: ext.Result[Any] | None = None
+    out3: ext.Result[Any] | None = None
+    extra0: ext.Operand[Any] | None = None
+    extra1: ext.Operand[Any] | None = None
+    extra2: ext.Operand[Any] | None = None
+    extra3: ext.Operand[Any] | None = None
+    extra4: ext.Operand[Any] | None = None
+    extra5: ext.Operand[Any] | None = None
+
+    def violation(self) -> str | None:
+        if why := segments_error(self, "operand") or segments_error(self, "result"):
+            return why
+        x, w, *extra = (shaped(v.type) for v in self.operation.operands)
+        outs = [shaped(r.type) for r in self.operation.results]
+        parts = [int(n) for n in self.operation.attributes["parts"]]
+        maps = [m.value for m in self.operation.attributes["maps"]]
+        why = (
+            _product_error(x, w, parts)
+            or _extra_error(x, parts, extra, maps)
+            or _result_error(x, parts, outs)
+            or _region_error(self.operation.regions[0], parts, extra, outs)
+        )
+        return why
+
+
+def matmul_rows(x: Shaped) -> int:
+    """M: the product of x's leading extents, DYNAMIC if one of them is."""
+    m = 1
+    for d in x.rows:
+        if d == DYNAMIC:
+            return DYNAMIC
+        m *= d
+    return m
+
+
+def map_of(operand: Shaped, rows: Sequence[int], n: int) -> str | None:
+    """How `operand` broadcasts against a product of shape rows + [n]; None if it does not.
+
+    A dynamic extent counts as equal only to a dynamic one.  An extent of one is read as a
+    broadcast, so for M = 1 a [1, N] operand is "[N]".
+    """
+    shape = operand.shape
+    full = (*rows, n)
+    if len(shape) > len(full):
+        return None
+    padded = (1,) * (len(full) - len(shape)) + tuple(shape)
+    if any(a not in (b, 1) for a, b in zip(padded, full, strict=True)):
+        return None
+    leading_one = all(d == 1 for d in padded[:-1])
+    if leading_one:
+        return "[]" if padded[-1] == 1 and n != 1 else "[N]"
+    if padded[:-1] != tuple(rows):
+        return None
+    return "[M,N]" if padded[-1] == n else "[M,1]"
+
+
+def _product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
+    for name, value in (("x", x), ("w", w)):
+        if value.quantized:
+            if why := scheme_error(value):
+                return f"{name}: {why}"
+        elif not is_float(value):
+            return f"{name} has element type {value.dtype}; plain operands are f32, f16 or bf16"
+    if len(w.shape) != 2 or DYNAMIC in w.shape:
+        return f"w has shape {shape_text(w.shape)}; a weight is a static [N, K]"
+    if len(x.shape) < 2:
+        return f"x has shape {shape_text(x.shape)}; it needs at least [M, K]"
+    if x.shape[-1] != w.shape[1]:
+        return f"K differs: x has {shape_text(x.shape)}, w has {shape_text(w.shape)}"
+    if x.scheme and w.scheme and x.scheme.block[1] != w.scheme.block[1]:
+        return (
+            f"x is scaled per {x.scheme.block[1]} and w per {w.scheme.block[1]} elements of K; "
+            "they must agree"
+        )
+    if not parts or min(parts) < 1:
+        return f"parts {parts} must be positive row counts"
+    if concat_rows(parts, w) != w.shape[0]:
+        return (
+            f"parts {parts} make {concat_rows(parts, w)} rows, but w has {w.shape[0]}; each part "
+            "begins at a multiple of the scale block"
+        )
+    return None
+
+
+def _extra_error(x: Shaped, parts: list[int], extra: list[Shaped], maps: list[str]) -> str | None:
+    if len(maps) != len(extra):
+        return f"has {len(extra)} extra operands but {len(maps)} maps"
+    for i, (operand, kind) in enumerate(zip(extra, maps, strict=True)):
+        if not is_float(operand):
+            return f"extra operand {i} is {operand}; it must be a plain float tensor"
+        widths = {"[N]": parts, "[M,N]": parts, "[M,1]": [1], "[]": [1]}.get(kind)
+        if widths is None:
+            return f'map "{kind}" is not one of [N], [M,1], [M,N], []'
+        rows = x.rows if kind.startswith("[M") else ()
+        if not any(_broadcast_equal(operand.shape, (*rows, n)) for n in widths):
+            wanted = " or ".join(shape_text((*rows, n)) for n in sorted(set(widths)))
+            return (
+                f"extra operand {i} has shape {shape_text(operand.shape)}, which does not fit its "
+                f'map "{kind}" over {wanted}'
+            )
+    return None
+
+
+def _broadcast_equal(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Equal up to leading ones."""
+    extra = len(shape) - len(wanted)
+    if extra > 0 and set(shape[:extra]) == {1}:
+        shape = shape[extra:]
+    return (1,) * (len(wanted) - len(shape)) + shape == wanted
+
+
+def _result_error(x: Shaped, parts: list[int], outs: list[Shaped]) -> str | None:
+    if not outs:
+        return "needs at least one result"
+    for i, out in enumerate(outs):
+        if out.quantized:
+            if why := scheme_error(out) or quantize_error(out):
+                return f"result {i}: {why}"
+        elif not is_float(out):
+            return f"result {i} has element type {out.dtype}; use f32, f16, bf16 or a qtensor"
+        if not shapes_agree(out.shape[:-1], x.rows):
+            return (
+                f"result {i} has shape {shape_text(out.shape)}, but the rows of x are "
+                f"{shape_text(x.rows)}"
+            )
+        if out.shape[-1] not in parts:
+            return f"result {i} is {out.shape[-1]} wide, but the parts of w are {parts}"
+    return None
+
+
+def _region_error(
+    region: ir.Region, parts: list[int], extra: list[Shaped], outs: list[Shaped]
+) -> str | None:
+    if len(region.blocks) != 1:
+        return "the epilogue region must be one block"
+    block = region.blocks[0]
+    wanted = ["f32"] * (len(parts) + len(extra))
+    actual = [str(a.type) for a in block.arguments]
+    if actual != wanted:
+        return (
+            f"epilogue arguments are ({', '.join(actual)}); expected ({', '.join(wanted)}): one "
+            f"f32 for each of {len(parts)} parts of w and {len(extra)} extra operands"
+        )
+    ops = list(block.operations)
+    if not ops or ops[-1].operation.name != YieldOp.OPERATION_NAME:
+        return "the epilogue region must end with qfuse.yield"
+    for op in ops[:-1]:
+        if op.operation.name.split(".")[0] not in EPILOGUE_DIALECTS:
+            return f"'{op.operation.name}' may not stand in an epilogue; use arith and math"
+    yielded = len(ops[-1].operation.operands)
+    if yielded != len(outs):
+        return f"yields {yielded} values for {len(outs)} results"
+    if len(set(parts)) > 1:
+        for i, (value, out) in enumerate(zip(ops[-1].operation.operands, outs, strict=True)):
+            for j in accumulators_of(value, len(parts)):
+                if parts[j] != out.shape[-1]:
+                    return (
+                        f"result {i} is {out.shape[-1]} wide but depends on accumulator {j}, "
+                        f"which is {parts[j]} wide"
+                    )
+    return None
+
+
+def accumulators_of(value: ir.Value, num_parts: int) -> set[int]:
+    """Which accumulators of an epilogue region a value in it depends on."""
+    found: set[int] = set()
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, ir.BlockArgument):
+            if current.arg_number < num_parts:
+                found.add(current.arg_number)
+        else:
+            stack.extend(current.owner.operands)
+    return found
+
+
+def build_matmul(
+    x: ir.Value,
+    w: ir.Value,
+    results: Sequence[ir.Type],
+    *,
+    parts: Sequence[int] | None = None,
+    extra: Sequence[ir.Value] = (),
+    maps: Sequence[str] = (),
+) -> tuple[ir.Operation, ir.Block]:
+    """A matmul at the current insertion point, and its still empty epilogue block.
+
+    The caller fills the block: `block.arguments` are the accumulators and the extra operands.
+    """
+    if parts is None:
+        parts = [shaped(w.type).shape[0]]
+    absent = MAX_EXTRA - len(extra), MAX_RESULTS - len(results)
+    op = ir.Operation.create(
+        MatmulOp.OPERATION_NAME,
+        results=list(results),
+        operands=[x, w, *extra],
+        attributes={
+            "parts": ir.DenseI64ArrayAttr.get(list(parts)),
+            "maps": ir.ArrayAttr.get([ir.StringAttr.get(m) for m in maps]),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get(
+                [1] * (2 + len(extra)) + [0] * absent[0]
+            ),
+            "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1] * len(results) + [0] * absent[1]),
+        },
+        regions=1,
+    )
+    f32 = ir.F32Type.get()
+    arguments = [f32] * (len(parts) + len(extra))
+    block = op.regions[0].blocks.append(*arguments, arg_locs=[op.location] * len(arguments))
+    return op, block

@@ -1,0 +1,185 @@
+"""Operations that make, open and join quantized tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qfuse.dialects.bindings import ext, ir
+from qfuse.dialects.dialect import Op
+from qfuse.dialects.types import (
+    STORAGE_MAX,
+    QTensorType,
+    Shaped,
+    is_float,
+    scheme_error,
+    shaped,
+)
+from qfuse.dialects.verify import (
+    DYNAMIC,
+    round_up,
+    shape_text,
+    shapes_agree,
+)
+
+AMAX_FLOOR = 1e-10
+"""Smallest block maximum that a scale is computed from, so that a block of zeros gets a finite
+scale (SGLang and MLC-LLM use the same value)."""
+
+
+class PackOp(Op, name="pack", traits=[ext.Pure]):
+    """Tie stored elements and their scales together as one quantized value.
+
+        %q = "qfuse.pack"(%data, %scale)
+           : (tensor<1024x4096xf8E4M3FN>, tensor<8x32xf32>) -> !qfuse.qtensor<...>
+
+    The scale is a multiplier: value = data * scale of its block (Hugging Face calls this
+    `weight_scale_inv`).
+    """
+
+    data: ext.Operand[ir.RankedTensorType]
+    scale: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[QTensorType]
+
+    def violation(self) -> str | None:
+        return _verify_components(self, self.data, self.scale, shaped(self.out.type))
+
+
+class UnpackOp(Op, name="unpack", traits=[ext.Pure]):
+    """The stored elements and the scales of a quantized value.
+
+    %data, %scale = "qfuse.unpack"(%q)
+       : (!qfuse.qtensor<...>) -> (tensor<?x4096xf8E4M3FN>, tensor<?x32xf32>)
+    """
+
+    quantized: ext.Operand[QTensorType]
+    data: ext.Result[ir.RankedTensorType]
+    scale: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        return _verify_components(self, self.data, self.scale, shaped(self.quantized.type))
+
+
+class QuantizeOp(Op, name="quantize", traits=[ext.Pure]):
+    """Dynamic quantization: one scale per block of the input.
+
+        %q = "qfuse.quantize"(%x) : (tensor<?x4096xbf16>) -> !qfuse.qtensor<...>
+
+    Per block: amax = max(|x|, AMAX_FLOOR); scale = amax / max_finite; code = round-to-nearest-even
+    of x * (max_finite / amax), saturated.  A NaN anywhere in a block stays NaN.
+    """
+
+    x: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[QTensorType]
+
+    def violation(self) -> str | None:
+        x, out = shaped(self.x.type), shaped(self.out.type)
+        if not is_float(x):
+            return f"input element type {x.dtype} is not f32, f16 or bf16"
+        if why := scheme_error(out) or quantize_error(out):
+            return why
+        if not shapes_agree(x.shape, out.shape):
+            return (
+                f"result shape {shape_text(out.shape)} differs from the input's "
+                f"{shape_text(x.shape)}"
+            )
+        return None
+
+
+class DequantizeOp(Op, name="dequantize", traits=[ext.Pure]):
+    """Expand a quantized value: out = data * scale, rounded once to the result type.
+
+    %x = "qfuse.dequantize"(%q) : (!qfuse.qtensor<...>) -> tensor<?x4096xbf16>
+    """
+
+    quantized: ext.Operand[QTensorType]
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        value, out = shaped(self.quantized.type), shaped(self.out.type)
+        if why := scheme_error(value):
+            return why
+        if not is_float(out):
+            return f"result element type {out.dtype} is not f32, f16 or bf16"
+        if not shapes_agree(value.shape, out.shape):
+            return (
+                f"result shape {shape_text(out.shape)} differs from the input's "
+                f"{shape_text(value.shape)}"
+            )
+        return None
+
+
+class ConcatOp(Op, name="concat", traits=[ext.Pure]):
+    """Join the rows of weights [N_i, K] into one weight, without touching a code or a scale.
+
+        %w = "qfuse.concat"(%gate, %up) : (!qfuse.qtensor<tensor<1400x512x...>>,
+           !qfuse.qtensor<tensor<1400x512x...>>) -> !qfuse.qtensor<tensor<2808x512x...>>
+
+    Each part begins at a multiple of the scale block's rows; the rows between are zero.  That
+    keeps every scale with its own rows also when N_i is no multiple of the block, so the join is
+    exact for all N_i.  A product over the result names its parts in the attribute `parts`.
+    """
+
+    out: ext.Result[Any]
+    weights: Sequence[ext.Operand[Any]]
+
+    def violation(self) -> str | None:
+        parts = [shaped(v.type) for v in self.operation.operands]
+        out = shaped(self.operation.results[0].type)
+        if len(parts) < 2:
+            return "joins at least two weights"
+        first = parts[0]
+        for part in parts:
+            if len(part.shape) != 2 or DYNAMIC in part.shape:
+                return f"weight shape {shape_text(part.shape)} is not static [N, K]"
+            if part.shape[1] != first.shape[1]:
+                return f"K differs: {first.shape[1]} and {part.shape[1]}"
+            if (part.dtype, part.scheme) != (first.dtype, first.scheme):
+                return f"element type or scheme differs: {first} and {part}"
+        rows = concat_rows([p.shape[0] for p in parts], first)
+        expected = Shaped((rows, first.shape[1]), first.dtype, first.scheme)
+        if out != expected:
+            return f"result type should be {expected}, not {out}"
+        return None
+
+
+def concat_rows(rows: Sequence[int], weight: Shaped) -> int:
+    """N of the weight that joins parts of `rows` rows, each at a block boundary of `weight`."""
+    block = weight.scheme.block[0] if weight.scheme else 1
+    return sum(round_up(n, block) for n in rows[:-1]) + rows[-1]
+
+
+def quantize_error(out: Shaped) -> str | None:
+    """Why no activation can be quantized dynamically to `out`, or None."""
+    scheme = out.scheme
+    assert scheme is not None
+    if out.dtype not in STORAGE_MAX:
+        return f"cannot quantize dynamically to {out.dtype}; use one of {', '.join(STORAGE_MAX)}"
+    if scheme.packing != "none" or scheme.zero_point != "none":
+        return "dynamic quantization has no packing and no zero points"
+    if scheme.block[0] != 1:
+        return f"dynamic quantization blocks are [1, group], not {list(scheme.block)}"
+    if out.shape[-1] == DYNAMIC:
+        return "the quantized dimension must be static"
+    return None
+
+
+def _verify_components(op: ir.OpView, data: ir.Value, scale: ir.Value, value: Shaped) -> str | None:
+    if why := scheme_error(value):
+        return why
+    stored, scales = shaped(data.type), shaped(scale.type)
+    assert value.scheme is not None
+    if stored.dtype != value.dtype:
+        return f"data is {stored.dtype} but the type stores {value.dtype}"
+    if stored.shape != value.shape:
+        return (
+            f"data shape {shape_text(stored.shape)} differs from the type's "
+            f"{shape_text(value.shape)}"
+        )
+    if scales.dtype != value.scheme.scale:
+        return f"scale is {scales.dtype} but the scheme says {value.scheme.scale}"
+    if not shapes_agree(scales.shape, value.scale_shape):
+        return (
+            f"scale shape {shape_text(scales.shape)} does not fit: blocks of "
+            f"{list(value.scheme.block)} over {shape_text(value.shape)} need "
+            f"{shape_text(value.scale_shape)}"
+        )
+    return None

@@ -1,0 +1,58 @@
+"""Make every dialect that qfuse programs use known to a context."""
+
+from qfuse.dialects import (
+    elementwise_ops,
+    matmul_op,
+    norm_ops,
+    quantization_ops,
+)
+from qfuse.dialects.bindings import ir, passmanager, torch_dialect
+from qfuse.dialects.dialect import QFuse
+
+OPS: tuple[type[ir.OpView], ...] = (
+    quantization_ops.PackOp,
+    quantization_ops.UnpackOp,
+    quantization_ops.QuantizeOp,
+    quantization_ops.DequantizeOp,
+    quantization_ops.ConcatOp,
+    matmul_op.MatmulOp,
+    matmul_op.YieldOp,
+    elementwise_ops.AddOp,
+    elementwise_ops.MulOp,
+    elementwise_ops.SiluOp,
+    elementwise_ops.GeluOp,
+    elementwise_ops.GeluTanhOp,
+    elementwise_ops.ReluOp,
+    elementwise_ops.GluOp,
+    norm_ops.RmsNormOp,
+    norm_ops.RopeOp,
+)
+"""Every operation of the dialect, for tools and tests that list them."""
+
+COMPUTE_OPS = frozenset(
+    op.OPERATION_NAME
+    for op in OPS
+    if op
+    not in (
+        quantization_ops.PackOp,
+        quantization_ops.UnpackOp,
+        quantization_ops.ConcatOp,
+        matmul_op.YieldOp,
+    )
+)
+"""Operations that cost a kernel launch each when they run; the others prepare or only name."""
+
+# `torch_c` enters a context only as the dependent dialect of some pass.
+_LOADS_TORCH_C = "builtin.module(torch-func-backend-type-conversion)"
+
+
+def load_all() -> None:
+    """Load the qfuse and torch dialects into the current context; a second call does nothing."""
+    context = ir.Context.current
+    if context.is_dialect_loaded(QFuse.DIALECT_NAMESPACE):
+        return
+    torch_dialect.register_dialect(context)
+    with ir.Location.unknown():
+        empty = ir.Module.create()
+        passmanager.PassManager.parse(_LOADS_TORCH_C).run(empty.operation)
+    QFuse.load()
