@@ -115,7 +115,9 @@ class Patterns:
 
     def apply(self, module: ir.Operation) -> None:
         """Rewrite until nothing matches any more; folds and removes dead code on the way."""
-        rewrite.apply_patterns_and_fold_greedily(module, self.frozen)
+        config = rewrite.GreedyRewriteConfig()
+        config.use_top_down_traversal = True  # of two candidates, the first of the program fires
+        rewrite.apply_patterns_and_fold_greedily(module, self.frozen, config)
 
 
 def _emit(build: Callable[[Pattern], None], pattern: Pattern) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
-from qfuse.dialects.quantization_ops import concat_rows, quantize_error
+from qfuse.dialects.quantization_ops import MAX_PARTS, concat_rows, quantize_error
 from qfuse.dialects.types import Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import (
     DYNAMIC,
@@ -19,7 +19,7 @@ EPILOGUE_DIALECTS = ("arith", "math")
 
 
 MAX_EXTRA = 6
-MAX_RESULTS = 4
+MAX_RESULTS = MAX_PARTS
 
 
 class YieldOp(Op, name="yield", traits=[ir.IsTerminatorTrait]):

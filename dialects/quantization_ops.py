@@ -1,6 +1,7 @@
 """Operations that make, open and join quantized tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qfuse.dialects.bindings import ext, ir
@@ -16,6 +17,7 @@ from qfuse.dialects.types import (
 from qfuse.dialects.verify import (
     DYNAMIC,
     round_up,
+    segments_error,
     shape_text,
     shapes_agree,
 )
@@ -110,8 +112,9 @@ class DequantizeOp(Op, name="dequantize", traits=[ext.Pure]):
 class ConcatOp(Op, name="concat", traits=[ext.Pure]):
     """Join the rows of weights [N_i, K] into one weight, without touching a code or a scale.
 
-        %w = "qfuse.concat"(%gate, %up) : (!qfuse.qtensor<tensor<1400x512x...>>,
-           !qfuse.qtensor<tensor<1400x512x...>>) -> !qfuse.qtensor<tensor<2808x512x...>>
+        %w = "qfuse.concat"(%gate, %up) {operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+           : (!qfuse.qtensor<tensor<1400x512x...>>, !qfuse.qtensor<tensor<1400x512x...>>)
+           -> !qfuse.qtensor<tensor<2808x512x...>>
 
     Each part begins at a multiple of the scale block's rows; the rows between are zero.  That
     keeps every scale with its own rows also when N_i is no multiple of the block, so the join is
@@ -119,13 +122,16 @@ class ConcatOp(Op, name="concat", traits=[ext.Pure]):
     """
 
     out: ext.Result[Any]
-    weights: Sequence[ext.Operand[Any]]
+    weight0: ext.Operand[Any]
+    weight1: ext.Operand[Any]
+    weight2: ext.Operand[Any] | None = None
+    weight3: ext.Operand[Any] | None = None
 
     def violation(self) -> str | None:
+        if why := segments_error(self, "operand"):
+            return why
         parts = [shaped(v.type) for v in self.operation.operands]
         out = shaped(self.operation.results[0].type)
-        if len(parts) < 2:
-            return "joins at least two weights"
         first = parts[0]
         for part in parts:
             if len(part.shape) != 2 or DYNAMIC in part.shape:
@@ -139,6 +145,26 @@ class ConcatOp(Op, name="concat", traits=[ext.Pure]):
         if out != expected:
             return f"result type should be {expected}, not {out}"
         return None
+
+
+MAX_PARTS = 4
+"""Weights that one `qfuse.concat` joins at most."""
+
+
+def build_concat(weights: Sequence[ir.Value]) -> ir.Value:
+    """A `qfuse.concat` of two to MAX_PARTS weights at the insertion point."""
+    first = shaped(weights[0].type)
+    rows = concat_rows([shaped(w.type).shape[0] for w in weights], first)
+    joined = replace(first, shape=(rows, first.shape[1]))
+    absent = MAX_PARTS - len(weights)
+    return ir.Operation.create(
+        ConcatOp.OPERATION_NAME,
+        results=[joined.type()],
+        operands=list(weights),
+        attributes={
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1] * len(weights) + [0] * absent)
+        },
+    ).result
 
 
 def concat_rows(rows: Sequence[int], weight: Shaped) -> int:

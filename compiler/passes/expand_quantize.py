@@ -41,10 +41,13 @@ class ExpandQuantize(Pass):
 
 
 def expand_quantized_input(p: Pattern) -> None:
-    product = p.op("qfuse.matmul", p.values(), many=True, attributes={INPUT_SCHEME: p.attribute()})
-    p.require(input_is_plain, product)
+    product = p.op("qfuse.matmul", p.values(), many=True)
     p.require(input_can_be_quantized, product)
     p.rewrite(product, split_quantize)
+
+
+def names_input_scheme(product: ir.Operation) -> Verdict:
+    return None if INPUT_SCHEME in product.attributes else MISMATCH
 
 
 def input_is_plain(product: ir.Operation) -> Verdict:
@@ -52,6 +55,8 @@ def input_is_plain(product: ir.Operation) -> Verdict:
 
 
 def input_can_be_quantized(product: ir.Operation) -> Verdict:
+    if names_input_scheme(product) or input_is_plain(product):
+        return MISMATCH  # predicates of one match run in no particular order
     x, w = shaped(product.operands[0].type), shaped(product.operands[1].type)
     scheme = _scheme(product)
     if w.scheme is None or w.scheme.block[1] != scheme.block[1]:

@@ -10,7 +10,8 @@ from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.passes.siblings import join_weights, merge_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import MAX_RESULTS, MatmulOp, build_matmul
+from qfuse.dialects.matmul_op import MatmulOp, build_matmul
+from qfuse.dialects.quantization_ops import MAX_PARTS
 from qfuse.dialects.types import shaped
 
 
@@ -79,8 +80,8 @@ def _group(leader: ir.Operation) -> list[ir.Operation]:
     group = [leader]
     for sibling in _products_of(leader.operands[0])[1:]:
         error = merge_error(leader, sibling) or _placement_error(leader, sibling)
-        if error is None and len(group) == MAX_RESULTS:
-            error = Refusal(f"{MAX_RESULTS} products are merged already")
+        if error is None and len(group) == MAX_PARTS:
+            error = Refusal(f"{MAX_PARTS} products are merged already")
         if error is None:
             group.append(sibling)
         else:
@@ -90,16 +91,22 @@ def _group(leader: ir.Operation) -> list[ir.Operation]:
 
 def _placement_error(leader: ir.Operation, sibling: ir.Operation) -> Refusal | None:
     weight = sibling.operands[1]
-    if isinstance(weight, ir.BlockArgument) or weight.owner.is_before_in_block(leader):
+    if isinstance(weight, ir.BlockArgument) or weight.owner.operation.is_before_in_block(leader):
         return None
     return Refusal("the weight is made after the first product", "make weights at the top")
 
 
 def _products_of(x: ir.Value) -> list[ir.Operation]:
-    """The products whose x is `x`, in program order within the block of the first."""
-    found = [op for op in readers(x) if op.name == MatmulOp.OPERATION_NAME and op.operands[0] == x]
+    """The products of one weight each whose x is `x`, in program order."""
+    found = [op for op in readers(x) if _is_single_product(op) and op.operands[0] == x]
     found = [op for op in found if op.block == found[0].block]
     return _in_order(found)
+
+
+def _is_single_product(op: ir.Operation) -> bool:
+    if op.name != MatmulOp.OPERATION_NAME:
+        return False
+    return len(ir.DenseI64ArrayAttr(op.attributes["parts"])) == 1
 
 
 def _in_order(ops: list[ir.Operation]) -> list[ir.Operation]:

@@ -68,5 +68,5 @@ def defined_before(value: ir.Value, op: ir.Operation) -> bool:
     """Whether `value` is available where `op` stands."""
     if isinstance(value, ir.BlockArgument):
         return True
-    owner = value.owner
+    owner = value.owner.operation
     return owner.block == op.block and owner.is_before_in_block(op)

@@ -1,13 +1,12 @@
 """Merging products that read one value: what gate/up and QKV have in common."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from qfuse.compiler.epilogue import is_identity
 from qfuse.compiler.passes.predicates import is_made_once
 from qfuse.compiler.pdl import Refusal
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.quantization_ops import ConcatOp, concat_rows
+from qfuse.dialects.quantization_ops import build_concat
 from qfuse.dialects.types import shaped
 
 
@@ -50,13 +49,7 @@ def merge_error(first: ir.Operation, other: ir.Operation) -> Refusal | None:
 
 def join_weights(products: Sequence[ir.Operation]) -> ir.Value:
     """A `qfuse.concat` of the products' weights at the insertion point."""
-    weights = [p.operands[1] for p in products]
-    first = shaped(weights[0].type)
-    rows = concat_rows([shaped(w.type).shape[0] for w in weights], first)
-    joined = replace(first, shape=(rows, first.shape[1]))
-    return ir.Operation.create(
-        ConcatOp.OPERATION_NAME, results=[joined.type()], operands=weights
-    ).result
+    return build_concat([p.operands[1] for p in products])
 
 
 def _source(product: ir.Operation) -> str:

@@ -1,0 +1,866 @@
+// RUN: qfuse-opt --split-input-file --verify-diagnostics %s
+
+// What each verifier refuses, with its message.
+
+// Scales: one per block, the last one partial: 2 x 3 here, not 1 x 2.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%d: tensor<130x300xf8E4M3FN>, %s: tensor<1x2xf32>) {
+  // expected-error @+1 {{scale shape [1, 2] does not fit: blocks of [128, 128] over [130, 300] need [2, 3]}}
+  %w = "qfuse.pack"(%d, %s) : (tensor<130x300xf8E4M3FN>, tensor<1x2xf32>) -> !wq
+  return
+}
+
+// -----
+
+// The storage type of the components is the type's.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%d: tensor<130x300xf8E5M2>, %s: tensor<2x3xf32>) {
+  // expected-error @+1 {{data is f8E5M2 but the type stores f8E4M3FN}}
+  %w = "qfuse.pack"(%d, %s) : (tensor<130x300xf8E5M2>, tensor<2x3xf32>) -> !wq
+  return
+}
+
+// -----
+
+// The scale type of the components is the scheme's.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%d: tensor<130x300xf8E4M3FN>, %s: tensor<2x3xf16>) {
+  // expected-error @+1 {{scale is f16 but the scheme says f32}}
+  %w = "qfuse.pack"(%d, %s) : (tensor<130x300xf8E4M3FN>, tensor<2x3xf16>) -> !wq
+  return
+}
+
+// -----
+
+// The shape of the components is the type's.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%d: tensor<128x300xf8E4M3FN>, %s: tensor<1x3xf32>) {
+  // expected-error @+1 {{data shape [128, 300] differs from the type's [130, 300]}}
+  %w = "qfuse.pack"(%d, %s) : (tensor<128x300xf8E4M3FN>, tensor<1x3xf32>) -> !wq
+  return
+}
+
+// -----
+
+// FP8 codes carry f32 or e8m0 scales.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{scale type f16 does not go with f8E4M3FN; use one of f32, f8E8M0FNU}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f16, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// A storage type that no format has.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{storage type i16 is not one of f8E4M3FN, f8E5M2, i8, i4}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi16>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// A packing that does not exist.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{packing "q9" is not one of none, int4, q4_k, q6_k, q8_0, q8_1}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "q9", "none", "row_major">>
+  return
+}
+
+// -----
+
+// A scale layout that does not exist.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{scale_layout "tiled" is not one of row_major, col_major}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "tiled">>
+  return
+}
+
+// -----
+
+// A block of no elements.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{block [1, 0] is not two positive extents}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 0>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// A block with one extent.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{block [128] is not two positive extents}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// A vector has no rows to scale.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<300xbf16>) {
+  // expected-error @+1 {{a quantized tensor has at least two dimensions}}
+  %q = "qfuse.quantize"(%x) : (tensor<300xbf16>) -> !qfuse.qtensor<tensor<300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// Blocks over several tokens need all tokens at once.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{dynamic quantization blocks are [1, group], not [128, 128]}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// 4-bit codes are packed ahead of time.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{cannot quantize dynamically to i4; use one of f8E4M3FN, f8E5M2, i8}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi4>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// Quantization keeps the shape.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{result shape [?, 301] differs from the input's [?, 300]}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x301xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// Only floats are quantized.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xi32>) {
+  // expected-error @+1 {{input element type i32 is not f32, f16 or bf16}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xi32>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// The group count must be known.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<4x?xbf16>) {
+  // expected-error @+1 {{the quantized dimension must be static}}
+  %q = "qfuse.quantize"(%x) : (tensor<4x?xbf16>) -> !qfuse.qtensor<tensor<4x?xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// Zero points are for weights.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{dynamic quantization has no packing and no zero points}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi8>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "int", "row_major">>
+  return
+}
+
+// -----
+
+// Dequantization keeps the shape.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%q: !xq) {
+  // expected-error @+1 {{result shape [?, 200] differs from the input's [?, 300]}}
+  %y = "qfuse.dequantize"(%q) : (!xq) -> tensor<?x200xbf16>
+  return
+}
+
+// -----
+
+// Dequantization makes floats.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%q: !xq) {
+  // expected-error @+1 {{result element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.dequantize"(%q) : (!xq) -> tensor<?x300xi8>
+  return
+}
+
+// -----
+
+// Weights are joined over one K.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%a: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, %b: !qfuse.qtensor<tensor<130x301xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{K differs: 300 and 301}}
+  %w = "qfuse.concat"(%a, %b) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, !qfuse.qtensor<tensor<130x301xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) -> !qfuse.qtensor<tensor<386x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// Weights of two schemes cannot be one.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%a: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, %b: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{element type or scheme differs}}
+  %w = "qfuse.concat"(%a, %b) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) -> !qfuse.qtensor<tensor<386x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// The second part begins at row 256, a block boundary.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%a: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, %b: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{result type should be !qfuse.qtensor<tensor<386x300xf8E4M3FN>}}
+  %w = "qfuse.concat"(%a, %b) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) -> !qfuse.qtensor<tensor<260x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// Plain products: x and w agree in K.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !qfuse.qtensor<tensor<130x301xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{K differs: x has [?, 300], w has [130, 301]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<130x301xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// x and w are scaled over the same runs of K.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{x is scaled per 128 and w per 64 elements of K; they must agree}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// Codes without a scale are no product operand.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xi8>, %w: !wq) {
+  // expected-error @+1 {{x has element type i8; plain operands are f32, f16 or bf16}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xi8>, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// A weight has two static extents.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{w has shape [?, 300]; a weight is a static [N, K]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// x has rows.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<300xbf16>, %w: !wq) {
+  // expected-error @+1 {{x has shape [300]; it needs at least [M, K]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<300xbf16>, !wq) -> tensor<130xbf16>
+  return
+}
+
+// -----
+
+// The parts add up to w, each from a block boundary on.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{parts [65, 65] make 193 rows, but w has 130; each part begins at a multiple of the scale block}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32, %p1: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 65, 65>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x65xbf16>
+  return
+}
+
+// -----
+
+// A part has rows.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{parts [0] must be positive row counts}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 0>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// Every extra operand has a map.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq, %e0: tensor<130xbf16>) {
+  // expected-error @+1 {{has 1 extra operands but 0 maps}}
+  %y = "qfuse.matmul"(%x, %w, %e0) ({
+  ^bb0(%p0: f32, %a0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq, tensor<130xbf16>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// A map that does not exist.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq, %e0: tensor<130xbf16>) {
+  // expected-error @+1 {{map "[K]" is not one of [N], [M,1], [M,N], []}}
+  %y = "qfuse.matmul"(%x, %w, %e0) ({
+  ^bb0(%p0: f32, %a0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = ["[K]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq, tensor<130xbf16>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// A bias of one element is no [N] operand (the peers read past its end).
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq, %e0: tensor<1xbf16>) {
+  // expected-error @+1 {{extra operand 0 has shape [1], which does not fit its map "[N]" over [130]}}
+  %y = "qfuse.matmul"(%x, %w, %e0) ({
+  ^bb0(%p0: f32, %a0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = ["[N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq, tensor<1xbf16>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// A [N] operand is no residual.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq, %e0: tensor<130xbf16>) {
+  // expected-error @+1 {{extra operand 0 has shape [130], which does not fit its map "[M,N]" over [?, 130]}}
+  %y = "qfuse.matmul"(%x, %w, %e0) ({
+  ^bb0(%p0: f32, %a0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = ["[M,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq, tensor<130xbf16>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// Extra operands are plain.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq, %e0: tensor<130xi8>) {
+  // expected-error @+1 {{extra operand 0 is tensor<130xi8>; it must be a plain float tensor}}
+  %y = "qfuse.matmul"(%x, %w, %e0) ({
+  ^bb0(%p0: f32, %a0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = ["[N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq, tensor<130xi8>) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// The result is as wide as a part.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{result 0 is 128 wide, but the parts of w are [130]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x128xbf16>
+  return
+}
+
+// -----
+
+// The result has the rows of x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<8x300xbf16>, %w: !wq) {
+  // expected-error @+1 {{result 0 has shape [4, 130], but the rows of x are [8]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<8x300xbf16>, !wq) -> tensor<4x130xbf16>
+  return
+}
+
+// -----
+
+// The result is a float or a qtensor.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{result 0 has element type i32; use f32, f16, bf16 or a qtensor}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xi32>
+  return
+}
+
+// -----
+
+// A quantized result is quantized dynamically.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{result 0: dynamic quantization blocks are [1, group], not [128, 128]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> !qfuse.qtensor<tensor<?x130xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// One argument for each accumulator and extra operand.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{epilogue arguments are (f32, f32); expected (f32): one f32 for each of 1 parts of w and 0 extra operands}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32, %p1: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// The epilogue computes in f32.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{epilogue arguments are (bf16); expected (f32)}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: bf16):
+    %0 = arith.extf %p0 : bf16 to f32
+    "qfuse.yield"(%0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// One yielded value for each result.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{yields 2 values for 1 results}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0, %p0) : (f32, f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// Only scalar arithmetic in the epilogue.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{'tensor.empty' may not stand in an epilogue; use arith and math}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    %0 = tensor.empty() : tensor<4xf32>
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// Results of unequal parts do not mix them.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x8xbf16>, %w: tensor<16x8xbf16>) {
+  // expected-error @+1 {{result 0 is 12 wide but depends on accumulator 1, which is 4 wide}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32, %p1: f32):
+    %0 = arith.addf %p0, %p1 : f32
+    "qfuse.yield"(%0) : (f32) -> ()
+  }) {parts = array<i64: 12, 4>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x8xbf16>, tensor<16x8xbf16>) -> tensor<?x12xbf16>
+  return
+}
+
+// -----
+
+// The segment attribute says which operands are there.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{needs the attribute operandSegmentSizes}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = [], resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// A missing attribute is named.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: !xq, %w: !wq) {
+  // expected-error @+1 {{needs the attribute maps}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%p0: f32):
+    "qfuse.yield"(%p0) : (f32) -> ()
+  }) {parts = array<i64: 130>, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wq) -> tensor<?x130xbf16>
+  return
+}
+
+// -----
+
+// The weight covers the normalized dimension.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<299xbf16>) {
+  // expected-error @+1 {{weight is tensor<299xbf16>; expected 300 values of f32, f16 or bf16}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<299xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// The residual is like x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>, %r: tensor<?x300xf32>) {
+  // expected-error @+1 {{residual is tensor<?x300xf32> but x is tensor<?x300xbf16>}}
+  %y = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// Two roundings exist.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{rounding "never" is not one of before, after}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "never", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// The value follows x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{result value is f32; it follows the input, bf16}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xf32>
+  return
+}
+
+// -----
+
+// The value has the shape of x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{result value has shape [?, 299], not [?, 300]}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x299xbf16>
+  return
+}
+
+// -----
+
+// The normalized dimension is known.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<4x?xbf16>, %w: tensor<?xbf16>) {
+  // expected-error @+1 {{the normalized dimension must be static}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<4x?xbf16>, tensor<?xbf16>) -> tensor<4x?xbf16>
+  return
+}
+
+// -----
+
+// Halves need an even width.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<1x?x8x63xbf16>, %c: tensor<1x?x64xbf16>) {
+  // expected-error @+1 {{x is tensor<1x?x8x63xbf16>; expected floats [B, T, H, D] with D even}}
+  %y = "qfuse.rope"(%x, %c, %c) : (tensor<1x?x8x63xbf16>, tensor<1x?x64xbf16>, tensor<1x?x64xbf16>) -> tensor<1x?x8x63xbf16>
+  return
+}
+
+// -----
+
+// cos and sin have one row per token.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<1x?x8x64xbf16>, %c: tensor<1x?x32xbf16>) {
+  // expected-error @+1 {{cos has shape [1, ?, 32]; expected [1, ?, 64]}}
+  %y = "qfuse.rope"(%x, %c, %c) : (tensor<1x?x8x64xbf16>, tensor<1x?x32xbf16>, tensor<1x?x32xbf16>) -> tensor<1x?x8x64xbf16>
+  return
+}
+
+// -----
+
+// cos and sin have the type of x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<1x?x8x64xbf16>, %c: tensor<1x?x64xf32>) {
+  // expected-error @+1 {{cos is f32 but x is bf16}}
+  %y = "qfuse.rope"(%x, %c, %c) : (tensor<1x?x8x64xbf16>, tensor<1x?x64xf32>, tensor<1x?x64xf32>) -> tensor<1x?x8x64xbf16>
+  return
+}
+
+// -----
+
+// The result is like x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<1x?x8x64xbf16>, %c: tensor<1x?x64xbf16>) {
+  // expected-error @+1 {{result is tensor<1x?x8x64xf32>; it follows x}}
+  %y = "qfuse.rope"(%x, %c, %c) : (tensor<1x?x8x64xbf16>, tensor<1x?x64xbf16>, tensor<1x?x64xbf16>) -> tensor<1x?x8x64xf32>
+  return
+}
+
+// -----
+
+// Shapes broadcast or they do not.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %b: tensor<299xbf16>) {
+  // expected-error @+1 {{[?, 300] and [299] do not broadcast}}
+  %y = "qfuse.add"(%x, %b) : (tensor<?x300xbf16>, tensor<299xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// The result has the broadcast shape.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %b: tensor<300xbf16>) {
+  // expected-error @+1 {{result shape [300] should be [?, 300]}}
+  %y = "qfuse.mul"(%x, %b) : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<300xbf16>
+  return
+}
+
+// -----
+
+// Element-wise operations take floats.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xi32>) {
+  // expected-error @+1 {{element type i32 is not f32, f16 or bf16}}
+  %y = "qfuse.silu"(%x) : (tensor<?x300xi32>) -> tensor<?x300xi32>
+  return
+}
+
+// -----
+
+// An activation that does not exist.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{act "swoosh" is not one of silu, gelu, gelu_tanh, relu}}
+  %y = "qfuse.glu"(%x, %x) {act = "swoosh", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// gate and up are alike.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x300xbf16>, %u: tensor<?x300xf32>) {
+  // expected-error @+1 {{gate is tensor<?x300xbf16> but up is tensor<?x300xf32>}}
+  %y = "qfuse.glu"(%x, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// Halves need an even width.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+func.func @case(%x: tensor<?x301xbf16>) {
+  // expected-error @+1 {{cannot halve a width of 301}}
+  %y = "qfuse.glu"(%x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x301xbf16>) -> tensor<?x150xbf16>
+  return
+}

@@ -1,0 +1,118 @@
+// RUN: qfuse-opt %s | qfuse-opt | filecheck %s
+
+// Every operation of the dialect, printed and read again.
+
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
+!w2 = !qfuse.qtensor<tensor<386x300xf8E4M3FN>, #weight>
+
+// Ragged extents have one scale for the last, partial block: ceil(130/128) x ceil(300/128).
+// CHECK-LABEL: func.func @components
+// CHECK: "qfuse.pack"{{.*}}tensor<130x300xf8E4M3FN>, tensor<2x3xf32>
+// CHECK: "qfuse.unpack"{{.*}}(tensor<130x300xf8E4M3FN>, tensor<2x3xf32>)
+func.func @components(%d: tensor<130x300xf8E4M3FN>, %s: tensor<2x3xf32>) -> (tensor<130x300xf8E4M3FN>, tensor<2x3xf32>) {
+  %w = "qfuse.pack"(%d, %s) : (tensor<130x300xf8E4M3FN>, tensor<2x3xf32>) -> !wq
+  %data, %scale = "qfuse.unpack"(%w) : (!wq) -> (tensor<130x300xf8E4M3FN>, tensor<2x3xf32>)
+  return %data, %scale : tensor<130x300xf8E4M3FN>, tensor<2x3xf32>
+}
+
+// CHECK-LABEL: func.func @quantization
+// CHECK: "qfuse.quantize"
+// CHECK: "qfuse.dequantize"
+// CHECK: "qfuse.concat"
+func.func @quantization(%x: tensor<?x300xbf16>, %a: !wq, %b: !wq) -> (tensor<?x300xbf16>, !w2) {
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !xq
+  %y = "qfuse.dequantize"(%q) : (!xq) -> tensor<?x300xbf16>
+  %w = "qfuse.concat"(%a, %b) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!wq, !wq) -> !w2
+  return %y, %w : tensor<?x300xbf16>, !w2
+}
+
+// CHECK-LABEL: func.func @product
+// CHECK: "qfuse.matmul"
+// CHECK-NEXT: ^bb0(%{{.*}}: f32, %{{.*}}: f32):
+// CHECK-NEXT: arith.addf
+// CHECK-NEXT: "qfuse.yield"
+// CHECK-NEXT: maps = ["[N]"]
+func.func @product(%x: !xq, %w: !wq, %bias: tensor<130xbf16>) -> tensor<?x130xbf16> {
+  %y = "qfuse.matmul"(%x, %w, %bias) ({
+  ^bb0(%acc: f32, %b: f32):
+    %0 = arith.addf %acc, %b : f32
+    "qfuse.yield"(%0) : (f32) -> ()
+  }) {parts = array<i64: 130>, maps = ["[N]"],
+      operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>,
+      resultSegmentSizes = array<i32: 1, 0, 0, 0>}
+     : (!xq, !wq, tensor<130xbf16>) -> tensor<?x130xbf16>
+  return %y : tensor<?x130xbf16>
+}
+
+// Two parts of one weight meet in the epilogue; the result is quantized.
+// CHECK-LABEL: func.func @merged_product
+// CHECK: parts = array<i64: 130, 130>
+func.func @merged_product(%x: !xq, %w: !w2, %r: tensor<?x130xbf16>, %c: tensor<?x1xf32>, %s: tensor<f32>) -> (tensor<?x130xf16>, !qfuse.qtensor<tensor<?x130xf8E4M3FN>, #act>) {
+  %y, %q = "qfuse.matmul"(%x, %w, %r, %c, %s) ({
+  ^bb0(%gate: f32, %up: f32, %res: f32, %column: f32, %scalar: f32):
+    %0 = arith.mulf %gate, %up : f32
+    %1 = arith.addf %0, %res : f32
+    %2 = arith.mulf %1, %column : f32
+    %3 = arith.mulf %2, %scalar : f32
+    "qfuse.yield"(%3, %3) : (f32, f32) -> ()
+  }) {parts = array<i64: 130, 130>, maps = ["[M,N]", "[M,1]", "[]"],
+      operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0>,
+      resultSegmentSizes = array<i32: 1, 1, 0, 0>}
+     : (!xq, !w2, tensor<?x130xbf16>, tensor<?x1xf32>, tensor<f32>)
+     -> (tensor<?x130xf16>, !qfuse.qtensor<tensor<?x130xf8E4M3FN>, #act>)
+  return %y, %q : tensor<?x130xf16>, !qfuse.qtensor<tensor<?x130xf8E4M3FN>, #act>
+}
+
+// Plain operands, leading dimensions, parts of different widths with a result each.
+// CHECK-LABEL: func.func @plain_parts
+// CHECK: parts = array<i64: 12, 4>
+func.func @plain_parts(%x: tensor<2x?x8xbf16>, %w: tensor<16x8xbf16>) -> (tensor<2x?x12xbf16>, tensor<2x?x4xbf16>) {
+  %a, %b = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%0: f32, %1: f32):
+    "qfuse.yield"(%0, %1) : (f32, f32) -> ()
+  }) {parts = array<i64: 12, 4>, maps = [],
+      operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>,
+      resultSegmentSizes = array<i32: 1, 1, 0, 0>}
+     : (tensor<2x?x8xbf16>, tensor<16x8xbf16>) -> (tensor<2x?x12xbf16>, tensor<2x?x4xbf16>)
+  return %a, %b : tensor<2x?x12xbf16>, tensor<2x?x4xbf16>
+}
+
+// CHECK-LABEL: func.func @norm
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 0, 0>
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 1, 1>
+func.func @norm(%x: tensor<?x300xbf16>, %w: tensor<300xf32>) -> (tensor<?x300xbf16>, tensor<?x300xbf16>, !xq, tensor<?x300xbf16>) {
+  %a = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> tensor<?x300xbf16>
+  %v, %q, %h = "qfuse.rms_norm"(%x, %w, %a) {eps = 1.0e-6 : f64, offset = 1.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 1, 1>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<?x300xbf16>) -> (tensor<?x300xbf16>, !xq, tensor<?x300xbf16>)
+  return %a, %v, %q, %h : tensor<?x300xbf16>, tensor<?x300xbf16>, !xq, tensor<?x300xbf16>
+}
+
+// CHECK-LABEL: func.func @rotary
+// CHECK: "qfuse.rope"
+func.func @rotary(%x: tensor<2x?x8x64xbf16>, %cos: tensor<1x?x64xbf16>, %sin: tensor<2x?x64xbf16>) -> tensor<2x?x8x64xbf16> {
+  %y = "qfuse.rope"(%x, %cos, %sin) : (tensor<2x?x8x64xbf16>, tensor<1x?x64xbf16>, tensor<2x?x64xbf16>) -> tensor<2x?x8x64xbf16>
+  return %y : tensor<2x?x8x64xbf16>
+}
+
+// CHECK-LABEL: func.func @elementwise
+// CHECK: "qfuse.add"
+// CHECK: "qfuse.mul"
+// CHECK: "qfuse.silu"
+// CHECK: "qfuse.gelu"
+// CHECK: "qfuse.gelu_tanh"
+// CHECK: "qfuse.relu"
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu"
+// CHECK: "qfuse.glu"(%{{.*}}) {act = "gelu"
+func.func @elementwise(%x: tensor<?x300xbf16>, %b: tensor<300xf32>) -> (tensor<?x300xbf16>, !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>) {
+  %0 = "qfuse.add"(%x, %b) : (tensor<?x300xbf16>, tensor<300xf32>) -> tensor<?x300xbf16>
+  %1 = "qfuse.mul"(%0, %x) : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %2 = "qfuse.silu"(%1) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %3 = "qfuse.gelu"(%2) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %4 = "qfuse.gelu_tanh"(%3) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %5 = "qfuse.relu"(%4) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %6 = "qfuse.glu"(%5, %x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %7 = "qfuse.glu"(%6) {act = "gelu", resultSegmentSizes = array<i32: 0, 1>} : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
+  return %6, %7 : tensor<?x300xbf16>, !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
+}

@@ -1,0 +1,91 @@
+// RUN: qfuse-opt --qfuse-expand-quantize --split-input-file %s | filecheck %s
+// RUN: qfuse-opt --qfuse-expand-quantize --split-input-file --verify-diagnostics %s
+
+// Two products of one value share its quantization.
+// CHECK-LABEL: func.func @shared
+// CHECK-SAME:    %[[X:.+]]: tensor<?x512xbf16>, %[[A:[^:]+]]: {{.*}}, %[[B:[^:]+]]: !qfuse
+// CHECK-NEXT:    %[[Q:.+]] = "qfuse.quantize"(%[[X]])
+// CHECK-NEXT:    "qfuse.matmul"(%[[Q]], %[[A]])
+// CHECK-NOT:     "qfuse.quantize"
+// CHECK:         "qfuse.matmul"(%[[Q]], %[[B]])
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @shared(%x: !x, %a: !w, %b: !w) -> (!y, !y) {
+  // expected-remark @+1 {{expand-quantized-input: fired at qfuse.matmul}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{expand-quantized-input: fired at qfuse.matmul}}
+  %1 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  return %0, %1 : !y, !y
+}
+
+// -----
+
+// Without the attribute the product stays weight-only: its input is never quantized silently.
+// CHECK-LABEL: func.func @weight_only
+// CHECK-NOT:     "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @weight_only(%x: !x, %a: !w) -> !y {
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  return %0 : !y
+}
+
+// -----
+
+// Groups of x that do not match the blocks of w cannot be scaled together.
+// CHECK-LABEL: func.func @other_group
+// CHECK-NOT:     "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+#g64 = #qfuse.scheme<array<i64: 1, 64>, f32, "none", "none", "row_major">
+func.func @other_group(%x: !x, %a: !w) -> !y {
+  // expected-remark @+1 {{refused at qfuse.matmul: x is to be scaled per 64 elements of K, but w is}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #g64, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  return %0 : !y
+}
+
+// -----
+
+// A plain weight has no scales to go with a quantized x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @plain_weight(%x: !x, %a: tensor<1400x512xbf16>) -> !y {
+  // expected-remark @+1 {{quantize x in groups of w's block}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<1400x512xbf16>) -> !y
+  return %0 : !y
+}

@@ -1,0 +1,137 @@
+// RUN: qfuse-opt --qfuse-fuse-act-quantize --split-input-file %s | filecheck %s
+// RUN: qfuse-opt --qfuse-fuse-act-quantize --split-input-file --verify-diagnostics %s
+
+// The GLU quantizes what it makes.
+// CHECK-LABEL: func.func @glu
+// CHECK-NEXT:    %[[Q:.+]] = "qfuse.glu"
+// CHECK-SAME:      array<i32: 0, 1>
+// CHECK-NEXT:    return %[[Q]]
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @glu(%a: !y, %b: !y) -> !yq {
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  // expected-remark @+1 {{glu-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1 : !yq
+}
+
+// -----
+
+// With another reader it yields both.
+// CHECK-LABEL: func.func @glu_with_two_readers
+// CHECK-NEXT:    %[[Y:.+]]:2 = "qfuse.glu"
+// CHECK-NEXT:    return %[[Y]]#1, %[[Y]]#0
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @glu_with_two_readers(%a: !y, %b: !y) -> (!yq, !y) {
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  // expected-remark @+1 {{glu-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1, %0 : !yq, !y
+}
+
+// -----
+
+// A product that ends in an activation quantizes the rounded value.
+// CHECK-LABEL: func.func @product_with_activation
+// CHECK:           math.exp
+// CHECK:           arith.truncf %{{.*}} : f32 to bf16
+// CHECK:         -> !qfuse.qtensor
+// CHECK-NOT:     "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @product_with_activation(%x: !xq, %w: !w) -> !yq {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %n = arith.negf %acc : f32
+    %e = math.exp %n : f32
+    "qfuse.yield"(%e) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{product-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1 : !yq
+}
+
+// -----
+
+// With another reader the product has two results.
+// CHECK-LABEL: func.func @product_with_two_readers
+// CHECK:         "qfuse.yield"(%[[V:.+]], %[[V]])
+// CHECK-NOT:     "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @product_with_two_readers(%x: !xq, %w: !w) -> (!yq, !y) {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %n = arith.negf %acc : f32
+    %e = math.exp %n : f32
+    "qfuse.yield"(%e) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{product-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1, %0 : !yq, !y
+}
+
+// -----
+
+// A plain product keeps its quantization apart.
+// CHECK-LABEL: func.func @plain_product
+// CHECK:         "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @plain_product(%x: !xq, %w: !w) -> !yq {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.quantize: the product has no activation in its epilogue}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1 : !yq
+}
+
+// -----
+
+// One quantized result per producer.
+// CHECK-LABEL: func.func @quantizes_already
+// CHECK:         "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!yr = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 1400>, f32, "none", "none", "row_major">>
+func.func @quantizes_already(%a: !y, %b: !y) -> (!yq, !yr) {
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  // expected-remark @+1 {{glu-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  // expected-remark @+1 {{refused at qfuse.quantize: qfuse.glu already yields}}
+  %2 = "qfuse.quantize"(%0) : (!y) -> !yr
+  return %1, %2 : !yq, !yr
+}

@@ -1,0 +1,315 @@
+// RUN: qfuse-opt --qfuse-fuse-epilogue --split-input-file %s | filecheck %s
+// RUN: qfuse-opt --qfuse-fuse-epilogue --split-input-file --verify-diagnostics %s
+
+// A bias joins; the rounding of the product stays in between.
+// CHECK-LABEL: func.func @bias
+// CHECK-NEXT:    "qfuse.matmul"(%{{.*}}, %{{.*}}, %[[B:.+]]) ({
+// CHECK-NEXT:    ^bb0(%[[ACC:.+]]: f32, %[[BIAS:.+]]: f32):
+// CHECK-NEXT:      %[[R:.+]] = arith.truncf %[[ACC]] : f32 to bf16
+// CHECK-NEXT:      %[[Y:.+]] = arith.extf %[[R]] : bf16 to f32
+// CHECK-NEXT:      %[[S:.+]] = arith.addf %[[Y]], %[[BIAS]]
+// CHECK-NEXT:      "qfuse.yield"(%[[S]])
+// CHECK-NEXT:    maps = ["[N]"]
+// CHECK-NOT:     "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @bias(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// Either operand order, with the operands in their order.
+// CHECK-LABEL: func.func @residual_on_the_left
+// CHECK:         ^bb0(%{{.*}}: f32, %[[RES:.+]]: f32):
+// CHECK:           arith.addf %[[RES]], %{{.*}}
+// CHECK:         maps = ["[M,N]"]
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @residual_on_the_left(%x: !xq, %w: !w, %r: !y) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %1 = "qfuse.add"(%r, %0) : (!y, !y) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// unary(binary(act(x.W + bias), residual)), all four stages.
+// CHECK-LABEL: func.func @chain
+// CHECK:         maps = ["[N]", "[M,N]"]
+// CHECK-NEXT:    return
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @chain(%x: !xq, %w: !w, %b: tensor<1400xbf16>, %r: !y) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
+  // expected-remark @+1 {{epilogue-silu: fired}}
+  %2 = "qfuse.silu"(%1) : (!y) -> !y
+  // expected-remark @+1 {{epilogue-mul: fired}}
+  %3 = "qfuse.mul"(%2, %r) : (!y, !y) -> !y
+  // expected-remark @+1 {{epilogue-relu: fired}}
+  %4 = "qfuse.relu"(%3) : (!y) -> !y
+  return %4 : !y
+}
+
+// -----
+
+// No bias is needed before a residual; tanh and erf gelu are told apart.
+// CHECK-LABEL: func.func @residual_without_bias_then_gelu
+// CHECK:           math.tanh
+// CHECK-NOT:       math.erf
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @residual_without_bias_then_gelu(%x: !xq, %w: !w, %r: !y) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %1 = "qfuse.add"(%0, %r) : (!y, !y) -> !y
+  // expected-remark @+1 {{epilogue-gelu_tanh: fired}}
+  %2 = "qfuse.gelu_tanh"(%1) : (!y) -> !y
+  return %2 : !y
+}
+
+// -----
+
+// The exact gelu stays exact.
+// CHECK-LABEL: func.func @gelu_is_erf
+// CHECK:           math.erf
+// CHECK-NOT:       math.tanh
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @gelu_is_erf(%x: !xq, %w: !w) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-gelu: fired}}
+  %1 = "qfuse.gelu"(%0) : (!y) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// A per-row factor and a scalar have maps of their own.
+// CHECK-LABEL: func.func @column_and_scalar
+// CHECK:         maps = ["[M,1]", "[]"]
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @column_and_scalar(%x: !xq, %w: !w, %c: tensor<?x1xf32>, %s: tensor<f32>) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-mul: fired}}
+  %1 = "qfuse.mul"(%0, %c) : (!y, tensor<?x1xf32>) -> !y
+  // expected-remark @+1 {{epilogue-mul: fired}}
+  %2 = "qfuse.mul"(%s, %1) : (tensor<f32>, !y) -> !y
+  return %2 : !y
+}
+
+// -----
+
+// An add that promotes to f32 keeps the rounding of the product and yields f32.
+// CHECK-LABEL: func.func @promotion
+// CHECK:           arith.truncf %{{.*}} : f32 to bf16
+// CHECK:         -> tensor<?x1400xf32>
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @promotion(%x: !xq, %w: !w, %r: tensor<?x1400xf32>) -> tensor<?x1400xf32> {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %1 = "qfuse.add"(%0, %r) : (!y, tensor<?x1400xf32>) -> tensor<?x1400xf32>
+  return %1 : tensor<?x1400xf32>
+}
+
+// -----
+
+// A second reader of the product would need the product again.
+// CHECK-LABEL: func.func @two_readers
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @two_readers(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> (!y, !y) {
+  // expected-remark @+1 {{refused at qfuse.matmul: the product has 2 readers, and fusing one would compute it again for the others; give the value one reader}}
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
+  return %1, %0 : !y, !y
+}
+
+// -----
+
+// Both operands are the product: two readers.
+// CHECK-LABEL: func.func @reads_itself_twice
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @reads_itself_twice(%x: !xq, %w: !w) -> !y {
+  // expected-remark @+1 {{the product has 2 readers}}
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.add"(%0, %0) : (!y, !y) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// A product that is broadcast to more rows is no epilogue.
+// CHECK-LABEL: func.func @broadcast_up
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @broadcast_up(%x: tensor<1x512xbf16>, %w: !w, %r: tensor<4x1400xbf16>) -> tensor<4x1400xbf16> {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x512xbf16>, !w) -> tensor<1x1400xbf16>
+  // expected-remark @+1 {{refused at qfuse.add: the result tensor<4x1400xbf16> is broadcast up from the product's tensor<1x1400xbf16>}}
+  %1 = "qfuse.add"(%0, %r) : (tensor<1x1400xbf16>, tensor<4x1400xbf16>) -> tensor<4x1400xbf16>
+  return %1 : tensor<4x1400xbf16>
+}
+
+// -----
+
+// Four rows are not known to be the rows of the product.
+// CHECK-LABEL: func.func @unknown_rows
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @unknown_rows(%x: !xq, %w: !w, %r: tensor<4x1400xbf16>) -> !y {
+  // expected-remark @+1 {{operand tensor<4x1400xbf16> does not broadcast to the product's tensor<?x1400xbf16> as [N], [M,1], [M,N] or a scalar}}
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.add"(%0, %r) : (!y, tensor<4x1400xbf16>) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// Which result is meant would have to be kept apart.
+// CHECK-LABEL: func.func @several_results
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @several_results(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> (!y, !y) {
+  // expected-remark @+1 {{refused at qfuse.matmul: the product has 2 results}}
+  %0:2 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc, %acc) : (f32, f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !w) -> (!y, !y)
+  %1 = "qfuse.add"(%0#0, %b) : (!y, tensor<1400xbf16>) -> !y
+  return %1, %0#1 : !y, !y
+}
+
+// -----
+
+// The sum of two products: one of them absorbs the add, the other is its residual.
+// CHECK-LABEL: func.func @two_products
+// CHECK:         %[[A:.+]] = "qfuse.matmul"(%{{.*}}, %{{[^,]*}}) ({
+// CHECK:         "qfuse.matmul"(%{{.*}}, %{{.*}}, %[[A]]) ({
+// CHECK-NOT:     "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @two_products(%x: !xq, %w: !w, %v: !w) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %v) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %2 = "qfuse.add"(%0, %1) : (!y, !y) -> !y
+  return %2 : !y
+}

@@ -1,0 +1,189 @@
+// RUN: qfuse-opt --qfuse-fuse-norm-quantize --split-input-file %s | filecheck %s
+// RUN: qfuse-opt --qfuse-fuse-norm-quantize --split-input-file --verify-diagnostics %s
+
+// All readers want the quantized value: it is the only result.
+// CHECK-LABEL: func.func @only_quantized
+// CHECK-NEXT:    %[[Q:.+]] = "qfuse.rms_norm"
+// CHECK-SAME:      array<i32: 0, 1, 0>
+// CHECK-NEXT:    return %[[Q]]
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @only_quantized(%x: !x, %n: tensor<512xbf16>) -> !xq {
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  // expected-remark @+1 {{norm-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!x) -> !xq
+  return %1 : !xq
+}
+
+// -----
+
+// A router reads the value itself: one norm yields both.
+// CHECK-LABEL: func.func @mixed_readers
+// CHECK-NEXT:    %[[Y:.+]]:2 = "qfuse.rms_norm"
+// CHECK-SAME:      array<i32: 1, 1, 0>
+// CHECK-NEXT:    return %[[Y]]#1, %[[Y]]#0
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @mixed_readers(%x: !x, %n: tensor<512xbf16>) -> (!xq, !x) {
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  // expected-remark @+1 {{norm-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!x) -> !xq
+  return %1, %0 : !xq, !x
+}
+
+// -----
+
+// The residual add before it joins, and the new residual comes out.
+// CHECK-LABEL: func.func @residual_and_quantize
+// CHECK-SAME:    %[[X:[^:]+]]: tensor<?x512xbf16>, %[[R:[^:]+]]: tensor<?x512xbf16>, %[[W:[^:]+]]: tensor
+// CHECK-NEXT:    %[[Y:.+]]:2 = "qfuse.rms_norm"(%[[X]], %[[W]], %[[R]])
+// CHECK-SAME:      array<i32: 0, 1, 1>
+// CHECK-NEXT:    return %[[Y]]#0, %[[Y]]#1
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @residual_and_quantize(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!xq, !x) {
+  %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
+  // expected-remark @+1 {{norm-residual: fired}}
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  // expected-remark @+1 {{norm-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!x) -> !xq
+  return %1, %h : !xq, !x
+}
+
+// -----
+
+// A reader of the sum that comes before the norm still gets it.
+// CHECK-LABEL: func.func @residual_read_before_the_norm
+// CHECK-NEXT:    %[[Y:.+]]:2 = "qfuse.rms_norm"
+// CHECK-NEXT:    "qfuse.silu"(%[[Y]]#1)
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @residual_read_before_the_norm(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!x, !x) {
+  %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
+  %s = "qfuse.silu"(%h) : (!x) -> !x
+  // expected-remark @+1 {{norm-residual: fired}}
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  return %0, %s : !x, !x
+}
+
+// -----
+
+// Nobody needs the new residual: it is no result.
+// CHECK-LABEL: func.func @residual_read_by_nobody
+// CHECK:         array<i32: 1, 0, 0>
+// CHECK-NOT:     "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @residual_read_by_nobody(%x: !x, %r: !x, %n: tensor<512xbf16>) -> !x {
+  %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
+  // expected-remark @+1 {{norm-residual: fired}}
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  return %0 : !x
+}
+
+// -----
+
+// Two formats of one norm: the second is quantized apart.
+// CHECK-LABEL: func.func @two_schemes
+// CHECK:         %[[Y:.+]]:2 = "qfuse.rms_norm"
+// CHECK-NEXT:    "qfuse.quantize"(%[[Y]]#0)
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!xr = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">>
+func.func @two_schemes(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xr) {
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  // expected-remark @+1 {{norm-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!x) -> !xq
+  // expected-remark @+1 {{refused at qfuse.quantize: the norm already yields !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>}}
+  %2 = "qfuse.quantize"(%0) : (!x) -> !xr
+  return %1, %2 : !xq, !xr
+}
+
+// -----
+
+// An add that broadcasts is no residual.
+// CHECK-LABEL: func.func @broadcast_add
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @broadcast_add(%x: !x, %r: tensor<512xbf16>, %n: tensor<512xbf16>) -> !x {
+  // expected-remark @+1 {{refused at qfuse.add: the add broadcasts or promotes: tensor<?x512xbf16> and tensor<512xbf16>}}
+  %h = "qfuse.add"(%x, %r) : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  return %0 : !x
+}
+
+// -----
+
+// The fused norm stands where the add stood, before this weight exists.
+// CHECK-LABEL: func.func @late_weight
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @late_weight(%x: !x, %r: !x, %n: tensor<512xbf16>) -> !x {
+  %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
+  %w = "qfuse.silu"(%n) : (tensor<512xbf16>) -> tensor<512xbf16>
+  // expected-remark @+1 {{refused at qfuse.rms_norm: the norm's weight is made after the residual add}}
+  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  return %0 : !x
+}
+
+// -----
+
+// The quantization of the residual stream is none of the norm's.
+// CHECK-LABEL: func.func @quantize_of_the_residual
+// CHECK:         "qfuse.rms_norm"
+// CHECK-SAME:      array<i32: 1, 0, 1>
+// CHECK:         "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @quantize_of_the_residual(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!x, !xq) {
+  %0, %h = "qfuse.rms_norm"(%x, %n, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 1>} : (!x, tensor<512xbf16>, !x) -> (!x, !x)
+  %1 = "qfuse.quantize"(%h) : (!x) -> !xq
+  return %0, %1 : !x, !xq
+}
