@@ -48,6 +48,7 @@ class Pattern:
     def __init__(self, name: str, index: int) -> None:
         self.name = name
         self.symbol = f"{name}-{index}"  # several patterns may share a name: operand orders
+        self.requirements: list[tuple[Predicate, tuple[ir.Value, ...]]] = []
         self.predicates: dict[str, Predicate] = {}
         self.rewriters: dict[str, Rewriter] = {}
 
@@ -82,13 +83,21 @@ class Pattern:
         return pdl.ResultOp(operation, index).result
 
     def require(self, predicate: Predicate, *values: ir.Value) -> None:
-        """State that `predicate` must hold; it gets the operations and values matched."""
-        key = f"{self.symbol}.{predicate.__name__}"
-        self.predicates[key] = predicate
-        pdl.apply_native_constraint([], key, list(values))
+        """State that `predicate` must hold; it gets the operations and values matched.
+
+        The predicates of a match run in no particular order.
+        """
+        self.requirements.append((predicate, values))
 
     def rewrite(self, root: ir.Value, rewriter: Rewriter, *values: ir.Value) -> None:
-        """Replace the operation `root` by what `rewriter(rewriter, root, *values)` makes."""
+        """Replace the operation `root` by what `rewriter(rewriter, root, *values)` makes.
+
+        Comes last: the predicates are emitted here, with the root they would rewrite.
+        """
+        for i, (predicate, matched) in enumerate(self.requirements):
+            key = f"{self.symbol}.{i}.{predicate.__name__}"
+            self.predicates[key] = predicate
+            pdl.apply_native_constraint([], key, [root, *matched])
         key = f"{self.symbol}.{rewriter.__name__}"
         self.rewriters[key] = rewriter
         pdl.RewriteOp(root, name=key, args=list(values))
@@ -135,10 +144,11 @@ def _as_constraint(pattern: str, predicate: Predicate) -> Callable[..., bool]:
     """The binding reads a truthy answer as "no match"; that inversion stays here."""
 
     def declines(_rewriter: Any, _results: Any, values: Sequence[Any]) -> bool:
-        verdict = predicate(*values)
+        root, *matched = values
+        verdict = predicate(*matched)
         if isinstance(verdict, Refusal):
-            subject = values[0] if isinstance(values[0], ir.Operation) else values[0].owner
-            remarks.refused(pattern, subject, verdict.cause, verdict.cure)
+            at = matched[0] if isinstance(matched[0], ir.Operation) else root
+            remarks.refused(pattern, root, at, verdict.cause, verdict.cure)
         return verdict is not None
 
     return declines

@@ -42,13 +42,24 @@ class Remark:
 
 
 class Remarks:
-    """The remarks of one run, in order, each once."""
+    """The remarks of one run, in order.
+
+    A refusal counts once for each operation however often the driver tried it, and not at all
+    where another pattern, or the same one in another operand order, fired on that operation.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[tuple[Remark, int], None] = {}
 
-    def add(self, remark: Remark, key: int = 0) -> None:
-        self._seen.setdefault((remark, key))
+    def add(self, remark: Remark, root: int) -> None:
+        if remark.outcome == "fired":
+            self._drop_refusals(root)
+            root = -len(self._seen) - 1  # an operation made later may get the same address
+        self._seen.setdefault((remark, root))
+
+    def _drop_refusals(self, root: int) -> None:
+        for key in [k for k in self._seen if k[1] == root]:
+            del self._seen[key]
 
     def __iter__(self) -> Iterator[Remark]:
         return (remark for remark, _ in self._seen)
@@ -71,28 +82,20 @@ def collect() -> Iterator[Remarks]:
         _current.reset(token)
 
 
-def fired(pattern: str, op: ir.Operation | ir.OpView, detail: str = "") -> None:
-    _record("fired", pattern, op, detail, "")
+def fired(pattern: str, root: ir.Operation, detail: str = "") -> None:
+    """Record that `pattern` replaces `root`."""
+    _record(Remark("fired", pattern, root.name, str(root.location), subject(root), detail), root)
 
 
-def refused(pattern: str, op: ir.Operation | ir.OpView, cause: str, cure: str = "") -> None:
-    _record("refused", pattern, op, cause, cure)
+def refused(pattern: str, root: ir.Operation, at: ir.Operation, cause: str, cure: str = "") -> None:
+    """Record that `pattern` leaves `root` as it is because of the operation `at`."""
+    _record(Remark("refused", pattern, at.name, str(at.location), subject(at), cause, cure), root)
 
 
-def _record(
-    outcome: Literal["fired", "refused"],
-    pattern: str,
-    op: ir.Operation | ir.OpView,
-    cause: str,
-    cure: str,
-) -> None:
+def _record(remark: Remark, root: ir.Operation) -> None:
     remarks = _current.get()
-    if remarks is None:
-        return
-    op = op.operation
-    remark = Remark(outcome, pattern, op.name, str(op.location), subject(op), cause, cure)
-    # Operations of one source line share a location; a refusal that is tried again is one remark.
-    remarks.add(remark, len(remarks) if outcome == "fired" else hash(op))
+    if remarks is not None:
+        remarks.add(remark, hash(root))
 
 
 def subject(op: ir.Operation) -> str:
@@ -111,11 +114,11 @@ def subject(op: ir.Operation) -> str:
 def argument_name(value: ir.Value) -> str:
     """`qfuse.name` of the function argument that `value` is made from, or ''."""
     while not isinstance(value, ir.BlockArgument):
-        owner = value.owner
-        if not owner.operands or owner.name not in _TRANSPARENT:
+        owner = value.owner.operation
+        if owner.name not in _TRANSPARENT:
             return ""
         value = owner.operands[0]
-    function = value.owner.owner
+    function = value.owner.owner.operation  # a FuncOp's own `name` is its symbol
     if function.name != "func.func" or "arg_attrs" not in function.attributes:
         return ""
     attributes = ir.DictAttr(ir.ArrayAttr(function.attributes["arg_attrs"])[value.arg_number])

@@ -23,7 +23,7 @@ def constant_of(value: ir.Value) -> Any:
     """The Python value of a `torch.constant.*`, a list of them, or None; raises NotConstant."""
     if isinstance(value, ir.BlockArgument):
         raise NotConstant
-    op = value.owner
+    op = value.owner.operation
     kind = op.name
     if kind == "torch.constant.none":
         return None
@@ -56,8 +56,8 @@ def builtin_type(type_: ir.Type) -> ir.RankedTensorType | None:
 
 def to_builtin(value: ir.Value) -> ir.Value:
     """`value` as a builtin tensor, looking through the cast it may come from."""
-    if not isinstance(value, ir.BlockArgument) and value.owner.name == FROM_BUILTIN:
-        return value.owner.operands[0]
+    if not isinstance(value, ir.BlockArgument) and value.owner.operation.name == FROM_BUILTIN:
+        return value.owner.operation.operands[0]
     return ir.Operation.create(
         TO_BUILTIN, results=[builtin_type(value.type)], operands=[value]
     ).result
@@ -113,3 +113,30 @@ CASTS: dict[str, Callable[[ir.Operation], None]] = {
 """Casts that tracers write in other ways than `aten.to.dtype`, and how to rewrite them."""
 
 ASSERTIONS = ("torch.aten._assert_tensor_metadata",)
+
+
+def drop_dead(module: ir.Operation) -> None:
+    """Erase torch operations on value tensors that nothing reads.
+
+    The torch dialect does not mark them free of side effects, so upstream's passes keep them.
+    """
+    dead: list[ir.Operation] = []
+
+    def collect(op: ir.Operation) -> ir.WalkResult:
+        if _is_erasable(op):
+            dead.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.walk(collect)
+    for op in reversed(dead):  # readers come after what they read
+        if not any(True for result in op.results for _ in result.uses):
+            op.erase()
+
+
+_VALUE_OPS = ("torch.aten.", "torch.prims.", "torch.prim.", "torch.constant.", "torch_c.")
+
+
+def _is_erasable(op: ir.Operation) -> bool:
+    """In-place operations end in an underscore; importers functionalize, but a file may not."""
+    base = op.name.split(".")[2] if op.name.count(".") > 1 else ""
+    return op.name.startswith(_VALUE_OPS) and len(op.results) > 0 and not base.endswith("_")

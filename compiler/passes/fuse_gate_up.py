@@ -77,7 +77,9 @@ def both_operands_are_products(glu: ir.Operation) -> Verdict:
     if len(glu.operands) != 2:
         return MISMATCH
     for side, value in zip(("gate", "up"), glu.operands, strict=True):
-        made_by = "an argument" if isinstance(value, ir.BlockArgument) else value.owner.name
+        made_by = (
+            "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name
+        )
         if made_by != MatmulOp.OPERATION_NAME:
             cure = "apply bias or scale to both sides inside one product"
             return Refusal(f"{side} is made by {made_by}, not by a product", cure)

@@ -85,7 +85,7 @@ def _group(leader: ir.Operation) -> list[ir.Operation]:
         if error is None:
             group.append(sibling)
         else:
-            remarks.refused("siblings", sibling, error.cause, error.cure)
+            remarks.refused("siblings", sibling, sibling, error.cause, error.cure)
     return group
 
 

@@ -8,7 +8,14 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
-from qfuse.compiler.torch_ir import builtin_type, constant_of, from_builtin, is_constant, to_builtin
+from qfuse.compiler.torch_ir import (
+    builtin_type,
+    constant_of,
+    drop_dead,
+    from_builtin,
+    is_constant,
+    to_builtin,
+)
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.norm_ops import RopeOp
 from qfuse.dialects.types import is_float, shaped
@@ -40,6 +47,7 @@ class FuseRope(Pass):
     def run(self, module: ir.Operation) -> None:
         orders = combinations((False, True), repeat=2)
         Patterns([_rotate_half(*order) for order in orders]).apply(module)
+        drop_dead(module)
 
 
 def _rotate_half(cos_first: bool, sin_first: bool) -> Callable[[Pattern], None]:
@@ -109,7 +117,9 @@ def takes_both_halves(x: ir.Value, *slices: ir.Value) -> Verdict:
 
 
 def is_known(value: ir.Value) -> bool:
-    return not isinstance(value, ir.BlockArgument) and value.owner.name.startswith("torch.constant")
+    if isinstance(value, ir.BlockArgument):
+        return False
+    return value.owner.operation.name.startswith("torch.constant")
 
 
 def has_rows_for_every_token(

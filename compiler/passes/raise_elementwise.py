@@ -93,7 +93,7 @@ def is_one(alpha: ir.Value) -> Verdict:
 def touches_qfuse(root: ir.Operation, *operands: ir.Value) -> Verdict:
     """An operand comes from a qfuse operation, or a reader is one."""
     for value in operands:
-        if not isinstance(value, ir.BlockArgument) and value.owner.name == FROM_BUILTIN:
+        if not isinstance(value, ir.BlockArgument) and value.owner.operation.name == FROM_BUILTIN:
             return None
     if any(op.name == TO_BUILTIN for op in readers(root.results[0])):
         return None

@@ -8,7 +8,7 @@ from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
 from qfuse.compiler.passes.raise_linear import LINEAR
 from qfuse.compiler.passes.raise_norm import NORMS
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
-from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN
+from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN, drop_dead
 from qfuse.dialects.bindings import ir
 
 
@@ -38,7 +38,9 @@ class RaiseTorch(Pass):
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
         Patterns([*LINEAR, fold_round_trip]).apply(module)
+        drop_dead(module)
         Patterns([*ELEMENTWISE, fold_round_trip]).apply(module)
+        drop_dead(module)
 
 
 def fold_round_trip(p: Pattern) -> None:

@@ -56,4 +56,4 @@ def _source(product: ir.Operation) -> str:
     x = product.operands[0]
     if isinstance(x, ir.BlockArgument):
         return f"argument {x.arg_number}"
-    return f"a {x.owner.name} result"
+    return f"a {x.owner.operation.name} result"

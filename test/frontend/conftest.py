@@ -1,0 +1,64 @@
+"""Tiny checkpoints in the real layout, and ways to damage copies of them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qfuse.tools.demo_checkpoint import TINY, write_demo_checkpoint
+
+torch.set_num_threads(1)
+
+
+class Editable:
+    """A copy of a checkpoint that a test may damage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def config(self, **changes: Any) -> None:
+        """Replace entries of config.json; None removes one."""
+        file = self.path / "config.json"
+        config = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+    def quantization(self, **changes: Any) -> None:
+        """Replace entries of `quantization_config`; None removes one."""
+        config = json.loads((self.path / "config.json").read_text())["quantization_config"]
+        config |= changes
+        self.config(quantization_config={k: v for k, v in config.items() if v is not None})
+
+    def tensors(self, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+        """Apply `edit` to the dictionary of all tensors and write the file again."""
+        from safetensors.torch import load_file, save_file
+
+        file = self.path / "model.safetensors"
+        tensors = {name: t.clone() for name, t in load_file(file).items()}
+        edit(tensors)
+        save_file(tensors, file)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Path of the tiny checkpoint of some choices, written once per session."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def get(**choices: Any) -> Path:
+        name = "-".join(f"{k}={v}" for k, v in sorted(choices.items())) or "default"
+        return write_demo_checkpoint(root / name, **(TINY | choices))
+
+    return get
+
+
+@pytest.fixture
+def editable(checkpoints: Callable[..., Path], tmp_path: Path) -> Callable[..., Editable]:
+    """A copy of a tiny checkpoint in the test's own directory."""
+
+    def get(**choices: Any) -> Editable:
+        return Editable(shutil.copytree(checkpoints(**choices), tmp_path / "model"))
+
+    return get

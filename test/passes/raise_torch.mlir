@@ -1,0 +1,200 @@
+// RUN: qfuse-opt --qfuse-raise-torch --split-input-file %s | filecheck %s
+// RUN: qfuse-opt --qfuse-raise-torch --split-input-file --verify-diagnostics %s
+
+// A quantized linear with bias: pack, product, add. The scheme of x waits for qfuse-expand-quantize.
+// CHECK-LABEL: func.func @linear_with_bias
+// CHECK:         %[[W:.+]] = "qfuse.pack"
+// CHECK-SAME:      #qfuse.scheme<array<i64: 128, 128>, f32
+// CHECK:         %[[X:.+]] = torch_c.to_builtin_tensor %arg0
+// CHECK:         %[[Y:.+]] = "qfuse.matmul"(%[[X]], %[[W]])
+// CHECK:         qfuse.input_scheme = #qfuse.scheme<array<i64: 1, 128>, f32
+// CHECK:         %[[B:.+]] = torch_c.to_builtin_tensor %arg3
+// CHECK:         "qfuse.add"(%[[Y]], %[[B]])
+// CHECK-NOT:     torch.operator
+func.func @linear_with_bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>, %b: !torch.vtensor<[1400],bf16>) -> !torch.vtensor<[1,?,1400],bf16> {
+  %int1 = torch.constant.int 1
+  %int128 = torch.constant.int 128
+  %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: fired at torch.operator}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %b, %wb, %xb) : (!torch.vtensor<[1,?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.vtensor<[1400],bf16>, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[1,?,1400],bf16>
+  return %y : !torch.vtensor<[1,?,1400],bf16>
+}
+
+// -----
+
+// No input block: weight only, and nothing says that x is to be quantized.
+// CHECK-LABEL: func.func @weight_only
+// CHECK:         "qfuse.matmul"
+// CHECK-NOT:     qfuse.input_scheme
+func.func @weight_only(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>) -> !torch.vtensor<[?,1400],bf16> {
+  %none = torch.constant.none
+  %int128 = torch.constant.int 128
+  %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  %xb = torch.prim.ListConstruct : () -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: fired at torch.operator}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  return %y : !torch.vtensor<[?,1400],bf16>
+}
+
+// -----
+
+// A block that is only known at run time cannot be part of a type.
+// CHECK-LABEL: func.func @block_of_unknown_size
+// CHECK:         torch.operator
+func.func @block_of_unknown_size(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>, %n: !torch.int) -> !torch.vtensor<[?,1400],bf16> {
+  %none = torch.constant.none
+  %wb = torch.prim.ListConstruct %n, %n : (!torch.int, !torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: the block shape is not a constant}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %wb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  return %y : !torch.vtensor<[?,1400],bf16>
+}
+
+// -----
+
+// RMSNorm as Llama and Qwen write it: the normed value is rounded before the weight.
+// CHECK-LABEL: func.func @spelled_out_norm
+// CHECK:         "qfuse.rms_norm"
+// CHECK-SAME:      eps = {{(9.99.+E-7|1.0+e-06)}} : f64, offset = 0.000000e+00 : f64
+// CHECK-SAME:      rounding = "before"
+// CHECK-NOT:     torch.aten.rsqrt
+func.func @spelled_out_norm(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[512],bf16>) -> !torch.vtensor<[1,?,512],bf16> {
+  %false = torch.constant.bool false
+  %true = torch.constant.bool true
+  %none = torch.constant.none
+  %f32 = torch.constant.int 6
+  %bf16 = torch.constant.int 15
+  %int2 = torch.constant.int 2
+  %int1 = torch.constant.int 1
+  %int-1 = torch.constant.int -1
+  %eps = torch.constant.float 1.0E-6
+  %dims = torch.prim.ListConstruct %int-1 : (!torch.int) -> !torch.list<int>
+  %0 = torch.aten.to.dtype %x, %f32, %false, %false, %none : !torch.vtensor<[1,?,512],bf16>, !torch.int, !torch.bool, !torch.bool, !torch.none -> !torch.vtensor<[1,?,512],f32>
+  %1 = torch.aten.pow.Tensor_Scalar %0, %int2 : !torch.vtensor<[1,?,512],f32>, !torch.int -> !torch.vtensor<[1,?,512],f32>
+  %2 = torch.aten.mean.dim %1, %dims, %true, %none : !torch.vtensor<[1,?,512],f32>, !torch.list<int>, !torch.bool, !torch.none -> !torch.vtensor<[1,?,1],f32>
+  %3 = torch.aten.add.Scalar %2, %eps, %int1 : !torch.vtensor<[1,?,1],f32>, !torch.float, !torch.int -> !torch.vtensor<[1,?,1],f32>
+  %4 = torch.aten.rsqrt %3 : !torch.vtensor<[1,?,1],f32> -> !torch.vtensor<[1,?,1],f32>
+  %5 = torch.aten.mul.Tensor %0, %4 : !torch.vtensor<[1,?,512],f32>, !torch.vtensor<[1,?,1],f32> -> !torch.vtensor<[1,?,512],f32>
+  // `aten._to_copy`, as AOTAutograd writes the cast back.
+  %6 = torch.aten._to_copy %5, %bf16, %none, %none, %none, %false, %none : !torch.vtensor<[1,?,512],f32>, !torch.int, !torch.none, !torch.none, !torch.none, !torch.bool, !torch.none -> !torch.vtensor<[1,?,512],bf16>
+  // expected-remark @+1 {{rms-norm: fired at torch.aten.mul.Tensor}}
+  %7 = torch.aten.mul.Tensor %w, %6 : !torch.vtensor<[512],bf16>, !torch.vtensor<[1,?,512],bf16> -> !torch.vtensor<[1,?,512],bf16>
+  return %7 : !torch.vtensor<[1,?,512],bf16>
+}
+
+// -----
+
+// The mean over another dimension is another norm.
+// CHECK-LABEL: func.func @norm_of_another_dimension
+// CHECK:         torch.aten.rsqrt
+// CHECK-NOT:     qfuse
+func.func @norm_of_another_dimension(%x: !torch.vtensor<[4,512],f32>, %w: !torch.vtensor<[512],f32>) -> !torch.vtensor<[4,512],f32> {
+  %true = torch.constant.bool true
+  %none = torch.constant.none
+  %int2 = torch.constant.int 2
+  %int1 = torch.constant.int 1
+  %int0 = torch.constant.int 0
+  %eps = torch.constant.float 1.0E-6
+  %dims = torch.prim.ListConstruct %int0 : (!torch.int) -> !torch.list<int>
+  %1 = torch.aten.pow.Tensor_Scalar %x, %int2 : !torch.vtensor<[4,512],f32>, !torch.int -> !torch.vtensor<[4,512],f32>
+  %2 = torch.aten.mean.dim %1, %dims, %true, %none : !torch.vtensor<[4,512],f32>, !torch.list<int>, !torch.bool, !torch.none -> !torch.vtensor<[1,512],f32>
+  %3 = torch.aten.add.Scalar %2, %eps, %int1 : !torch.vtensor<[1,512],f32>, !torch.float, !torch.int -> !torch.vtensor<[1,512],f32>
+  %4 = torch.aten.rsqrt %3 : !torch.vtensor<[1,512],f32> -> !torch.vtensor<[1,512],f32>
+  %5 = torch.aten.mul.Tensor %x, %4 : !torch.vtensor<[4,512],f32>, !torch.vtensor<[1,512],f32> -> !torch.vtensor<[4,512],f32>
+  %7 = torch.aten.mul.Tensor %5, %w : !torch.vtensor<[4,512],f32>, !torch.vtensor<[512],f32> -> !torch.vtensor<[4,512],f32>
+  return %7 : !torch.vtensor<[4,512],f32>
+}
+
+// -----
+
+// A norm computed in bf16 throughout is not what qfuse.rms_norm computes.
+// CHECK-LABEL: func.func @norm_in_bf16
+// CHECK:         torch.aten.rsqrt
+// CHECK-NOT:     qfuse
+func.func @norm_in_bf16(%x: !torch.vtensor<[4,512],bf16>, %w: !torch.vtensor<[512],bf16>) -> !torch.vtensor<[4,512],bf16> {
+  %true = torch.constant.bool true
+  %none = torch.constant.none
+  %int2 = torch.constant.int 2
+  %int1 = torch.constant.int 1
+  %int-1 = torch.constant.int -1
+  %eps = torch.constant.float 1.0E-6
+  %dims = torch.prim.ListConstruct %int-1 : (!torch.int) -> !torch.list<int>
+  %1 = torch.aten.pow.Tensor_Scalar %x, %int2 : !torch.vtensor<[4,512],bf16>, !torch.int -> !torch.vtensor<[4,512],bf16>
+  %2 = torch.aten.mean.dim %1, %dims, %true, %none : !torch.vtensor<[4,512],bf16>, !torch.list<int>, !torch.bool, !torch.none -> !torch.vtensor<[4,1],bf16>
+  %3 = torch.aten.add.Scalar %2, %eps, %int1 : !torch.vtensor<[4,1],bf16>, !torch.float, !torch.int -> !torch.vtensor<[4,1],bf16>
+  %4 = torch.aten.rsqrt %3 : !torch.vtensor<[4,1],bf16> -> !torch.vtensor<[4,1],bf16>
+  %5 = torch.aten.mul.Tensor %x, %4 : !torch.vtensor<[4,512],bf16>, !torch.vtensor<[4,1],bf16> -> !torch.vtensor<[4,512],bf16>
+  // expected-remark @+1 {{rms-norm: refused at torch.aten.mul.Tensor: the norm is computed in bf16, qfuse.rms_norm in f32; cast the input to f32 first}}
+  %7 = torch.aten.mul.Tensor %5, %w : !torch.vtensor<[4,512],bf16>, !torch.vtensor<[512],bf16> -> !torch.vtensor<[4,512],bf16>
+  return %7 : !torch.vtensor<[4,512],bf16>
+}
+
+// -----
+
+// torch's own rms_norm multiplies by the weight before it rounds.
+// CHECK-LABEL: func.func @torch_rms_norm
+// CHECK:         "qfuse.rms_norm"
+// CHECK-SAME:      rounding = "after"
+func.func @torch_rms_norm(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[512],bf16>) -> !torch.vtensor<[?,512],bf16> {
+  %int512 = torch.constant.int 512
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: fired at torch.aten.rms_norm}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !torch.vtensor<[?,512],bf16>, !torch.list<int>, !torch.vtensor<[512],bf16>, !torch.float -> !torch.vtensor<[?,512],bf16>
+  return %y : !torch.vtensor<[?,512],bf16>
+}
+
+// -----
+
+// silu(gate) * up next to a norm becomes a GLU; the residual add becomes qfuse's, too.
+// CHECK-LABEL: func.func @glu_and_residual
+// CHECK:         "qfuse.rms_norm"
+// CHECK:         %[[G:.+]] = "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu"
+// CHECK:         "qfuse.add"(%{{.*}}, %[[G]])
+func.func @glu_and_residual(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[512],bf16>) -> !torch.vtensor<[?,512],bf16> {
+  %int512 = torch.constant.int 512
+  %int1 = torch.constant.int 1
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: fired}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !torch.vtensor<[?,512],bf16>, !torch.list<int>, !torch.vtensor<[512],bf16>, !torch.float -> !torch.vtensor<[?,512],bf16>
+  %a = torch.aten.silu %y : !torch.vtensor<[?,512],bf16> -> !torch.vtensor<[?,512],bf16>
+  // expected-remark @+1 {{glu: fired at qfuse.mul}}
+  %b = torch.aten.mul.Tensor %a, %y : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?,512],bf16> -> !torch.vtensor<[?,512],bf16>
+  %c = torch.aten.add.Tensor %x, %b, %int1 : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?,512],bf16>, !torch.int -> !torch.vtensor<[?,512],bf16>
+  return %c : !torch.vtensor<[?,512],bf16>
+}
+
+// -----
+
+// The activation is read twice: no GLU, and each part is an operation of its own.
+// CHECK-LABEL: func.func @activation_read_twice
+// CHECK:         "qfuse.gelu_tanh"
+// CHECK:         "qfuse.mul"
+// CHECK-NOT:     "qfuse.glu"
+func.func @activation_read_twice(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[512],bf16>) -> (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[?,512],bf16>) {
+  %int512 = torch.constant.int 512
+  %tanh = torch.constant.str "tanh"
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: fired}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !torch.vtensor<[?,512],bf16>, !torch.list<int>, !torch.vtensor<[512],bf16>, !torch.float -> !torch.vtensor<[?,512],bf16>
+  // expected-remark @+1 {{glu: refused at qfuse.gelu_tanh: the activation has 2 readers}}
+  %a = torch.aten.gelu %y, %tanh : !torch.vtensor<[?,512],bf16>, !torch.str -> !torch.vtensor<[?,512],bf16>
+  %b = torch.aten.mul.Tensor %a, %y : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?,512],bf16> -> !torch.vtensor<[?,512],bf16>
+  return %a, %b : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?,512],bf16>
+}
+
+// -----
+
+// Element-wise operations away from qfuse's stay on torch, and so do scaled adds and integers.
+// CHECK-LABEL: func.func @left_to_torch
+// CHECK-NOT:     qfuse
+// CHECK:         return
+func.func @left_to_torch(%x: !torch.vtensor<[?,512],bf16>, %i: !torch.vtensor<[?],si64>) -> (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[?],si64>) {
+  %int2 = torch.constant.int 2
+  %a = torch.aten.silu %x : !torch.vtensor<[?,512],bf16> -> !torch.vtensor<[?,512],bf16>
+  %b = torch.aten.add.Tensor %a, %x, %int2 : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?,512],bf16>, !torch.int -> !torch.vtensor<[?,512],bf16>
+  %c = torch.aten.mul.Tensor %i, %i : !torch.vtensor<[?],si64>, !torch.vtensor<[?],si64> -> !torch.vtensor<[?],si64>
+  return %b, %c : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?],si64>
+}
