@@ -1,0 +1,49 @@
+"""In what order: the compiler, and what runs its results.
+
+    from qfuse.compiler import compile, load
+
+    exe = compile("path/to/checkpoint")
+    exe.generate([1, 2, 3], max_new_tokens=32)
+    exe.save("model.qfuse")
+    exe = load("model.qfuse")                  # needs neither MLIR nor the checkpoint
+
+| file or folder | what it holds |
+|---|---|
+| compilation.py | `compile`: the whole flow on one page |
+| options.py | what can be chosen, and the environment variables |
+| frontend/ | Hugging Face checkpoints and torch modules to MLIR; the torch.compile backend |
+| torch_ops.py, torch_ir.py | our torch operators; reading the torch dialect |
+| pipeline.py | pass pipelines: the built-in order, and as text |
+| passes/ | one pass per file |
+| pdl.py, epilogue.py, remarks.py | what passes are written with |
+| plan/ | the lowered host program as data |
+| runtime/ | running that, without MLIR |
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qfuse.compiler.compilation import compile
+    from qfuse.compiler.runtime.executable import Executable
+
+__all__ = ["Executable", "compile", "load"]
+
+
+def load(path: Any) -> "Executable":
+    """Read a program that `Executable.save` wrote; needs neither MLIR nor the model."""
+    from qfuse.compiler.runtime.executable import Executable
+
+    return Executable.load(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the compiler only when it is asked for: what runs an artifact does without MLIR."""
+    if name == "compile":
+        from qfuse.compiler.compilation import compile
+
+        return compile
+    if name == "Executable":
+        from qfuse.compiler.runtime.executable import Executable
+
+        return Executable
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

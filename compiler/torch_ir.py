@@ -51,7 +51,7 @@ def builtin_type(type_: ir.Type) -> ir.RankedTensorType | None:
         return None
     dims = [d.strip() for d in match[1].split(",") if d.strip()]
     dtype = re.sub(r"^[su]i", "i", match[2])
-    return ir.Type.parse(f"tensor<{''.join(d + 'x' for d in dims)}{dtype}>")
+    return ir.Type.parse(f"tensor<{''.join(d + 'x' for d in dims)}{dtype}>", type_.context)
 
 
 def to_builtin(value: ir.Value) -> ir.Value:

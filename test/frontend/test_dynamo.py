@@ -213,7 +213,7 @@ def test_constants_are_parameters(compiler):
 
 @torch.no_grad()
 def test_quantized_model(compiler, checkpoints):
-    """A transformers model with FP8 layers: one graph, the operator in it, names as in the model."""
+    """A transformers model with FP8 layers: one graph, our operator, the model's names."""
     model = quantize_linears(eager_model(Checkpoint(checkpoints())), (64, 64))
     assert isinstance(model.model.layers[0].mlp.up_proj, QuantizedLinear)
     assert not isinstance(model.lm_head, QuantizedLinear)

@@ -1,0 +1,191 @@
+"""From a model to something that runs: the whole flow on one page.
+
+import      a front end makes a module in the torch dialect        compiler/frontend
+expand      torch to qfuse, quantization apart                     pipeline.IMPORT
+fuse        the fusion passes that are on                          pipeline.FUSION
+lower       computations outlined into kernels, compiled           lowering/cpu
+plan        the rest as data, weights in the kernels' layout       compiler/plan, runtime
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qfuse.compiler import pipeline, remarks
+from qfuse.compiler.options import CompileOptions
+from qfuse.compiler.passes.convert_to_cpu import KERNEL, ConvertToCpu
+from qfuse.compiler.plan import build_plan
+from qfuse.compiler.runtime.executable import Executable
+from qfuse.compiler.runtime.program import Program
+from qfuse.dialects import registry
+from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.cpu.cache import compile_cached
+from qfuse.lowering.cpu.kernel import CompiledKernel
+
+if TYPE_CHECKING:
+    import torch
+    from qfuse.compiler.frontend.imported import Imported
+
+
+@dataclass(frozen=True)
+class ConfigResult:
+    """The fused module of a config, operations by name before and after, seconds by phase."""
+
+    module: ir.Module
+    counts: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+    remarks: remarks.Remarks
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase, how much of it is done, and how much there is."""
+
+
+def compile(
+    model: "torch.nn.Module | str | Path",
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    target: str = "cpu",
+    disable: Sequence[str] = (),
+    dynamic_shapes: Any = None,
+    max_len: int = 2048,
+    logits: str = "last",
+    progress: Progress | None = None,
+) -> Executable:
+    """Compile a model for `target`.
+
+    `model` is a directory with a Hugging Face checkpoint, or a torch module together with
+    `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
+    `max_len` is the number of tokens its KV caches hold, and `logits` is "last" or "all" of the
+    tokens of a call.  `disable` names fusions to leave out, or "all"; the result is the same to
+    the last bit.
+
+    Raises QfuseError, in one line, for anything that cannot be read or compiled.
+    """
+    options = CompileOptions.make(target, disable)
+    if isinstance(model, str | Path):
+        from qfuse.compiler.frontend.huggingface import import_checkpoint
+
+        _report(progress, "import", 0, 1)
+        imported = import_checkpoint(Path(model), max_len=max_len, logits=logits)
+    else:
+        from qfuse.compiler.frontend.module import import_module
+
+        if example_inputs is None:
+            raise QfuseError("compiling a torch module needs example_inputs, a sequence of tensors")
+        _report(progress, "import", 0, 1)
+        imported = import_module(model, example_inputs, dynamic_shapes)
+    _report(progress, "import", 1, 1)
+    return compile_imported(imported, options, progress)
+
+
+def compile_imported(
+    imported: "Imported",
+    options: CompileOptions,
+    progress: Progress | None = None,
+) -> Executable:
+    """Compile what a front end imported.  The module is changed in place."""
+    module = imported.module
+    collected = fuse(module, options, progress)
+    with module.context, ir.Location.unknown():
+        pipeline.run(module, pipeline.stages_of([ConvertToCpu.name]))
+    kernels = compile_kernels(module, options, progress)
+    with module.context:
+        plan = build_plan(module, kernels)
+    program = Program.prepare(
+        plan,
+        imported.parameters,
+        kernels,
+        info=_info(imported),
+        report={
+            "patterns": [],
+            "remarks": [remark.to_json() for remark in collected],
+        },
+        progress=lambda done, total: _report(progress, "weights", done, total),
+    )
+    return Executable(program)
+
+
+def fuse(
+    module: ir.Module, options: CompileOptions, progress: Progress | None = None
+) -> remarks.Remarks:
+    """Run the import and the fusion passes; returns what the patterns did."""
+    stages = pipeline.stages_of([*pipeline.IMPORT, *options.fusion_passes()])
+    with _errors_as_one_line(), remarks.collect() as collected:
+        with module.context:
+            registry.load_all()
+        _report(progress, "fuse", 0, len(stages))
+        pipeline.run(module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages)))
+    return collected
+
+
+def compile_kernels(
+    module: ir.Module, options: CompileOptions, progress: Progress | None = None
+) -> dict[str, CompiledKernel]:
+    """Machine code for every outlined kernel of a lowered module, by name."""
+    functions = [
+        op
+        for op in module.body.operations
+        if isinstance(op, func.FuncOp) and KERNEL in op.operation.attributes
+    ]
+    kernels = {}
+    for i, function in enumerate(functions):
+        _report(progress, "kernels", i, len(functions))
+        kernels[function.name.value] = compile_cached(
+            function, options.cache_dir, level=options.level
+        )
+    _report(progress, "kernels", len(functions), len(functions))
+    return kernels
+
+
+def compile_config(
+    config: str | Path, options: CompileOptions, progress: Progress | None = None
+) -> ConfigResult:
+    """Compile the graph of a model from its config alone, up to the fused IR; no weights."""
+    from qfuse.compiler.frontend.huggingface import import_config
+
+    start = time.perf_counter()
+    imported = import_config(Path(config))
+    seconds = {"import": time.perf_counter() - start}
+    stages = pipeline.stages_of([*pipeline.IMPORT, *options.fusion_passes()])
+    counts = {"imported": count_ops(imported.module)}
+    with _errors_as_one_line(), remarks.collect() as collected:
+        with imported.module.context:
+            registry.load_all()
+        for timing in pipeline.run(imported.module, stages):
+            seconds[timing.name] = timing.seconds
+    counts["fused"] = count_ops(imported.module)
+    return ConfigResult(imported.module, counts, seconds, collected)
+
+
+def count_ops(module: ir.Module) -> dict[str, int]:
+    """How many operations of each name stand in the functions of a module, regions apart."""
+    counts: Counter[str] = Counter()
+    for function in module.body.operations:
+        for block in function.regions[0].blocks:
+            counts.update(op.operation.name for op in block.operations)
+    return dict(counts.most_common())
+
+
+def _info(imported: "Imported") -> dict[str, Any]:
+    return asdict(imported.model) if imported.model is not None else {}
+
+
+def _report(progress: Progress | None, phase: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(phase, done, total)
+
+
+@contextmanager
+def _errors_as_one_line() -> Iterator[None]:
+    """What does not verify after a pass is a fault of ours; say which operation it was."""
+    try:
+        yield
+    except ir.MLIRError as error:
+        first = next((line for line in str(error).splitlines() if "error:" in line), str(error))
+        raise QfuseError(f"internal error: a pass made illegal IR: {first.strip()}") from error

@@ -1,0 +1,222 @@
+"""Reading Hugging Face checkpoints as they lie on disk: config.json and safetensors files.
+
+Tensors are views of the mapped files; nothing is copied until somebody reads it.  The tensors are
+looked up by name and checked here, because transformers' own FP8 loader guesses the block shape
+from the scales' and so loads ragged layers wrong without a word.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qfuse.compiler.frontend.linear import scale_shape
+from qfuse.compiler.torch_ops import FP8_MAX
+from qfuse.dialects.errors import QfuseError
+
+try:
+    from safetensors import SafetensorError, safe_open
+except ImportError as error:
+    raise QfuseError(
+        "reading checkpoints needs safetensors, which is not installed: pip install 'qfuse[hf]'"
+    ) from error
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+SCALE_SUFFIX = "_scale_inv"
+"""`weight` + this names a weight's scales: multipliers, whatever `inv` suggests."""
+
+# Scales are f32 by the format's definition; released checkpoints also store bf16 and, where every
+# scale is a power of two, e8m0.  All of them widen to f32 exactly.
+SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
+PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_METHODS = "fp8 (block-scaled weights, dynamic activations), or none"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The FP8 format of a checkpoint: extents of a weight block, and modules left as they are."""
+
+    weight_block: tuple[int, int] = (128, 128)
+    skip: tuple[str, ...] = ("lm_head",)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises QfuseError if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QfuseError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise QfuseError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise QfuseError(f"{path} is not a JSON object but a {type(content).__name__}")
+    return content
+
+
+def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization | None:
+    """What `quantization_config` says, None if it is absent; raises QfuseError on other formats."""
+    entry = config.get("quantization_config")
+    if entry is None:
+        return None
+    if not isinstance(entry, dict):
+        raise QfuseError(f"{source}: quantization_config is not an object")
+    method = entry.get("quant_method")
+    if method != "fp8":
+        raise QfuseError(
+            f"{source}: quant_method {json.dumps(method)} is not supported; supported: {_METHODS}"
+        )
+    scheme = entry.get("activation_scheme", "dynamic")
+    if scheme != "dynamic":
+        raise QfuseError(
+            f"{source}: activation_scheme {json.dumps(scheme)} is not supported; supported: "
+            '"dynamic" (a scale per token and group of K)'
+        )
+    block = entry.get("weight_block_size")
+    if (
+        not isinstance(block, list)
+        or len(block) != 2
+        or not all(type(extent) is int and extent > 0 for extent in block)
+    ):
+        raise QfuseError(
+            f"{source}: weight_block_size is {json.dumps(block)}, not two positive integers; "
+            "supported: block-scaled weights such as [128, 128]"
+        )
+    skip = entry.get("modules_to_not_convert") or entry.get("ignored_layers") or ()
+    return Quantization((block[0], block[1]), tuple(str(name) for name in skip))
+
+
+class Checkpoint:
+    """An opened checkpoint directory: its config and, by name, its tensors.
+
+    Opening reads the headers of all its files and so finds truncated ones.  Raises QfuseError
+    when the directory is no checkpoint, a file is corrupt or its quantization is unknown.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            what = "is not a directory" if self.directory.exists() else "does not exist"
+            raise QfuseError(
+                f"{self.directory} {what}; give the directory of a Hugging Face checkpoint"
+            )
+        source = self.directory / CONFIG
+        if not source.is_file():
+            raise QfuseError(f"{self.directory} is no checkpoint: it has no {CONFIG}")
+        self.config = read_json(source)
+        self.quantization = read_quantization(self.config, source)
+        self._files: dict[str, Path] = {}
+        self._handles: dict[Path, Any] = {}
+        self._open_files()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self._files.keys()
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds, or should hold, a tensor."""
+        return self._files.get(name, self._listing)
+
+    def raw(self, name: str) -> torch.Tensor:
+        """A tensor as stored, mapped from its file; raises QfuseError if it is not there."""
+        if name not in self._files:
+            raise QfuseError(f"tensor {name} is missing from {self._listing}")
+        path = self._files[name]
+        try:
+            return self._handles[path].get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            raise QfuseError(f"tensor {name} of {path} cannot be read: {error}") from error
+
+    def plain(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An unquantized tensor of the given shape, converted to `dtype` if it is another float."""
+        tensor = self.raw(name)
+        if tensor.dtype in FP8_MAX and name + SCALE_SUFFIX not in self:
+            raise QfuseError(
+                f"tensor {name + SCALE_SUFFIX} is missing from {self._listing}: "
+                f"{name} is {_text(tensor.dtype)}, which needs its scales"
+            )
+        self._check(name, tensor, shape, PLAIN_DTYPES)
+        return tensor.to(dtype)
+
+    def quantized(
+        self, name: str, shape: tuple[int, int], block: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """FP8 weight `name` [N, K] as stored, and its scales as f32 [ceil(N/bn), ceil(K/bk)]."""
+        weight, scale = self.raw(name), self.raw(name + SCALE_SUFFIX)
+        self._check(name, weight, shape, tuple(FP8_MAX))
+        expected = scale_shape(*shape, block)
+        if tuple(scale.shape) != expected:
+            raise QfuseError(
+                f"tensor {name + SCALE_SUFFIX} of {self.file_of(name + SCALE_SUFFIX)} has shape "
+                f"{list(scale.shape)}; a weight {list(shape)} in blocks of {list(block)} needs "
+                f"ceil-div shape {list(expected)}"
+            )
+        self._check(name + SCALE_SUFFIX, scale, expected, SCALE_DTYPES)
+        return weight, scale.float()
+
+    def _check(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        shape: tuple[int, ...],
+        dtypes: tuple[torch.dtype, ...],
+    ) -> None:
+        where = f"tensor {name} of {self.file_of(name)}"
+        if tuple(tensor.shape) != tuple(shape):
+            raise QfuseError(
+                f"{where} has shape {list(tensor.shape)}; the config asks for {list(shape)}"
+            )
+        if tensor.dtype not in dtypes:
+            wanted = ", ".join(map(_text, dtypes))
+            raise QfuseError(f"{where} is {_text(tensor.dtype)}; supported here: {wanted}")
+
+    def _open_files(self) -> None:
+        index = self.directory / INDEX
+        if index.is_file():
+            self._listing = index
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise QfuseError(f"{index} has no weight_map")
+            expected = {str(name): self.directory / str(file) for name, file in weight_map.items()}
+            stored = {path: set(self._open(path)) for path in sorted(set(expected.values()))}
+            for name, path in expected.items():
+                if name not in stored[path]:
+                    raise QfuseError(f"tensor {name} is missing from {path}, where {INDEX} puts it")
+            self._files = expected
+            return
+        single = self.directory / SINGLE
+        paths = [single] if single.is_file() else sorted(self.directory.glob("*.safetensors"))
+        if not paths:
+            raise QfuseError(
+                f"{self.directory} is no checkpoint qfuse reads: it has no .safetensors file"
+            )
+        self._listing = paths[0] if len(paths) == 1 else self.directory
+        for path in paths:
+            self._files.update(dict.fromkeys(self._open(path), path))
+
+    def _open(self, path: Path) -> list[str]:
+        """Map a file, keep it open, and return the names of its tensors."""
+        try:
+            handle = safe_open(path, framework="pt")
+            names = list(handle.keys())
+        except FileNotFoundError as error:
+            raise QfuseError(f"{path} is missing, though {INDEX} names it") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise QfuseError(
+                f"{path} is no complete safetensors file (truncated or corrupt): {error}"
+            ) from error
+        self._handles[path] = handle
+        return names
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

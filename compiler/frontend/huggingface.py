@@ -1,0 +1,289 @@
+"""Hugging Face causal language models as one graph for prefill and decode.
+
+    imported = import_checkpoint("/models/Qwen3-8B-FP8", max_len=4096)
+    imported = import_config("config.json")       # the graph alone, no weights
+
+transformers builds the model on meta; its linear layers, attention and cache are replaced by
+qfuse's operators, and torch.export records one step: T new tokens in, logits and the new caches
+out, for every T >= 1.
+"""
+
+import difflib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qfuse.compiler import torch_ops
+from qfuse.compiler.frontend.checkpoint import (
+    SCALE_SUFFIX,
+    Checkpoint,
+    Quantization,
+    read_json,
+    read_quantization,
+)
+from qfuse.compiler.frontend.fx_import import import_graph
+from qfuse.compiler.frontend.imported import Imported, ModelInfo, TensorSpec
+from qfuse.compiler.frontend.linear import (
+    QuantizedLinear,
+    empty_quantized_linear,
+    replace_linears,
+)
+from qfuse.compiler.frontend.step import (
+    ATTENTION,
+    PREFIX,
+    PreTrained,
+    attention,
+    cache_shape,
+    trace_step,
+)
+from qfuse.dialects.errors import QfuseError
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose frequencies do not depend on the length of the sequence."""
+
+LOGITS = ("last", "all")
+DEFAULT_MAX_LEN = 2048
+
+
+def import_checkpoint(
+    path: str | Path, *, max_len: int | None = None, logits: str = "last"
+) -> Imported:
+    """Import a checkpoint directory; its tensors stay mapped files until they are packed.
+
+    `max_len` is the capacity of the caches, by default what the model was trained for but at most
+    2048.  `logits` "last" gives [1, 1, V] for the last of the T tokens, "all" [1, T, V].
+    A linear layer is quantized exactly if the file has scales for it.  Raises QfuseError on
+    anything wrong with the checkpoint or not supported.
+    """
+    started = time.perf_counter()
+    checkpoint = Checkpoint(path)
+    model = empty_model(checkpoint.config, checkpoint.directory, checkpoint)
+    quantize_like(model, checkpoint)
+    parameters = load_parameters(model, checkpoint)
+    loaded = time.perf_counter() - started
+    generation = checkpoint.directory / "generation_config.json"
+    ends = read_json(generation) if generation.is_file() else {}
+    return _import(model, parameters, max_len, logits, ends, {"load": loaded})
+
+
+def import_config(
+    path: str | Path,
+    *,
+    max_len: int | None = None,
+    logits: str = "last",
+    quantize: str | None = "fp8",
+) -> Imported:
+    """Import the graph of a model from its config.json (or the directory of one), no weights.
+
+    The FP8 format is that of the config's `quantization_config`.  For a config without one,
+    `quantize="fp8"` stands for FP8 in 128x128 blocks with dynamic activations in every linear
+    layer but `lm_head`, and None for no quantization.  All `parameters` are meta tensors.
+    """
+    started = time.perf_counter()
+    source = Path(path)
+    if source.is_dir():
+        source = source / "config.json"
+    config = read_json(source)
+    if quantize not in ("fp8", None):
+        raise QfuseError(f'quantize "{quantize}" is not supported; supported: fp8, None')
+    quantization = read_quantization(config, source)
+    if quantization is None and quantize == "fp8":
+        quantization = Quantization()
+    model = empty_model(config, source)
+    if quantization is not None:
+        _quantize_all(model, quantization)
+    parameters = dict(model.named_parameters()) | _computed_buffers(model)
+    return _import(model, parameters, max_len, logits, {}, {"load": time.perf_counter() - started})
+
+
+def empty_model(
+    config: Mapping[str, Any],
+    source: Path,
+    checkpoint: Checkpoint | None = None,
+    dtype: torch.dtype | None = None,
+    implementation: str = ATTENTION,
+) -> PreTrained:
+    """The transformers model of a config on meta, in evaluation mode.
+
+    `source` is named in errors.  `dtype` is by default the config's, else the embedding's in the
+    checkpoint, else bfloat16.  `implementation` names the attention, as transformers does.
+    """
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        near = difflib.get_close_matches(str(model_type), MODEL_TYPES, 1, 0.5)
+        hint = f"nearest: {near[0]}; " if near else ""
+        raise QfuseError(
+            f"{source}: model_type {model_type!r} is not supported; "
+            f"{hint}supported: {', '.join(MODEL_TYPES)}"
+        )
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError as error:
+        raise QfuseError(
+            f"models need transformers >= 5, pip install 'qfuse[hf]': {error}"
+        ) from error
+
+    # There is no mask function of this name on purpose: transformers then builds no mask.
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
+    entries = {k: v for k, v in config.items() if k != "quantization_config"}
+    try:
+        parsed = CONFIG_MAPPING[model_type].from_dict(entries)
+        parsed._attn_implementation = implementation
+        if dtype is None:
+            dtype = _model_dtype(parsed, source, checkpoint)
+        with torch.device("meta"), no_init_weights():
+            model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)
+    except QfuseError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise QfuseError(f"{source}: transformers refuses this config: {reason[0]}") from error
+    rope = (parsed.rope_parameters or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES:
+        raise QfuseError(
+            f'{source}: rope_type "{rope}" is not supported; supported: {", ".join(ROPE_TYPES)}'
+        )
+    if parsed.tie_word_embeddings:
+        model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def quantize_like(model: PreTrained, checkpoint: Checkpoint) -> None:
+    """Make exactly those linear layers FP8 that the checkpoint has scales for."""
+
+    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+        weight = f"{name}.weight"
+        if weight + SCALE_SUFFIX not in checkpoint:
+            return None
+        if checkpoint.quantization is None:
+            raise QfuseError(
+                f"{checkpoint.directory}: the file has {weight + SCALE_SUFFIX}, but config.json "
+                "has no quantization_config to say what it means"
+            )
+        dtype = checkpoint.raw(weight).dtype
+        if dtype not in torch_ops.FP8_MAX:
+            dtype = torch.float8_e4m3fn  # refused with its name when the tensors are loaded
+        return empty_quantized_linear(linear, checkpoint.quantization.weight_block, dtype)
+
+    replace_linears(model, convert)
+
+
+def load_parameters(model: PreTrained, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensor of every parameter and buffer of a meta model, checked, mapped from its file."""
+    loaded = _computed_buffers(model)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            weight = f"{name}.weight"
+            shape = (module.out_features, module.in_features)
+            block = (module.weight_block[0], module.weight_block[1])
+            loaded[weight], loaded[weight + SCALE_SUFFIX] = checkpoint.quantized(
+                weight, shape, block
+            )
+    for name, meta in model.named_parameters():
+        if name not in loaded:
+            loaded[name] = checkpoint.plain(name, tuple(meta.shape), meta.dtype)
+    return loaded
+
+
+def _model_dtype(config: Any, source: Path, checkpoint: Checkpoint | None) -> torch.dtype:
+    dtype = getattr(config, "dtype", None)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    if dtype is None and checkpoint is not None and "model.embed_tokens.weight" in checkpoint:
+        dtype = checkpoint.raw("model.embed_tokens.weight").dtype
+    dtype = dtype or torch.bfloat16
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise QfuseError(
+            f"{source}: dtype {dtype} is not supported; supported: bfloat16, float16, float32"
+        )
+    return dtype
+
+
+def _quantize_all(model: PreTrained, quantization: Quantization) -> None:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skip = list(quantization.skip) or ["lm_head"]
+
+    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+        if not should_convert_module(name, skip):
+            return None
+        return empty_quantized_linear(linear, quantization.weight_block)
+
+    replace_linears(model, convert)
+
+
+def _computed_buffers(model: PreTrained) -> dict[str, torch.Tensor]:
+    """Buffers that no checkpoint stores (rotary frequencies): computed as transformers does."""
+    buffers: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if not module._non_persistent_buffers_set:
+            continue
+        real = type(module)(config=model.config)
+        for buffer in module._non_persistent_buffers_set:
+            buffers[f"{name}.{buffer}"] = real.get_buffer(buffer)
+    return buffers
+
+
+def _import(
+    model: PreTrained,
+    parameters: dict[str, torch.Tensor],
+    max_len: int | None,
+    logits: str,
+    generation: Mapping[str, Any],
+    timings: dict[str, float],
+) -> Imported:
+    config = model.config
+    limit = config.max_position_embeddings
+    max_len = min(limit, DEFAULT_MAX_LEN) if max_len is None else max_len
+    if not 1 <= max_len <= limit:
+        raise QfuseError(
+            f"max_len {max_len} is not between 1 and the model's max_position_embeddings {limit}"
+        )
+    if logits not in LOGITS:
+        raise QfuseError(f'logits "{logits}" is not one of {", ".join(LOGITS)}')
+
+    started = time.perf_counter()
+    step = trace_step(model, max_len, logits)
+    timings["export"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    module = import_graph(step.graph, step.arguments, step.results, strip=PREFIX)
+    timings["import"] = time.perf_counter() - started
+    names = [step.arguments[n.name] for n in step.graph.nodes if n.op == "placeholder"]
+
+    shape = cache_shape(config, max_len)
+    width = 1 if logits == "last" else None
+    return Imported(
+        module=module,
+        parameters={a.name: parameters[a.name] for a in names if a.kind == "parameter"},
+        inputs=(
+            TensorSpec("input_ids", (1, None), torch.int64),
+            TensorSpec("position", (None,), torch.int64),
+        ),
+        outputs=(TensorSpec("logits", (1, width, config.vocab_size), model.dtype),),
+        caches=tuple(TensorSpec(a.name, shape, model.dtype) for a in names if a.kind == "cache"),
+        model=ModelInfo(
+            model_type=config.model_type,
+            config=config.to_dict(),
+            vocab_size=config.vocab_size,
+            max_len=max_len,
+            logits=logits,
+            bos_token_id=config.bos_token_id,
+            eos_token_ids=_ids(generation.get("eos_token_id", config.eos_token_id)),
+        ),
+        timings=timings,
+    )
+
+
+def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,183 @@
+"""One step of generation as a graph: T new tokens in, logits and the new caches out.
+
+The model's attention and cache are replaced by qfuse's operators, and torch.export records the
+step for every T >= 1, so that prefill and decode run the same program.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from qfuse.compiler import torch_ops
+from qfuse.compiler.frontend.fx_import import Argument, simplify, unused
+from qfuse.dialects.errors import QfuseError
+
+ATTENTION = torch_ops.NAMESPACE
+"""Name of our attention among transformers' implementations."""
+
+PreTrained: TypeAlias = Any
+"""A transformers `PreTrainedModel`: a module with a config, which no type checker sees into."""
+
+PREFIX = "model."
+"""What `Step` adds in front of the names of the model's parameters."""
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    cache_slots: torch.Tensor,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface; `cache_slots` comes through the model from `Step`."""
+    out = torch.ops.qfuse.attention(
+        query, key, value, cache_slots, float(scaling), int(sliding_window or 0)
+    )
+    return out, None
+
+
+class _Caches:
+    """transformers' cache interface over tensors that are arguments of the graph.
+
+    Updating makes new tensors, so the exported graph has no side effects.
+    """
+
+    is_compileable = False
+
+    def __init__(
+        self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], position: torch.Tensor
+    ) -> None:
+        self.keys, self.values, self._position = list(keys), list(values), position
+        self.is_sliding = [False] * len(self.keys)
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        update = torch.ops.qfuse.kv_update
+        self.keys[layer] = update(self.keys[layer], key, self._position)
+        self.values[layer] = update(self.values[layer], value, self._position)
+        return self.keys[layer], self.values[layer]
+
+
+class Step(nn.Module):
+    """One step of generation: T tokens at consecutive positions; returns logits and caches."""
+
+    def __init__(self, model: PreTrained, logits: str) -> None:
+        super().__init__()
+        self.model = model
+        self._keep = 1 if logits == "last" else 0
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position: torch.Tensor,
+        key_caches: list[torch.Tensor],
+        value_caches: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        caches = _Caches(key_caches, value_caches, position)
+        out = self.model(
+            input_ids=input_ids,
+            position_ids=position[None],
+            past_key_values=caches,
+            use_cache=True,
+            logits_to_keep=self._keep,
+            cache_slots=position,
+        )
+        return out.logits, caches.keys, caches.values
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """The simplified FX graph of a `Step`: what its arguments (by node name) and results are."""
+
+    graph: fx.Graph
+    arguments: dict[str, Argument]
+    results: tuple[Argument, ...]
+
+
+def trace_step(model: PreTrained, max_len: int, logits: str) -> StepGraph:
+    """torch.export of `Step` over a meta model, for any number of tokens from 1 to max_len."""
+    config = model.config
+    tokens = min(7, max_len)  # any number but 1, which export would take for a constant
+    shape = cache_shape(config, max_len)
+    layers = config.num_hidden_layers
+
+    def caches() -> list[torch.Tensor]:
+        return [torch.empty(shape, dtype=model.dtype, device="meta") for _ in range(layers)]
+
+    example = (
+        torch.zeros(1, tokens, dtype=torch.int64, device="meta"),
+        torch.zeros(tokens, dtype=torch.int64, device="meta"),
+        caches(),
+        caches(),
+    )
+    shapes = None
+    if max_len > 1:
+        dim = torch.export.Dim("T", min=1, max=max_len)
+        shapes = ({1: dim}, {0: dim}, [None] * layers, [None] * layers)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                Step(model, logits), example, dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise QfuseError(
+            f"torch.export cannot trace this {config.model_type} model: {reason[0]}"
+        ) from error
+    simplify(program.graph)
+    arguments, results = _describe(program, layers)
+    _merge_tied(program.graph, arguments, model)
+    for node in unused(program.graph):
+        if arguments[node.name].kind == "parameter":
+            program.graph.erase_node(node)
+    return StepGraph(program.graph, arguments, results)
+
+
+def _merge_tied(graph: fx.Graph, arguments: Mapping[str, Argument], model: nn.Module) -> None:
+    """Read a parameter of several names (tied embeddings) through its first name only."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    same = {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    nodes = {arguments[n.name].name: n for n in graph.nodes if n.op == "placeholder"}
+    for name, node in nodes.items():
+        if same.get(name, name) != name:
+            node.replace_all_uses_with(nodes[same[name]])
+
+
+def _describe(
+    program: torch.export.ExportedProgram, layers: int
+) -> tuple[dict[str, Argument], tuple[Argument, ...]]:
+    """Kind and name of each argument (by node name) and result of an exported `Step`."""
+    caches = [
+        Argument("cache", f"{which}_cache.{layer}")
+        for which in ("key", "value")
+        for layer in range(layers)
+    ]
+    inputs = [Argument("input", "input_ids"), Argument("input", "position"), *caches]
+    user = iter(inputs)
+    arguments = {
+        spec.arg.name: (
+            next(user)
+            if spec.target is None
+            else Argument("parameter", spec.target.removeprefix(PREFIX))
+        )
+        for spec in program.graph_signature.input_specs
+    }
+    return arguments, (Argument("output", "logits"), *caches)
+
+
+def cache_shape(config: Any, max_len: int) -> tuple[int, int, int, int]:
+    """Shape of each key or value cache: [1, heads, slots, width of a head]."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (1, config.num_key_value_heads, max_len, width)

@@ -1,0 +1,73 @@
+"""Options of a compilation; the only file that reads the environment."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.target import Target
+
+FUSIONS: dict[str, str] = {
+    "gate-up": "qfuse-fuse-gate-up",
+    "qkv": "qfuse-fuse-qkv",
+    "rope": "qfuse-fuse-rope",
+    "epilogue": "qfuse-fuse-epilogue",
+    "norm-quantize": "qfuse-fuse-norm-quantize",
+    "act-quantize": "qfuse-fuse-act-quantize",
+}
+"""Names by which a fusion can be switched off, and its pass; `all` stands for every one."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What `compile` was asked for, made once at the entry and passed down."""
+
+    target: Target = field(default_factory=lambda: Target("cpu"))
+    disable: frozenset[str] = frozenset()
+    level: str | None = None
+    cache_dir: Path | None = None
+
+    @staticmethod
+    def make(
+        target: str = "cpu",
+        disable: Sequence[str] = (),
+        environment: Mapping[str, str] = os.environ,
+    ) -> "CompileOptions":
+        """Options from a caller's words and the environment; raises QfuseError on unknown ones.
+
+        Read from the environment: `QFUSE_DISABLE` (fusions to leave out, comma separated),
+        `QFUSE_CPU_LEVEL` (avx512, avx2 or generic instead of the best the CPU has) and
+        `QFUSE_CACHE_DIR` (where compiled kernels are kept).
+        """
+        from_environment = environment.get("QFUSE_DISABLE", "")
+        names = [*disable, *filter(None, from_environment.split(","))]
+        return CompileOptions(
+            Target.parse(target),
+            frozenset(fusion for name in names for fusion in _fusions(name.strip())),
+            environment.get("QFUSE_CPU_LEVEL") or None,
+            cache_dir(environment) / "kernels",
+        )
+
+    def fusion_passes(self) -> list[str]:
+        """Names of the fusion passes that are on, in the order in which they run."""
+        return [name for fusion, name in FUSIONS.items() if fusion not in self.disable]
+
+
+def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Directory for what can be made again: compiled kernels, the demo's checkpoint."""
+    if explicit := environment.get("QFUSE_CACHE_DIR"):
+        return Path(explicit)
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "qfuse"
+
+
+def _fusions(name: str) -> list[str]:
+    if name == "all":
+        return list(FUSIONS)
+    if name in FUSIONS:
+        return [name]
+    near = difflib.get_close_matches(name, FUSIONS, n=1, cutoff=0.4)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise QfuseError(f"no fusion '{name}' (there are {', '.join(FUSIONS)}, all){hint}")

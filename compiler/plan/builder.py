@@ -1,0 +1,360 @@
+"""From the lowered module to the plan that runs.
+
+`@main` is walked once, in order.  Torch operators and kernel calls become steps; constants and
+casts vanish; `qfuse.pack` and `qfuse.concat` of parameters become weights to prepare.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qfuse.compiler.plan.reading import (
+    attributes_of,
+    boundary_type,
+    constant,
+    kernel_type,
+    kind_and_name,
+    literal_bytes,
+    tensor_type,
+    typed,
+    unsupported,
+    where,
+)
+from qfuse.compiler.runtime import calls
+from qfuse.compiler.runtime.plan import (
+    Argument,
+    KernelStep,
+    KernelType,
+    Literal,
+    Output,
+    Plan,
+    Prepare,
+    Ref,
+    Step,
+    TorchStep,
+    refs,
+)
+from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.types import Shaped, shaped
+from qfuse.lowering.cpu.kernel import CompiledKernel
+
+# The value passes through unchanged.
+_IDENTITIES = frozenset(
+    (
+        *("torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor"),
+        *("torch_c.to_i64", "torch_c.from_i64", "torch_c.to_f64", "torch_c.from_f64"),
+        *("torch_c.to_i1", "torch_c.from_i1"),
+        *("torch.copy.to_vtensor", "torch.copy.to_tensor", "torch.tensor_static_info_cast"),
+        *("torch.derefine", "torch.prim.unchecked_cast"),
+        *("tensor.cast", "arith.index_cast", "builtin.unrealized_conversion_cast"),
+    )
+)
+
+# Statements about values that export has already checked.
+_ASSERTIONS = frozenset(
+    (
+        *("torch.aten._assert_tensor_metadata", "torch.aten._assert_scalar"),
+        *("torch.aten._assert_async.msg", "torch.runtime.assert", "torch.aten._assert_async"),
+        *("torch.aten.sym_constrain_range", "torch.aten.sym_constrain_range_for_size"),
+        *("torch.bind_symbolic_shape", "torch.symbolic_int"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A qtensor: its parts' (codes, scales), more than one after `qfuse.concat`."""
+
+    parts: tuple[tuple[int, int], ...]
+    type: Shaped
+
+
+def build_plan(module: ir.Module, kernels: Mapping[str, CompiledKernel]) -> Plan:
+    """The plan of `@main` of a lowered module, whose kernels have been compiled.
+
+    Arguments and results of `@main` carry `qfuse.kind` and `qfuse.name`.  Raises QfuseError
+    that names the operation and its location if the plan cannot express it.
+    """
+    functions = {f.name.value: f for f in module.body.operations if isinstance(f, func.FuncOp)}
+    if "main" not in functions:
+        raise QfuseError("the module has no function @main")
+    return _Builder(functions, kernels).build()
+
+
+class _Builder:
+    def __init__(
+        self, functions: dict[str, func.FuncOp], kernels: Mapping[str, CompiledKernel]
+    ) -> None:
+        self.main = functions["main"]
+        self.functions, self.compiled = functions, kernels
+        self.count = 0
+        self.bound: dict[ir.Value, Any] = {}
+        self.parameters: dict[int, Argument] = {}
+        self.inputs: list[Argument] = []
+        self.caches: list[Argument] = []
+        self.literals: list[Literal] = []
+        self.prepares: dict[tuple[Any, ...], Prepare] = {}
+        self.kernels: dict[str, KernelType] = {}
+        self.steps: list[Step] = []
+
+    def build(self) -> Plan:
+        self._arguments()
+        for op in self.main.regions[0].blocks[0].operations:
+            name = op.operation.name
+            if name == "func.return":
+                outputs, cache_results = self._results(op)
+                break
+            if name in _ASSERTIONS:
+                continue
+            if name in _IDENTITIES and len(op.operands) == len(op.results) == 1:
+                self.bound[op.results[0]] = self._bound(op.operands[0])
+            elif name.startswith("torch.constant."):
+                self.bound[op.results[0]] = constant(op)
+            elif name in _HANDLERS:
+                _HANDLERS[name](self, op)
+            elif name.startswith(("torch.aten.", "torch.prims.")):
+                self._torch(op, name.removeprefix("torch."))
+            else:
+                raise unsupported(op)
+        return self._finish(tuple(outputs), tuple(cache_results))
+
+    # Values
+
+    def _new(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _bound(self, value: ir.Value) -> Any:
+        return self.bound[value]
+
+    def _tensor(self, value: ir.Value, op: ir.OpView) -> int:
+        """The number of a plain tensor value."""
+        bound = self._bound(value)
+        if not isinstance(bound, Ref):
+            raise unsupported(op, "an operand is not a plain tensor")
+        return bound.value
+
+    def _define(self, op: ir.OpView) -> tuple[int, ...]:
+        """Numbers for the results of an operation."""
+        numbers = tuple(self._new() for _ in op.results)
+        for result, number in zip(op.results, numbers, strict=True):
+            self.bound[result] = Ref(number)
+        return numbers
+
+    # The function's border
+
+    def _arguments(self) -> None:
+        block = self.main.regions[0].blocks[0]
+        attributes = attributes_of(self.main, "arg_attrs", len(block.arguments))
+        for i, (value, about) in enumerate(zip(block.arguments, attributes, strict=True)):
+            kind, name = kind_and_name(about, f"argument {i} of @main")
+            number = self._new()
+            self.bound[value] = Ref(number)
+            argument = Argument(name, number, boundary_type(value.type, name))
+            if kind == "parameter":
+                self.parameters[number] = argument
+            elif kind in ("input", "cache"):
+                (self.inputs if kind == "input" else self.caches).append(argument)
+            else:
+                raise QfuseError(
+                    f'argument {name} of @main has qfuse.kind "{kind}"; use "parameter", '
+                    '"input" or "cache"'
+                )
+
+    def _results(self, op: ir.OpView) -> tuple[list[Output], list[tuple[str, int]]]:
+        outputs, cache_results = [], []
+        caches = {cache.name for cache in self.caches}
+        attributes = attributes_of(self.main, "res_attrs", len(op.operands))
+        for i, (value, about) in enumerate(zip(op.operands, attributes, strict=True)):
+            kind, name = kind_and_name(about, f"result {i} of @main")
+            bound = self._bound(value)
+            if isinstance(bound, _Quantized | list):
+                raise unsupported(op, f"result {name} is not one plain tensor")
+            if kind == "output":
+                outputs.append(Output(name, bound))
+            elif kind == "cache" and name in caches and isinstance(bound, Ref):
+                cache_results.append((name, bound.value))
+            else:
+                raise QfuseError(
+                    f'result {name} of @main has qfuse.kind "{kind}"; use "output", or "cache" '
+                    "with the name of a cache argument"
+                )
+        return outputs, cache_results
+
+    def _finish(
+        self, outputs: tuple[Output, ...], cache_results: tuple[tuple[str, int], ...]
+    ) -> Plan:
+        """Drop what nothing reads: every step is free of side effects."""
+        needed = {v for o in outputs for v in refs(o.arg)} | {v for _, v in cache_results}
+        steps = []
+        for step in reversed(self.steps):
+            if needed.intersection(step.results):
+                needed.update(step.reads)
+                steps.append(step)
+        prepares = [p for p in self.prepares.values() if needed & {p.packed, p.scale}]
+        needed.update(v for p in prepares for part in p.parts for v in part)
+        called = {s.kernel for s in steps if isinstance(s, KernelStep)}
+        return Plan(
+            parameters=tuple(a for v, a in self.parameters.items() if v in needed),
+            inputs=tuple(self.inputs),
+            caches=tuple(self.caches),
+            outputs=outputs,
+            cache_results=cache_results,
+            literals=tuple(x for x in self.literals if x.value in needed),
+            prepares=tuple(prepares),
+            kernels=tuple(k for name, k in self.kernels.items() if name in called),
+            steps=tuple(reversed(steps)),
+        )
+
+    # Operations
+
+    def _torch(self, op: ir.OpView, name: str) -> None:
+        """A torch operator: operands are the schema's arguments, in order."""
+        schema = calls.resolve(name)._schema
+        if schema.is_mutable:
+            raise unsupported(op, f"{name} writes to an operand; functionalize the graph first")
+        if len(op.operands) > len(schema.arguments):
+            raise unsupported(op, f"{name} takes {len(schema.arguments)} arguments")
+        args: list[Any] = []
+        kwargs = []
+        for value, argument in zip(op.operands, schema.arguments, strict=False):
+            arg = typed(self._bound(value), str(argument.real_type), op)
+            if argument.kwarg_only:
+                kwargs.append((argument.name, arg))
+            else:
+                args.append(arg)
+        if any(isinstance(a, _Quantized) for a in (*args, *(a for _, a in kwargs))):
+            raise unsupported(op, "torch knows no quantized tensor; unpack it")
+        results = self._define(op)
+        self.steps.append(TorchStep(name, tuple(args), tuple(kwargs), results, where(op)))
+
+    def _operator(self, op: ir.OpView) -> None:
+        name = op.attributes["name"].value
+        if name in _ASSERTIONS:
+            return
+        if not name.startswith("torch."):
+            raise unsupported(op, f"unknown operator {name}")
+        self._torch(op, name.removeprefix("torch."))
+
+    def _list(self, op: ir.OpView) -> None:
+        self.bound[op.results[0]] = [self._bound(v) for v in op.operands]
+
+    def _unpack_list(self, op: ir.OpView) -> None:
+        items = self._bound(op.operands[0])
+        for i, result in enumerate(op.results):
+            self.bound[result] = items[i] if isinstance(items, list) else self._item(items, i, op)
+
+    def _getitem(self, op: ir.OpView) -> None:
+        items, index = (self._bound(v) for v in op.operands)
+        if isinstance(items, list) and isinstance(index, int):
+            self.bound[op.results[0]] = items[index]
+        else:
+            self.bound[op.results[0]] = self._item(items, index, op)
+
+    def _item(self, items: Ref, index: Any, op: ir.OpView) -> Ref:
+        number = self._new()
+        self.steps.append(TorchStep(calls.GETITEM, (items, index), (), (number,), where(op)))
+        return Ref(number)
+
+    def _dim(self, op: ir.OpView) -> None:
+        args = tuple(self._bound(v) for v in op.operands)
+        self.steps.append(TorchStep("aten.size.int", args, (), self._define(op), where(op)))
+
+    def _literal(self, op: ir.OpView) -> None:
+        attribute, type_ = op.attributes["value"], op.results[0].type
+        if isinstance(attribute, ir.IntegerAttr | ir.FloatAttr | ir.BoolAttr):
+            self.bound[op.results[0]] = attribute.value
+            return
+        if not isinstance(attribute, ir.DenseElementsAttr):
+            raise unsupported(op, "constants other than dense ones are not read")
+        literal_type = tensor_type(type_, "a literal")
+        number = self._new()
+        data = literal_bytes(attribute, literal_type)
+        self.literals.append(Literal(number, literal_type, data))
+        self.bound[op.results[0]] = Ref(number)
+
+    def _pack(self, op: ir.OpView) -> None:
+        data, scale = (self._tensor(v, op) for v in op.operands)
+        self.bound[op.results[0]] = _Quantized(((data, scale),), shaped(op.results[0].type))
+
+    def _unpack(self, op: ir.OpView) -> None:
+        value = self._bound(op.operands[0])
+        if len(value.parts) != 1:
+            raise unsupported(op, "a joined weight exists only in the kernels' own layout")
+        for result, number in zip(op.results, value.parts[0], strict=True):
+            self.bound[result] = Ref(number)
+
+    def _concat(self, op: ir.OpView) -> None:
+        values = [self._bound(v) for v in op.operands]
+        if not all(isinstance(v, _Quantized) for v in values):
+            raise unsupported(op, "only quantized weights are joined")
+        parts = tuple(part for v in values for part in v.parts)
+        self.bound[op.results[0]] = _Quantized(parts, shaped(op.results[0].type))
+
+    def _call(self, op: ir.OpView) -> None:
+        name = op.attributes["callee"].value
+        function = self.functions.get(name)
+        if function is None or "qfuse.kernel" not in function.attributes:
+            raise unsupported(op, f"@{name} is not a kernel")
+        if name not in self.compiled:
+            raise unsupported(op, f"kernel @{name} was not compiled")
+        kernel = self.compiled[name]
+        operands = []
+        for parameter in kernel.parameters:
+            if parameter.source == "operand":
+                value = self._bound(op.operands[parameter.index])
+                number = self._pointer(value, parameter.kind, parameter.packed, op)
+                operands.append(number)
+        results = []
+        for result in op.results:
+            if shaped(result.type).quantized:
+                pair = (self._new(), self._new())
+                self.bound[result] = _Quantized((pair,), shaped(result.type))
+                results.extend(pair)
+            else:
+                results.append(self._new())
+                self.bound[result] = Ref(results[-1])
+        if name not in self.kernels:
+            self.kernels[name] = kernel_type(name, function, kernel)
+        self.steps.append(KernelStep(name, tuple(operands), tuple(results), where(op)))
+
+    def _pointer(self, value: Any, kind: str, packed: bool, op: ir.OpView) -> int:
+        """The value behind one pointer of a kernel."""
+        if isinstance(value, Ref) and not packed:
+            return value.value
+        if not isinstance(value, _Quantized):
+            raise unsupported(op, "a kernel takes tensors, and weights in FP8 only")
+        if packed:
+            prepare = self._prepare(value, op)
+            return prepare.packed if kind == "data" else prepare.scale
+        if len(value.parts) != 1:
+            raise unsupported(op, "a joined weight exists only in the kernels' own layout")
+        return value.parts[0][0 if kind == "data" else 1]
+
+    def _prepare(self, value: _Quantized, op: ir.OpView) -> Prepare:
+        for number in (n for part in value.parts for n in part):
+            if number not in self.parameters:
+                raise unsupported(op, "a weight is not a parameter of the program")
+        assert value.type.scheme is not None
+        key = (value.parts, value.type.scheme.block)
+        if key not in self.prepares:
+            self.prepares[key] = Prepare(*key, packed=self._new(), scale=self._new())
+        return self.prepares[key]
+
+
+_HANDLERS: dict[str, Callable[[_Builder, ir.OpView], None]] = {
+    "torch.operator": _Builder._operator,
+    "torch.prim.ListConstruct": _Builder._list,
+    "torch.prim.TupleConstruct": _Builder._list,
+    "torch.prim.ListUnpack": _Builder._unpack_list,
+    "torch.prim.TupleUnpack": _Builder._unpack_list,
+    "torch.aten.__getitem__.t": _Builder._getitem,
+    "torch.vtensor.literal": _Builder._literal,
+    "arith.constant": _Builder._literal,
+    "tensor.dim": _Builder._dim,
+    "qfuse.pack": _Builder._pack,
+    "qfuse.unpack": _Builder._unpack,
+    "qfuse.concat": _Builder._concat,
+    "func.call": _Builder._call,
+}

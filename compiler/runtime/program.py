@@ -1,0 +1,202 @@
+"""A plan with its weights and kernels: everything that runs, and what an artifact holds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from qfuse.compiler.runtime import artifact
+from qfuse.compiler.runtime.plan import DTYPES, Argument, KernelStep, Plan, TensorType
+from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.cpu.cpu import cpu_features
+from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.launcher import LoadedKernel
+from qfuse.lowering.cpu.weights import pack_weight
+
+
+class Launch(Protocol):
+    """A kernel with its arguments in place; `pointers[i]` may be changed between calls."""
+
+    pointers: Any
+
+    def __call__(self) -> None: ...
+
+
+class Bindable(Protocol):
+    """A kernel in executable memory."""
+
+    def bind(self, pointers: Sequence[int], m: int, threads: int) -> Launch: ...
+
+
+@dataclass
+class Program:
+    """What a session runs.
+
+    `constants` maps plan values to tensors: the parameters that steps read as they are, weights
+    in the kernels' layout, and literals.  `info` and `report` are data for whoever made the
+    program (a description of the model, the fusion report); they travel with the artifact.
+    """
+
+    plan: Plan
+    constants: dict[int, torch.Tensor]
+    kernels: dict[str, CompiledKernel]
+    info: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    load_kernel: Callable[[CompiledKernel], Bindable] = LoadedKernel
+    _loaded: dict[str, Bindable] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def prepare(
+        plan: Plan,
+        parameters: Mapping[str, torch.Tensor],
+        kernels: Mapping[str, CompiledKernel],
+        *,
+        info: dict[str, Any] | None = None,
+        report: dict[str, Any] | None = None,
+        load_kernel: Callable[[CompiledKernel], Bindable] = LoadedKernel,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "Program":
+        """Put the weights into the kernels' layout, once.
+
+        `parameters` maps the plan's parameter names to tensors, which are only read; those that
+        no step reads directly are not kept.  `progress(done, total)` is called after each
+        weight.  Raises QfuseError on a tensor that is missing or does not fit the plan.
+        """
+        by_value = {p.value: p for p in plan.parameters}
+        read = {v for step in plan.steps for v in step.reads}
+        read |= {o.arg.value for o in plan.outputs if hasattr(o.arg, "value")}
+        read |= {v for _, v in plan.cache_results}
+        constants = {
+            value: _parameter(parameters, argument)
+            for value, argument in by_value.items()
+            if value in read
+        }
+        for i, prepare in enumerate(plan.prepares):
+            parts = [
+                (_parameter(parameters, by_value[c]), _parameter(parameters, by_value[s]))
+                for c, s in prepare.parts
+            ]
+            packed, scale = pack_weight(parts, prepare.block)
+            constants[prepare.packed], constants[prepare.scale] = packed, scale
+            if progress is not None:
+                progress(i + 1, len(plan.prepares))
+        for literal in plan.literals:
+            constants[literal.value] = _literal(literal.data, literal.type)
+        used = {k.name for k in plan.kernels}
+        if missing := used - set(kernels):
+            raise QfuseError(f"the plan calls kernels that were not compiled: {sorted(missing)}")
+        return Program(
+            plan,
+            constants,
+            {name: kernels[name] for name in sorted(used)},
+            info or {},
+            report or {},
+            load_kernel,
+        )
+
+    def kernel(self, name: str) -> Bindable:
+        """The kernel `name`, loaded on first use."""
+        if name not in self._loaded:
+            self._loaded[name] = self.load_kernel(self.kernels[name])
+        return self._loaded[name]
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, or nothing at all; raises QfuseError if it cannot."""
+        tensors = {f"value.{value}": tensor for value, tensor in self.constants.items()}
+        metadata = []
+        for name, kernel in self.kernels.items():
+            data = torch.frombuffer(bytearray(kernel.object), dtype=torch.uint8)
+            tensors[f"kernel.{name}"] = data
+            metadata.append({"name": name, "kernel": kernel.metadata()})
+        artifact.write(
+            Path(path),
+            tensors,
+            {
+                "plan": self.plan.to_json(),
+                "kernels": metadata,
+                "info": self.info,
+                "report": self.report,
+            },
+        )
+
+    @staticmethod
+    def load(
+        path: str | Path, *, load_kernel: Callable[[CompiledKernel], Bindable] = LoadedKernel
+    ) -> "Program":
+        """Read what `save` wrote; weights stay in the file until they are touched.
+
+        Raises QfuseError if the file is missing, damaged, of another version, or holds kernels
+        for another CPU.
+        """
+        tensors, metadata = artifact.read(Path(path))
+        try:
+            plan = Plan.from_json(metadata["plan"])
+            kernels = {}
+            for entry in metadata["kernels"]:
+                data = tensors.pop(f"kernel.{entry['name']}")
+                kernels[entry["name"]] = CompiledKernel.from_metadata(
+                    entry["kernel"], data.numpy().tobytes()
+                )
+            constants = {
+                int(name.removeprefix("value.")): tensor for name, tensor in tensors.items()
+            }
+            program = Program(
+                plan, constants, kernels, metadata["info"], metadata["report"], load_kernel
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise QfuseError(f"{path} is a damaged qfuse artifact: {error!r}") from error
+        for kernel in kernels.values():
+            if missing := sorted(set(kernel.features) - set(cpu_features())):
+                raise QfuseError(
+                    f"{path} was compiled for a CPU with {', '.join(missing)}, which this one "
+                    "lacks; compile the model again on this machine"
+                )
+        _check_complete(program, path)
+        return program
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of weights and of kernel code, and counts, for people."""
+        storages = {t.untyped_storage().data_ptr(): t.nbytes for t in self.constants.values()}
+        return {
+            "weight_bytes": sum(storages.values()),
+            "kernel_bytes": sum(len(k.object) for k in self.kernels.values()),
+            "kernels": len(self.kernels),
+            "kernel_steps": sum(isinstance(s, KernelStep) for s in self.plan.steps),
+            "torch_steps": sum(not isinstance(s, KernelStep) for s in self.plan.steps),
+            "prepared_weights": len(self.plan.prepares),
+        }
+
+
+def _parameter(parameters: Mapping[str, torch.Tensor], argument: Argument) -> torch.Tensor:
+    tensor = parameters.get(argument.name)
+    if tensor is None:
+        raise QfuseError(f"parameter {argument.name} is missing")
+    wanted = argument.type
+    assert isinstance(wanted, TensorType)
+    if tuple(tensor.shape) != wanted.shape or tensor.dtype != DTYPES[wanted.dtype]:
+        found = TensorType(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        raise QfuseError(f"parameter {argument.name} is {found}; the program expects {wanted}")
+    if tensor.device.type != "cpu":
+        raise QfuseError(
+            f"parameter {argument.name} is on {tensor.device}; the cpu target needs it on cpu"
+        )
+    return tensor.detach().contiguous()
+
+
+def _literal(data: bytes, type_: TensorType) -> torch.Tensor:
+    if not data:
+        return torch.empty(type_.shape, dtype=DTYPES[type_.dtype])
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[type_.dtype]).reshape(type_.shape)
+
+
+def _check_complete(program: Program, path: str | Path) -> None:
+    plan = program.plan
+    defined = set(program.constants)
+    defined |= {a.value for a in (*plan.inputs, *plan.caches)}
+    for step in plan.steps:
+        if not defined.issuperset(step.reads):
+            raise QfuseError(f"{path} is a damaged qfuse artifact: a weight is missing")
+        defined.update(step.results)
+    if not {k.name for k in plan.kernels} <= set(program.kernels):
+        raise QfuseError(f"{path} is a damaged qfuse artifact: a kernel is missing")

@@ -1,0 +1,126 @@
+"""The fusion report: which patterns fired, which did not and why, and what that saved."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class PatternReport:
+    """How often a pattern fired and declined; `reasons` counts each cause of declining."""
+
+    name: str
+    fired: int
+    refused: int
+    reasons: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What fusion did to a program.
+
+    `before` and `after` are the launches and bytes of one call, as `Profile.to_json` has them,
+    of the program without fusion and of the one that runs; None where nobody measured.
+    `str(report)` is plain text; rich renders it as tables.
+    """
+
+    patterns: tuple[PatternReport, ...]
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Report":
+        """Read what the compiler stored with the program.
+
+        `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause` and
+        `cure`; `patterns` names all that ran, so that those without a remark are listed, too;
+        `before` and `after` are profiles.  Every key may be absent.
+        """
+        fired: Counter[str] = Counter()
+        reasons: dict[str, Counter[str]] = {}
+        names = dict.fromkeys(data.get("patterns") or ())
+        for remark in data.get("remarks") or ():
+            name = remark["pattern"]
+            names.setdefault(name)
+            if remark["outcome"] == "fired":
+                fired[name] += 1
+            else:
+                texts = (remark.get("cause", ""), remark.get("cure", ""))
+                reason = "; ".join(t for t in texts if t) or "no reason given"
+                reasons.setdefault(name, Counter())[reason] += 1
+        return Report(
+            tuple(
+                PatternReport(
+                    name,
+                    fired[name],
+                    sum(reasons.get(name, Counter()).values()),
+                    tuple(reasons.get(name, Counter()).most_common()),
+                )
+                for name in names
+            ),
+            data.get("before"),
+            data.get("after"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: patterns with their counts and reasons, and both profiles."""
+        return {
+            "patterns": {
+                p.name: {"fired": p.fired, "refused": p.refused, "reasons": dict(p.reasons)}
+                for p in self.patterns
+            },
+            "before": dict(self.before) if self.before else None,
+            "after": dict(self.after) if self.after else None,
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        if self.patterns:
+            width = max(len(p.name) for p in self.patterns)
+            lines.append(f"{'pattern':{width}}  fired  refused  reasons")
+            for p in self.patterns:
+                first, *rest = [f"{n} x {text}" for text, n in p.reasons] or [""]
+                lines.append(f"{p.name:{width}}  {p.fired:5}  {p.refused:7}  {first}".rstrip())
+                lines += [f"{'':{width}}  {'':5}  {'':7}  {text}" for text in rest]
+        lines += [f"{name}: {before} -> {after}" for name, before, after in self._savings()]
+        return "\n".join(lines)
+
+    def __rich__(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.table import Table
+
+        patterns = Table("pattern", "fired", "refused", "reasons", title="Fusion")
+        for p in self.patterns:
+            reasons = "\n".join(f"{n} x {escape(text)}" for text, n in p.reasons)
+            patterns.add_row(p.name, str(p.fired), str(p.refused), reasons)
+        savings = Table("per call", "before", "after")
+        for row in self._savings():
+            savings.add_row(*row)
+        return Group(patterns, savings) if savings.row_count else patterns
+
+    def _savings(self) -> list[tuple[str, str, str]]:
+        before, after = self.before or {}, self.after or {}
+        rows = []
+        for key, name, show in (
+            ("launches", "launches", str),
+            ("bytes", "bytes moved", size_text),
+        ):
+            if key in before or key in after:
+                values = (show(p[key]) if key in p else "not measured" for p in (before, after))
+                rows.append((name, *values))
+        return rows
+
+
+def size_text(count: int) -> str:
+    """`1536` as `1.5 KiB`."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

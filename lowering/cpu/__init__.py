@@ -1,0 +1,29 @@
+"""How qfuse operations become CPU kernels: MLIR text, machine code, launches.
+
+| file | what it holds |
+|---|---|
+| codegen.py | `compile_kernel`, `unsupported`: which family an operation belongs to; the JIT |
+| cpu.py | CPU flags, and the levels of kernels they allow |
+| signature.py | an outlined kernel function as pointers and types |
+| emit.py | writing MLIR text |
+| lanes.py | vectors of f32: conversions, reductions |
+| fp8.py | decoding and encoding FP8, block scales |
+| math_functions.py | exp, tanh, erf |
+| region.py | epilogue regions and activations on vectors |
+| rowwise.py | the frame of row-wise kernels, quantizing a row |
+| elementwise.py | add, mul, activations, glu, rope, quantize, dequantize |
+| norm.py | rms_norm |
+| matmul.py | products: what is supported, entries, tasks |
+| product.py | packing x, decoding and multiplying |
+| epilogue.py | from totals to results |
+
+| these need no MLIR | |
+|---|---|
+| kernel.py | a compiled kernel: the ABI, entries, scratch |
+| layout.py | how packed weights lie in memory |
+| weights.py | packing weights |
+| loader.py | ELF objects into executable memory |
+| launcher.py | binding arguments, threads |
+
+cache.py keeps compiled kernels on disk.
+"""

@@ -1,0 +1,87 @@
+"""Compiled objects on disk, shared by processes.
+
+A file is named by a digest of everything its content depends on: the kernel's text with its name
+made neutral, the level, the CPU's features, and the versions of the code generator and of the
+toolchain.  It holds a digest of its own bytes, so a damaged file is noticed and made again.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import replace
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from qfuse.dialects.bindings import func, ir
+from qfuse.lowering.cpu.codegen import CODEGEN_VERSION, compile_kernel
+from qfuse.lowering.cpu.cpu import choose_level, cpu_features
+from qfuse.lowering.cpu.kernel import CompiledKernel
+
+_DIGEST_BYTES = 32
+
+
+def compile_cached(
+    kernel: func.FuncOp, directory: Path | None, *, level: str | None = None
+) -> CompiledKernel:
+    """`compile_kernel`, or what an earlier call left in `directory`; None means no cache.
+
+    A directory that cannot be written is no error: the kernel is compiled each time.
+    """
+    if directory is None:
+        return compile_kernel(kernel, level=level)
+    path = Path(directory) / f"{kernel_key(kernel, choose_level(level))}.kernel"
+    cached = _read(path)
+    if cached is not None:
+        return replace(cached, name=kernel.name.value)
+    compiled = compile_kernel(kernel, level=level)
+    _write(path, compiled)
+    return compiled
+
+
+def kernel_key(kernel: func.FuncOp, level: str) -> str:
+    """What identifies the machine code of a kernel; equal for kernels that differ in name only."""
+    with kernel.context, kernel.location:
+        neutral = kernel.operation.clone()
+        neutral.attributes["sym_name"] = ir.StringAttr.get("kernel")
+        text = neutral.get_asm(enable_debug_info=False, print_generic_op_form=True)
+        neutral.erase()
+    fields = [text, level, " ".join(cpu_features()), str(CODEGEN_VERSION), _toolchain()]
+    return hashlib.sha256("\0".join(fields).encode()).hexdigest()[:40]
+
+
+@lru_cache(maxsize=1)
+def _toolchain() -> str:
+    return metadata.version("torch-mlir")
+
+
+def _read(path: Path) -> CompiledKernel | None:
+    """The kernel in a file, or None if there is none or it is not whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    header, _, object_ = body.partition(b"\n")
+    try:
+        return CompiledKernel.from_metadata(json.loads(header), object_)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, compiled: CompiledKernel) -> None:
+    """Put the file in place at once, so that a reader sees all of it or nothing."""
+    body = json.dumps(compiled.metadata()).encode() + b"\n" + compiled.object
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(body).digest() + body)
+        os.replace(temporary, path)
+    except OSError:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

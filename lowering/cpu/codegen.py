@@ -1,0 +1,97 @@
+"""From an outlined kernel function to machine code.
+
+func.func private @k(...) { one qfuse operation }
+  -> MLIR text of vector, scf, memref and arith     (matmul.py, norm.py, elementwise.py)
+  -> LLVM dialect                                    (_PIPELINE)
+  -> relocatable object, compiled for this CPU       (the bindings' execution engine)
+"""
+
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from qfuse.dialects.bindings import func, ir, passmanager
+from qfuse.dialects.bindings_jit import ExecutionEngine
+from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.cpu import elementwise, matmul, norm
+from qfuse.lowering.cpu.cpu import choose_level, cpu_features
+from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.signature import Built, read_signature
+
+CODEGEN_VERSION = 1
+"""Part of the key of cached objects: raise it when the code that kernels consist of changes."""
+
+_FAMILIES: dict[str, ModuleType] = {
+    op: family for family in (matmul, norm, elementwise) for op in family.OPS
+}
+
+_PIPELINE = (
+    "builtin.module(canonicalize,cse,"
+    "convert-vector-to-scf{full-unroll=true},"
+    "lower-affine,convert-scf-to-cf,expand-strided-metadata,lower-affine,"
+    "convert-vector-to-llvm{enable-x86=true},"
+    "convert-math-to-llvm,finalize-memref-to-llvm,convert-arith-to-llvm,"
+    "convert-index-to-llvm,convert-ub-to-llvm,"
+    "convert-func-to-llvm{use-bare-ptr-memref-call-conv=1},convert-cf-to-llvm,"
+    "reconcile-unrealized-casts,canonicalize,cse)"
+)
+
+
+def unsupported(op: ir.Operation | ir.OpView, level: str | None = None) -> str | None:
+    """Why `op` cannot become a CPU kernel, or None; generates no code."""
+    op = op.operation
+    family = _FAMILIES.get(op.name)
+    if family is None:
+        return f"{op.name} has no CPU kernel; there are kernels for {', '.join(_FAMILIES)}"
+    return family.refuse(op) or _type_error(op, choose_level(level))
+
+
+def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> CompiledKernel:
+    """Machine code for a function that `qfuse-convert-to-cpu` outlined.
+
+    `level` is one of cpu.LEVELS, by default the best that this CPU runs.  Raises QfuseError,
+    naming the operation, where it is, why it is not supported, and what would be.
+    """
+    level = choose_level(level)
+    signature = read_signature(kernel)
+    if why := unsupported(signature.op, level):
+        raise QfuseError(f"{signature.op.name} at {signature.op.location}: {why}")
+    with kernel.context, ir.Location.unknown():
+        built = _FAMILIES[signature.op.name].build(signature, level)
+    return CompiledKernel(
+        name=kernel.name.value,
+        level=level,
+        features=cpu_features(),
+        parameters=signature.parameters,
+        entries=tuple(built.entries),
+        object=_compile(kernel_text(built)),
+    )
+
+
+def kernel_text(built: Built) -> str:
+    """The MLIR module of a kernel, before it is lowered to LLVM."""
+    return "".join(f.text() for f in built.functions)
+
+
+def _compile(text: str) -> bytes:
+    """Lower and compile a module; internal errors of MLIR become QfuseErrors."""
+    with ir.Context(), ir.Location.unknown():
+        try:
+            module = ir.Module.parse(text)
+            passmanager.PassManager.parse(_PIPELINE).run(module.operation)
+        except ir.MLIRError as error:
+            raise QfuseError(f"internal error: kernel does not lower: {error}") from error
+        engine = ExecutionEngine(module, opt_level=3, shared_libs=[], enable_object_dump=True)
+        with tempfile.TemporaryDirectory(prefix="qfuse-") as directory:
+            path = Path(directory) / "kernel.o"
+            engine.dump_to_object_file(str(path))
+            return path.read_bytes()
+
+
+def _type_error(op: ir.Operation, level: str) -> str | None:
+    """f16 conversions are calls into a library where the CPU has no F16C."""
+    if "f16c" not in cpu_features() and any(
+        "xf16" in str(v.type) for v in (*op.operands, *op.results)
+    ):
+        return "f16 needs a CPU with F16C; use bf16 or f32"
+    return None

@@ -1,0 +1,161 @@
+"""FP8 elements: exact decoding, rounding to nearest even, and the scale of a block.
+
+    value = sign * 2^(exponent - bias) * 1.mantissa,   subnormal where the exponent field is 0
+
+e4m3fn has no infinity and one NaN per sign (0x7f, 0xff); e5m2 has both, as IEEE formats do.
+"""
+
+from dataclasses import dataclass
+
+from qfuse.dialects.quantization_ops import AMAX_FLOOR
+from qfuse.dialects.types import STORAGE_MAX
+from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Value, vector
+
+_F32_MANTISSA = 23
+_F32_BIAS = 127
+_F32_INF = 0x7F800000
+_F32_NAN = 0x7FC00000
+
+
+@dataclass(frozen=True)
+class Format:
+    """An 8-bit float: a sign, then exponent and `mantissa` bits."""
+
+    name: str
+    mantissa: int
+    bias: int
+    first_special: int
+    """The smallest magnitude code that is not a finite number."""
+
+    @property
+    def shift(self) -> int:
+        """How far a code moves up to line its fields up with those of f32."""
+        return _F32_MANTISSA - self.mantissa
+
+    @property
+    def rebias(self) -> int:
+        return (_F32_BIAS - self.bias) << _F32_MANTISSA
+
+    @property
+    def smallest_normal(self) -> float:
+        return 2.0 ** (1 - self.bias)
+
+    @property
+    def maximum(self) -> float:
+        return STORAGE_MAX[self.name]
+
+    def f32_bits(self, magnitude: int) -> int:
+        """The f32 pattern of a code without its sign."""
+        if magnitude >= self.first_special:
+            fraction = magnitude & ((1 << self.mantissa) - 1)
+            infinite = self.name == "f8E5M2" and fraction == 0
+            return _F32_INF if infinite else _F32_NAN
+        exponent, fraction = divmod(magnitude, 1 << self.mantissa)
+        if exponent:
+            return (magnitude << self.shift) + self.rebias
+        if not fraction:
+            return 0
+        top = fraction.bit_length() - 1
+        power = 1 - self.bias - self.mantissa + top
+        below = fraction - (1 << top)
+        return ((power + _F32_BIAS) << _F32_MANTISSA) | (below << (_F32_MANTISSA - top))
+
+
+FORMATS = {
+    "f8E4M3FN": Format("f8E4M3FN", mantissa=3, bias=7, first_special=0x7F),
+    "f8E5M2": Format("f8E5M2", mantissa=2, bias=15, first_special=0x7C),
+}
+
+
+def decode(f: Function, codes: Value, fmt: Format) -> Value:
+    """Sixteen codes (i8) as f32: exact, also where subnormal inputs are flushed to zero."""
+    wide = f.cast("arith.extui", codes, I32)
+    magnitude = f.binary("andi", wide, f.isplat(0x7F))
+    shifted = f.binary("shli", magnitude, f.isplat(fmt.shift))
+    normal = f.binary("addi", shifted, f.isplat(fmt.rebias))
+    # A subnormal read as if its implicit bit were set is too large by the smallest normal.
+    lifted = f.binary("addi", normal, f.isplat(1 << _F32_MANTISSA))
+    subnormal = f.sub(f.bitcast(lifted, F32), f.splat(fmt.smallest_normal))
+    is_small = f.compare("ult", magnitude, f.isplat(1 << fmt.mantissa))
+    bits = f.select(is_small, f.bitcast(subnormal, I32), normal)
+    special = f.isplat(_F32_NAN)
+    if fmt.name == "f8E5M2":
+        special = f.binary("ori", shifted, f.isplat(_F32_INF))
+    bits = f.select(f.compare("uge", magnitude, f.isplat(fmt.first_special)), special, bits)
+    sign = f.binary("shli", f.binary("andi", wide, f.isplat(0x80)), f.isplat(24))
+    return f.bitcast(f.binary("ori", bits, sign), F32)
+
+
+# vpunpcklbw and vpunpckhbw: bytes of two vectors interleaved within each 128-bit lane.
+_UNPACK_LOW = [i for lane in range(0, 64, 16) for j in range(8) for i in (lane + j, 64 + lane + j)]
+_UNPACK_HIGH = [
+    i for lane in range(0, 64, 16) for j in range(8, 16) for i in (lane + j, 64 + lane + j)
+]
+
+
+def decode_to_bf16(f: Function, codes: Value, fmt: Format) -> tuple[Value, Value]:
+    """64 codes as two vectors of 32 bf16, exactly, with AVX512_VBMI.
+
+    Two lookups in 128-byte tables give the lower and the upper byte of each bf16 without its
+    sign; the index of a lookup is the lower seven bits of the code.  Within each 128-bit lane the
+    first result holds bytes 0-7 of the codes, the second bytes 8-15.
+    """
+    table = [fmt.f32_bits(code) >> 16 for code in range(128)]
+    lower = [bits & 0xFF for bits in table]
+    upper = [bits >> 8 for bits in table]
+    wide = vector("i8", 64)
+    low = _lookup(f, lower, codes)
+    high = _lookup(f, upper, codes)
+    high = f.binary("ori", high, f.binary("andi", codes, f.isplat(0x80, wide)))
+    first = f.shuffle(low, high, _UNPACK_LOW)
+    second = f.shuffle(low, high, _UNPACK_HIGH)
+    bf16 = vector("bf16", 32)
+    return f.bitcast(first, bf16), f.bitcast(second, bf16)
+
+
+def _lookup(f: Function, table: list[int], codes: Value) -> Value:
+    first, second = f.bytes(table[:64]), f.bytes(table[64:])
+    t = codes.type
+    return f.op(
+        f'llvm.call_intrinsic "llvm.x86.avx512.vpermi2var.qi.512"({first}, {codes}, {second}) : '
+        f"({t}, {t}, {t}) -> {t}",
+        t,
+    )
+
+
+def encode(f: Function, value: Value, fmt: Format) -> Value:
+    """Sixteen f32 as codes (i8): to nearest even, saturated; NaN becomes NaN.
+
+    The same as `x.clamp(-max, max).to(dtype)` in torch, for every f32.
+    """
+    bits = f.bitcast(value, I32)
+    magnitude = f.binary("andi", bits, f.isplat(0x7FFFFFFF))
+    limit = f.bitcast(f.splat(fmt.maximum), I32)
+    clamped = f.binary("minsi", magnitude, limit)
+    odd = f.binary("andi", f.binary("shrui", clamped, f.isplat(fmt.shift)), f.isplat(1))
+    half = f.isplat((1 << (fmt.shift - 1)) - 1 - fmt.rebias)
+    rounded = f.binary("addi", f.binary("addi", clamped, half), odd)
+    normal = f.binary("shrui", rounded, f.isplat(fmt.shift))
+    # Adding a number whose last bit is worth one subnormal step makes the CPU round to steps.
+    magic = f.splat(2.0 ** (_F32_MANTISSA + 1 - fmt.bias - fmt.mantissa))
+    stepped = f.bitcast(f.add(f.bitcast(clamped, F32), magic), I32)
+    subnormal = f.binary("subi", stepped, f.bitcast(magic, I32))
+    smallest = f.bitcast(f.splat(fmt.smallest_normal), I32)
+    code = f.select(f.compare("ult", clamped, smallest), subnormal, normal)
+    is_nan = f.compare("ugt", magnitude, f.isplat(_F32_INF))
+    code = f.select(is_nan, f.isplat(0x7F), code)
+    sign = f.binary("andi", f.binary("shrui", bits, f.isplat(24)), f.isplat(0x80))
+    return f.cast("arith.trunci", f.binary("ori", code, sign), I8)
+
+
+def block_scale(f: Function, amax_bits: Value, fmt: Format) -> tuple[Value, Value]:
+    """(scale, its inverse in all lanes) of a block, from the bits of its largest magnitude.
+
+    A NaN in the block is the largest of all as an integer, so scale and inverse become NaN, and
+    with them every code of the block.  An infinity gives scale inf and inverse 0: NaN codes for
+    the infinities and zeros for the rest, as the same formula does in torch.
+    """
+    amax_bits = f.binary("maxsi", amax_bits, f.bitcast(f.scalar(AMAX_FLOOR), "i32"))
+    amax = f.bitcast(amax_bits, "f32")
+    maximum = f.scalar(fmt.maximum)
+    return f.div(amax, maximum), f.broadcast(f.div(maximum, amax))

@@ -1,0 +1,129 @@
+"""A compiled kernel: machine code and what a launcher must know to call it.  No MLIR here.
+
+Every entry of a kernel takes the same arguments, each a 64-bit slot:
+
+    data pointers    for each argument, then each result of the kernel function: one pointer for
+                     a plain tensor, data and scales for a quantized one (`parameters`)
+    shared           scratch that all threads see (x packed by the entry's prepass)
+    slots            scratch of the threads, `Entry.slot_bytes` each
+    counters         int64, zero at the start: [0] next task, [8] next free slot,
+                     [16] next task of the prepass
+    m                number of rows
+    rows             rows of one task
+
+An entry is called once per thread, as `void entry(void **addresses_of_slots)`.  It takes tasks
+from the counter until none is left, so any number of callers computes the same result.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+NUM_COUNTERS = 24
+"""int64 elements of the counter block: one cache line per counter."""
+
+TASK_COUNTER, SLOT_COUNTER, PREPASS_COUNTER = 0, 8, 16
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One data pointer of the ABI."""
+
+    source: Literal["operand", "result"]
+    index: int
+    """Which argument or result of the kernel function."""
+    kind: Literal["data", "scale"] = "data"
+    packed: bool = False
+    """The pointer is to a weight as `weights.pack_weight` lays it out."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A function of the object, the rows it serves, and how its work divides."""
+
+    symbol: str
+    m_min: int = 1
+    m_max: int | None = None
+    prepass: str | None = None
+    """A function that must have finished before; it packs x into the shared scratch."""
+    tiles: int = 1
+    """Tasks for each chunk of `rows` rows."""
+    rows: int = 1
+    """Rows of a task; a launch may choose fewer, in multiples of `rows_multiple`."""
+    rows_multiple: int = 1
+    shared_row_bytes: int = 0
+    """Shared scratch: this times m, rounded up to `rows_multiple`."""
+    slot_bytes: int = 0
+    slot_row_bytes: int = 0
+    """Scratch of a thread: `slot_bytes` + this times the rows of a task."""
+    work: int = 0
+    row_work: int = 0
+    """Cost in bytes of memory traffic, or the time it takes: `work` + `row_work` * m."""
+
+    def serves(self, m: int) -> bool:
+        return self.m_min <= m and (self.m_max is None or m <= self.m_max)
+
+    def task_rows(self, m: int, threads: int) -> int:
+        """Rows of a task, so that there are a few tasks for each thread if there can be."""
+        unit = self.rows_multiple
+        rows = min(self.rows, _round_up(m, unit))
+        while threads > 1 and rows > unit and self.tiles * -(-m // rows) < 4 * threads:
+            rows = _round_up(rows // 2, unit)
+        return rows
+
+    def shared_bytes(self, m: int) -> int:
+        return self.shared_row_bytes * _round_up(m, self.rows_multiple)
+
+    def thread_bytes(self, rows: int) -> int:
+        return _round_up(self.slot_bytes + self.slot_row_bytes * rows, ALIGNMENT)
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A relocatable x86-64 ELF object and the way to call it."""
+
+    name: str
+    level: str
+    features: tuple[str, ...]
+    """CPU flags of the machine it was compiled on; another one needs them all."""
+    parameters: tuple[Parameter, ...]
+    entries: tuple[Entry, ...]
+    object: bytes
+
+    def entry(self, m: int) -> Entry:
+        return next(e for e in self.entries if e.serves(m))
+
+    def scratch_bytes(self, m: int, threads: int) -> int:
+        """Scratch memory that a launch for `m` rows on up to `threads` threads works in."""
+        if m == 0:
+            return 0
+        entry = self.entry(m)
+        rows = entry.task_rows(m, threads)
+        return entry.shared_bytes(m) + ALIGNMENT + threads * entry.thread_bytes(rows)
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the object, as JSON-able values."""
+        values = {f: getattr(self, f) for f in ("name", "level")}
+        return values | {
+            "features": list(self.features),
+            "parameters": [asdict(p) for p in self.parameters],
+            "entries": [asdict(e) for e in self.entries],
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], object: bytes) -> "CompiledKernel":
+        """The inverse of `metadata`; TypeError or KeyError if it was made by other code."""
+        return cls(
+            name=metadata["name"],
+            level=metadata["level"],
+            features=tuple(metadata["features"]),
+            parameters=tuple(Parameter(**p) for p in metadata["parameters"]),
+            entries=tuple(Entry(**e) for e in metadata["entries"]),
+            object=object,
+        )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,116 @@
+"""RMSNorm kernels: two walks over each row, the first for its sum of squares.
+
+The sum is made in an order that depends on the width alone: four vector accumulators take every
+fourth vector each, then they are added up, then their lanes.  So the normalized values are the
+same bits whichever results a kernel has.
+"""
+
+from collections.abc import Callable
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import shaped
+from qfuse.lowering.cpu.elementwise import activation_error, optional_results
+from qfuse.lowering.cpu.emit import LANES, Index, Value
+from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.rowwise import Piece, build_row_entry, emit_outputs
+from qfuse.lowering.cpu.signature import Built, Signature
+
+_ACCUMULATORS = 4
+_COST = 16  # bytes' worth of time per element: two walks and the encoding
+
+OPS = ("qfuse.rms_norm",)
+
+
+def refuse(op: ir.Operation) -> str | None:
+    for result in op.results:
+        value = shaped(result.type)
+        if value.quantized and (why := activation_error(value)):
+            return why
+    return None
+
+
+def build(signature: Signature, level: str) -> Built:
+    x, weight = signature.operands[:2]
+    residual = signature.operands[2] if len(signature.operands) == 3 else None
+    value, quantized, new_residual = optional_results(signature)
+    attributes = signature.op.attributes
+    eps = ir.FloatAttr(attributes["eps"]).value
+    offset = ir.FloatAttr(attributes["offset"]).value
+    rounds_first = ir.StringAttr(attributes["rounding"]).value == "before"
+    width = x.width
+
+    def emit_row(lanes: Lanes, row: Value) -> None:
+        f = lanes.f
+        base = f.imul(row, width)
+
+        def sum_input(column: Index, mask: Value | None) -> Value:
+            """h: x, or x + residual rounded to their type."""
+            at = f.iadd(base, column)
+            h = lanes.load(x.data, at, x.dtype, mask)
+            if residual is not None:
+                r = lanes.load(residual.data, at, residual.dtype, mask)
+                h = lanes.round(f.add(h, r), x.dtype)
+            return h
+
+        def first_walk(column: Index, mask: Value | None) -> Value:
+            h = sum_input(column, mask)
+            if new_residual is not None:
+                at = f.iadd(base, column)
+                lanes.store(h, new_residual.data, at, new_residual.dtype, mask)
+            return h
+
+        total = _sum_of_squares(lanes, width, first_walk)
+        mean = f.div(total, f.scalar(width))
+        shifted = f.add(mean, f.scalar(eps))
+        root = f.op(f"math.sqrt {shifted} : f32", "f32")
+        inverse = f.broadcast(f.div(f.scalar(1.0), root))
+        if value is None and quantized is None:
+            return
+
+        def compute(piece: Piece) -> Value:
+            # With a new residual the second walk reads it back: it may lie in x's memory.
+            if new_residual is not None:
+                at = f.iadd(base, piece.column)
+                h = lanes.load(new_residual.data, at, new_residual.dtype, piece.mask)
+            else:
+                h = sum_input(piece.column, piece.mask)
+            n = f.mul(h, inverse)
+            if rounds_first:
+                n = lanes.round(n, x.dtype)
+            w = lanes.load(weight.data, piece.column, weight.dtype, piece.mask)
+            if offset:
+                w = f.add(w, f.splat(offset))
+            return lanes.round(f.mul(n, w), x.dtype)
+
+        emit_outputs(
+            lanes,
+            row,
+            width,
+            compute,
+            (value.data, value.dtype) if value else None,
+            quantized.target() if quantized else None,
+        )
+
+    function, entry = build_row_entry("run", signature.data, level, width, _COST, emit_row)
+    return Built([function], [entry])
+
+
+def _sum_of_squares(
+    lanes: Lanes, width: int, load: Callable[[Index, Value | None], Value]
+) -> Value:
+    """Sum over a row of load(column, mask)^2, as a scalar."""
+    f = lanes.f
+    sums = [f.splat(0.0)] * _ACCUMULATORS
+    stride = _ACCUMULATORS * LANES
+    full = width - width % stride
+    if full:
+        with f.loop(0, full, stride, carried=sums) as loop:
+            for i in range(_ACCUMULATORS):
+                h = load(f.iadd(loop.iv, i * LANES), None)
+                loop.yielded.append(f.fma(h, h, loop.carried[i]))
+        sums = list(loop.results)
+    for i, column in enumerate(range(full, width, LANES)):
+        left = width - column
+        h = load(column, f.first_lanes(left) if left < LANES else None)
+        sums[i] = f.fma(h, h, sums[i])
+    return lanes.sum(f.add(f.add(sums[0], sums[1]), f.add(sums[2], sums[3])))

@@ -1,0 +1,225 @@
+"""The frame of row-wise kernels: rows shared among threads, each cut into segments.
+
+A row of `width` elements is walked in segments of `length` (the group of a quantized result, or
+a few vectors), each in vectors of sixteen; the last segment and the last vector may be shorter.
+
+    width 300, length 128:   [0..128) [128..256) [256..300) = 16 + 16 + 12 masked
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from qfuse.dialects.types import Shaped
+from qfuse.lowering.cpu.emit import LANES, Function, Index, Value, buffer
+from qfuse.lowering.cpu.fp8 import FORMATS, block_scale, encode
+from qfuse.lowering.cpu.kernel import TASK_COUNTER, Entry
+from qfuse.lowering.cpu.lanes import Lanes
+
+MAX_IN_REGISTERS = 16
+"""Vectors of one segment that are kept in registers between the two passes of quantizing."""
+
+# A task should be long enough that taking it costs nothing.
+_TASK_ELEMENTS = 16384
+
+_TRAILING = (
+    ("shared", "i32"),
+    ("slots", "i32"),
+    ("counters", "i64"),
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A vector of a segment: its column, and its mask where it is not full."""
+
+    column: Index
+    mask: Value | None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive elements of a row; `number` counts segments from the start of the row."""
+
+    start: Index
+    number: Index
+    length: int
+
+
+def entry_parameters(data: list[Value]) -> list[Value]:
+    """The parameters of every entry, as `kernel.py` documents them."""
+    trailing = [Value(f"%{name}", buffer(dtype)) for name, dtype in _TRAILING]
+    return [*data, *trailing, Value("%m", "index"), Value("%rows", "index")]
+
+
+def build_row_entry(
+    symbol: str,
+    data: list[Value],
+    level: str,
+    width: int,
+    cost: int,
+    emit_row: Callable[[Lanes, Value], None],
+) -> tuple[Function, Entry]:
+    """An entry that calls `emit_row(lanes, row)` in a loop over all rows.
+
+    `cost` is the work of one element, in bytes of memory traffic or the time they take.
+    """
+    f = Function(symbol, entry_parameters(data))
+    lanes = Lanes(f, level)
+    *_, counters, m, rows = f.params
+    tasks = f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
+    with f.tickets(counters, TASK_COUNTER, tasks) as task:
+        first = f.imul(task, rows)
+        with f.loop(first, f.imin(f.iadd(first, rows), m)) as loop:
+            emit_row(lanes, loop.iv)
+    entry = Entry(symbol, rows=max(1, _TASK_ELEMENTS // width), row_work=width * cost)
+    return f, entry
+
+
+def for_segments(f: Function, width: int, length: int, emit: Callable[[Segment], None]) -> None:
+    """Emit `emit` for all segments of a row: one loop for the full ones, then the last."""
+    full, rest = divmod(width, length)
+    if full == 1:
+        emit(Segment(0, 0, length))
+    elif full:
+        with f.loop(0, full) as loop:
+            emit(Segment(f.imul(loop.iv, length), loop.iv, length))
+    if rest:
+        emit(Segment(full * length, full, rest))
+
+
+def pieces(f: Function, segment: Segment) -> Iterator[Piece]:
+    """The vectors of a segment, one after another in the code."""
+    for offset in range(0, segment.length, LANES):
+        left = segment.length - offset
+        mask = f.first_lanes(left) if left < LANES else None
+        yield Piece(f.iadd(segment.start, offset), mask)
+
+
+def for_pieces(
+    f: Function, segment: Segment, carried: list[Value], emit: Callable[..., list[Value]]
+) -> list[Value]:
+    """`carried = emit(piece, carried)` over the vectors of a segment, as a loop in the code."""
+    full = segment.length // LANES
+    if full:
+        with f.loop(0, full, carried=carried) as loop:
+            at = f.iadd(segment.start, f.imul(loop.iv, LANES))
+            loop.yielded = emit(Piece(at, None), loop.carried)
+        carried = loop.results
+    if segment.length % LANES:
+        mask = f.first_lanes(segment.length % LANES)
+        carried = emit(Piece(f.iadd(segment.start, full * LANES), mask), carried)
+    return carried
+
+
+def each_piece(f: Function, segment: Segment, emit: Callable[[Piece], None]) -> None:
+    """Emit `emit` for all vectors of a segment, as a loop if there are many."""
+    if segment.length <= MAX_IN_REGISTERS * LANES:
+        for piece in pieces(f, segment):
+            emit(piece)
+        return
+
+    def emit_one(piece: Piece, carried: list[Value]) -> list[Value]:
+        emit(piece)
+        return carried
+
+    for_pieces(f, segment, [], emit_one)
+
+
+@dataclass(frozen=True)
+class QuantizedTarget:
+    """Where a quantized result goes: its buffers and its type [.., width]."""
+
+    codes: Value
+    scales: Value
+    shaped: Shaped
+
+    @property
+    def group(self) -> int:
+        assert self.shaped.scheme is not None
+        return min(self.shaped.scheme.block[1], self.shaped.shape[-1])
+
+    @property
+    def groups(self) -> int:
+        return self.shaped.scale_shape[-1]
+
+
+def emit_quantized(
+    lanes: Lanes,
+    target: QuantizedTarget,
+    row: Value,
+    segment: Segment,
+    compute: Callable[[Piece], Value],
+    finish: Callable[[Piece, Value], None] = lambda piece, value: None,
+) -> None:
+    """Quantize one group of the values that `compute` gives; `finish` sees each of them once.
+
+    Nothing is stored before all of the group was read, so a result may lie in the memory of an
+    operand.  Long groups compute their values twice rather than keep them.
+    """
+    f = lanes.f
+    fmt = FORMATS[target.shaped.dtype]
+    base = f.imul(row, target.shaped.shape[-1])
+
+    def magnitude(piece: Piece, value: Value) -> Value:
+        bits = lanes.magnitude(value)
+        return bits if piece.mask is None else f.select(piece.mask, bits, f.isplat(0))
+
+    short = segment.length <= MAX_IN_REGISTERS * LANES
+    if short:
+        kept = [(piece, compute(piece)) for piece in pieces(f, segment)]
+        largest = magnitude(*kept[0])
+        for piece, value in kept[1:]:
+            largest = f.binary("maxsi", largest, magnitude(piece, value))
+    else:
+
+        def raise_maximum(piece: Piece, carried: list[Value]) -> list[Value]:
+            return [f.binary("maxsi", carried[0], magnitude(piece, compute(piece)))]
+
+        largest = for_pieces(f, segment, [f.isplat(0)], raise_maximum)[0]
+    scale, inverse = block_scale(f, lanes.largest(largest), fmt)
+    f.store(scale, target.scales, f.address((row, target.groups), segment.number))
+
+    def store_piece(piece: Piece, value: Value) -> None:
+        finish(piece, value)
+        codes = encode(f, f.mul(value, inverse), fmt)
+        f.store(codes, target.codes, f.iadd(base, piece.column), piece.mask)
+
+    if short:
+        for piece, value in kept:
+            store_piece(piece, value)
+    else:
+
+        def compute_again(piece: Piece, carried: list[Value]) -> list[Value]:
+            store_piece(piece, compute(piece))
+            return []
+
+        for_pieces(f, segment, [], compute_again)
+
+
+def emit_outputs(
+    lanes: Lanes,
+    row: Value,
+    width: int,
+    compute: Callable[[Piece], Value],
+    value: tuple[Value, str] | None,
+    quantized: QuantizedTarget | None = None,
+) -> None:
+    """Write a row as a plain result (buffer and element type), a quantized one, or both.
+
+    `compute` gives values already rounded to the element type of the plain result.
+    """
+    f = lanes.f
+
+    def store_value(piece: Piece, result: Value) -> None:
+        if value is not None:
+            at = f.address((row, width), piece.column)
+            lanes.store(result, value[0], at, value[1], piece.mask)
+
+    def emit_segment(segment: Segment) -> None:
+        if quantized is None:
+            for piece, result in [(p, compute(p)) for p in pieces(f, segment)]:
+                store_value(piece, result)
+        else:
+            emit_quantized(lanes, quantized, row, segment, compute, store_value)
+
+    for_segments(f, width, quantized.group if quantized else min(width, 4 * LANES), emit_segment)

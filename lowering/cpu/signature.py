@@ -1,0 +1,99 @@
+"""Reading an outlined kernel: its one operation, and the pointers that serve it."""
+
+from dataclasses import dataclass
+
+from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.types import Shaped, shaped
+from qfuse.lowering.cpu.emit import Function, Value, buffer
+from qfuse.lowering.cpu.kernel import Entry, Parameter
+from qfuse.lowering.cpu.rowwise import QuantizedTarget
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An operand or result of the kernel's operation, as the pointers that carry it."""
+
+    shaped: Shaped
+    data: Value
+    scale: Value | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.shaped.dtype
+
+    @property
+    def width(self) -> int:
+        """Extent of the last dimension."""
+        return self.shaped.shape[-1]
+
+    def target(self) -> QuantizedTarget:
+        assert self.scale is not None
+        return QuantizedTarget(self.data, self.scale, self.shaped)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A kernel function: one qfuse operation on its arguments, and their place in the ABI."""
+
+    op: ir.Operation
+    operands: list[Tensor]
+    results: list[Tensor]
+    parameters: tuple[Parameter, ...]
+    data: list[Value]
+    """The data pointers, one for each of `parameters`."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a family of kernels makes of a signature."""
+
+    functions: list[Function]
+    """Callees before their callers."""
+    entries: list[Entry]
+
+
+def read_signature(kernel: func.FuncOp) -> Signature:
+    """Raises QfuseError if the function is not one qfuse operation and a return."""
+    name = kernel.name.value
+    block = kernel.entry_block
+    ops = [op.operation for op in block.operations]
+    if len(ops) != 2 or not ops[0].name.startswith("qfuse."):
+        raise QfuseError(
+            f"kernel {name} at {kernel.location}: holds {[op.name for op in ops]}; a CPU kernel is "
+            "one qfuse operation and a return, as qfuse-convert-to-cpu outlines it"
+        )
+    op, terminator = ops
+    weights = [op.operands[1]] if op.name == "qfuse.matmul" else []
+    packed = {ir.BlockArgument(w).arg_number for w in weights}
+    parameters: list[Parameter] = []
+    data: list[Value] = []
+
+    def pointers(source: str, index: int, type_: ir.Type) -> Tensor:
+        value = shaped(type_)
+        is_packed = source == "operand" and index in packed
+        stem = f"%{source}{index}"
+        pointer = Value(stem, buffer(value.dtype))
+        parameters.append(Parameter(source, index, "data", is_packed))  # type: ignore[arg-type]
+        data.append(pointer)
+        if value.scheme is None:
+            return Tensor(value, pointer)
+        scale = Value(f"{stem}_scale", buffer(value.scheme.scale))
+        parameters.append(Parameter(source, index, "scale", is_packed))  # type: ignore[arg-type]
+        data.append(scale)
+        return Tensor(value, pointer, scale)
+
+    arguments = [pointers("operand", i, a.type) for i, a in enumerate(block.arguments)]
+    returned = [pointers("result", i, v.type) for i, v in enumerate(terminator.operands)]
+    place = {v: i for i, v in enumerate(terminator.operands)}
+    if len(place) != len(op.results) or any(r not in place for r in op.results):
+        raise QfuseError(
+            f"kernel {name} at {kernel.location}: must return each result of {op.name} once"
+        )
+    return Signature(
+        op,
+        [arguments[ir.BlockArgument(o).arg_number] for o in op.operands],
+        [returned[place[r]] for r in op.results],
+        tuple(parameters),
+        data,
+    )
