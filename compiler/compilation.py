@@ -53,7 +53,7 @@ def compile(
     target: str = "cpu",
     disable: Sequence[str] = (),
     dynamic_shapes: Any = None,
-    max_len: int = 2048,
+    max_len: int | None = None,
     logits: str = "last",
     progress: Progress | None = None,
 ) -> Executable:
@@ -61,7 +61,8 @@ def compile(
 
     `model` is a directory with a Hugging Face checkpoint, or a torch module together with
     `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
-    `max_len` is the number of tokens its KV caches hold, and `logits` is "last" or "all" of the
+    `max_len` is the number of tokens its KV caches hold (by default what the model was trained
+    for, 2048 at most), and `logits` is "last" or "all" of the
     tokens of a call.  `disable` names fusions to leave out, or "all"; the result is the same to
     the last bit.
 

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.tools import diagnostics
 from qfuse.tools.diagnostics import Diagnostic
+from qfuse.tools.files import write_text
 
 SEPARATOR = "// -----"
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
     text = _read(args.input)
     if args.reproducer:  # written first, so that a crash of the process leaves it behind
-        _write(args.reproducer, _reproducer(text, stages))
+        write_text(args.reproducer, _reproducer(text, stages))
     chunks = _split(text) if args.split_input_file else [text]
     outputs, failed = [], False
     for chunk in chunks:
@@ -52,7 +51,7 @@ def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
         if args.output == "-":
             sys.stdout.write(result)
         else:
-            _write(Path(args.output), result)
+            write_text(Path(args.output), result)
     return 0
 
 
@@ -93,7 +92,7 @@ def _observer(args: argparse.Namespace):
             print(f"// IR after {stage.name}\n{module}", file=sys.stderr)
         if args.dump_dir:
             file = stage.name.partition("{")[0].partition("(")[0]
-            _write(args.dump_dir / f"{index:02}-{file}.mlir", f"{module}\n")
+            write_text(args.dump_dir / f"{index:02}-{file}.mlir", f"{module}\n")
 
     return after
 
@@ -145,22 +144,6 @@ def _read(name: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise QfuseError(f"cannot read {name}: {reason}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write all of `text` or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise QfuseError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:

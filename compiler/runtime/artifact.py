@@ -5,6 +5,7 @@ the format: every tensor begins at a multiple of 64 bytes (padding tensors see t
 program itself is JSON in `__metadata__`.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -51,7 +52,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     seen: dict[tuple[Any, ...], str] = {}
     offset = 0
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape)
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in seen:
             aliases[name] = seen[key]
             continue
@@ -68,6 +69,8 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     about = {"kind": _KIND, "version": str(VERSION), "aliases": json.dumps(aliases), **texts}
     header = json.dumps({"__metadata__": about, **entries}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
+    if not path.name:
+        raise QfuseError(f"cannot write {path}: it is a directory")
     # in the same directory, so that the rename is atomic
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -79,7 +82,8 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     except OSError as error:
         raise QfuseError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is no longer, or never was, there
+            temporary.unlink()
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -26,7 +26,9 @@ class Launch(Protocol):
 class Bindable(Protocol):
     """A kernel in executable memory."""
 
-    def bind(self, pointers: Sequence[int], m: int, threads: int) -> Launch: ...
+    def bind(
+        self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
+    ) -> Launch: ...
 
 
 @dataclass

@@ -54,6 +54,7 @@ class Session:
         self._dtypes = [None if isinstance(a.type, str) else _dtype(a) for a in plan.inputs]
         self._specializations: dict[tuple[Any, ...], Specialization | None] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
+        self._scratch = [torch.empty(64, dtype=torch.uint8)]
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -223,7 +224,14 @@ class Session:
         self._bind(kernel, pointers, rows)()
 
     def _bind(self, kernel: str, pointers: Sequence[int], rows: int) -> Launch:
-        return self.program.kernel(kernel).bind(pointers, rows, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        size = self.program.kernels[kernel].scratch_bytes(rows, threads)
+        if self._scratch[-1].nbytes < size:
+            # launches hold addresses in the old ones, so those stay; doubling bounds their sum
+            size = max(size, 2 * self._scratch[-1].nbytes)
+            self._scratch.append(torch.empty(size, dtype=torch.uint8))
+        scratch = self._scratch[-1].data_ptr()
+        return self.program.kernel(kernel).bind(pointers, rows, threads, scratch)
 
     def _allocate(self, nbytes: int) -> torch.Tensor:
         """The arena: all specialisations use the same memory, since only one runs at a time."""

@@ -7,6 +7,7 @@ exactly what runs.  The source holds only names and integers made here; operator
 other constants are objects in its namespace.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -241,7 +242,7 @@ class Specializer:
     def _emit_torch(self, i: int, action: Action) -> None:
         step = action.step
         assert isinstance(step, TorchStep)
-        name = self._name(f"op{i}", calls.function(step.op))
+        name = self._name(_identifier(step.op, i), calls.function(step.op))
         args = [self._arg(arg, f"o{i}_{j}") for j, arg in enumerate(step.args)]
         args += [f"{key}={self._arg(arg, f'o{i}_{key}')}" for key, arg in step.kwargs]
         targets = ", ".join(f"v{value}" for value in step.results)
@@ -253,7 +254,7 @@ class Specializer:
     _emit_view = _emit_torch
 
     def _emit_update(self, i: int, action: Action) -> None:
-        name = self._name(f"op{i}", torch_ops.kv_update_)
+        name = self._name(f"kv_update_{i}", torch_ops.kv_update_)
         args = ", ".join(self._value(v) for v in action.operands)
         self._line(f"{name}({args})")
 
@@ -290,7 +291,7 @@ class Specializer:
                 self._line(f"{dense} = v{value}.contiguous()", {f"v{value}"}, dense)
                 updates.append((j, f"{dense}.data_ptr()", {dense}))
         launch = self.bind(step.kernel, pointers, action.rows)
-        name = self._name(f"k{i}", launch)
+        name = self._name(_identifier(step.kernel, i), launch)
         for j, address, uses in updates:
             self._line(f"{self._name(f'p{i}', launch.pointers)}[{j}] = {address}", uses)
             kept |= uses
@@ -347,3 +348,8 @@ class Specializer:
             if done and not line.text.startswith("return"):
                 text.append(f"    del {', '.join(dict.fromkeys(done))}")
         return "\n".join(text) + "\n"
+
+
+def _identifier(text: str, i: int) -> str:
+    """A Python name for the operator or kernel of action `i`; plans come from files."""
+    return f"{re.sub(r'[^A-Za-z0-9_]', '_', text).lstrip('0123456789_') or 'call'}_{i}"

@@ -64,7 +64,7 @@ def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> Compiled
         features=cpu_features(),
         parameters=signature.parameters,
         entries=tuple(built.entries),
-        object=_compile(kernel_text(built)),
+        object=compile_text(kernel_text(built)),
     )
 
 
@@ -73,8 +73,8 @@ def kernel_text(built: Built) -> str:
     return "".join(f.text() for f in built.functions)
 
 
-def _compile(text: str) -> bytes:
-    """Lower and compile a module; internal errors of MLIR become QfuseErrors."""
+def compile_text(text: str) -> bytes:
+    """The object of a module of vector, scf, memref and arith operations."""
     with ir.Context(), ir.Location.unknown():
         try:
             module = ir.Module.parse(text)

@@ -146,7 +146,7 @@ class QuantizedTarget:
 def emit_quantized(
     lanes: Lanes,
     target: QuantizedTarget,
-    row: Value,
+    row: Index,
     segment: Segment,
     compute: Callable[[Piece], Value],
     finish: Callable[[Piece, Value], None] = lambda piece, value: None,

@@ -1,6 +1,7 @@
 """Reading an outlined kernel: its one operation, and the pointers that serve it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
@@ -8,6 +9,8 @@ from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.emit import Function, Value, buffer
 from qfuse.lowering.cpu.kernel import Entry, Parameter
 from qfuse.lowering.cpu.rowwise import QuantizedTarget
+
+Source = Literal["operand", "result"]
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,17 @@ def read_signature(kernel: func.FuncOp) -> Signature:
     parameters: list[Parameter] = []
     data: list[Value] = []
 
-    def pointers(source: str, index: int, type_: ir.Type) -> Tensor:
+    def pointers(source: Source, index: int, type_: ir.Type) -> Tensor:
         value = shaped(type_)
         is_packed = source == "operand" and index in packed
         stem = f"%{source}{index}"
         pointer = Value(stem, buffer(value.dtype))
-        parameters.append(Parameter(source, index, "data", is_packed))  # type: ignore[arg-type]
+        parameters.append(Parameter(source, index, "data", is_packed))
         data.append(pointer)
         if value.scheme is None:
             return Tensor(value, pointer)
         scale = Value(f"{stem}_scale", buffer(value.scheme.scale))
-        parameters.append(Parameter(source, index, "scale", is_packed))  # type: ignore[arg-type]
+        parameters.append(Parameter(source, index, "scale", is_packed))
         data.append(scale)
         return Tensor(value, pointer, scale)
 

@@ -85,7 +85,10 @@ class FakeLoaded:
     kernel: CompiledKernel
     bound: list[FakeLaunch] = field(default_factory=list)
 
-    def bind(self, pointers: Sequence[int], m: int, threads: int) -> FakeLaunch:
+    def bind(
+        self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
+    ) -> FakeLaunch:
+        assert scratch is not None and scratch % 64 == 0
         body, _, width = self.kernel.object.decode().partition(":")
         assert threads == torch.get_num_threads()
         self.bound.append(FakeLaunch(BODIES[body], list(pointers), m, int(width)))
@@ -157,8 +160,11 @@ def program_of(
     )
 
 
-def main(arguments: str, results: str, body: str) -> str:
-    """`@main`; an argument is `name: type kind`, a result `name: type kind`, one per line."""
+def main(arguments: str, results: str, body: str, names: Sequence[str] = ()) -> str:
+    """`@main`; an argument or result is `value: type kind`, one per line.
+
+    The `qfuse.name` of a result is its value's, or what `names` says.
+    """
 
     def boundary(line: str) -> tuple[str, str, str]:
         name, rest = line.split(":", 1)
@@ -168,6 +174,9 @@ def main(arguments: str, results: str, body: str) -> str:
 
     given = [boundary(x) for x in arguments.strip().splitlines()]
     made = [boundary(x) for x in results.strip().splitlines()]
+    for i, name in enumerate(names):
+        value, type_, attributes = made[i]
+        made[i] = (value, type_, attributes.replace(f'"{value}"', f'"{name}"'))
     return (
         f"func.func @main({', '.join(f'%{n}: {t} {a}' for n, t, a in given)}) -> "
         f"({', '.join(f'{t} {a}' for _, t, a in made)}) {{\n{body}\n"

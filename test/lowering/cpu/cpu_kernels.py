@@ -1,0 +1,187 @@
+"""What the tests of CPU kernels share: kernels as text, running them, and references in torch."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.registry import load_all
+from qfuse.dialects.types import Scheme, Shaped
+from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.cpu.cache import compile_cached
+from qfuse.lowering.cpu.cpu import LEVELS, missing_flags
+from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.launcher import LoadedKernel
+
+# avx2 emits what generic does; both names are tested in test_cpu.py.
+TESTED_LEVELS = [level for level in ("avx512", "generic") if not missing_flags(level)]
+assert LEVELS
+
+TORCH = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f8E4M3FN": torch.float8_e4m3fn,
+    "f8E5M2": torch.float8_e5m2,
+}
+FP8_MAX = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
+
+Tensor = torch.Tensor
+Quantized = tuple[Tensor, Tensor]
+
+CACHE = Path(tempfile.gettempdir()) / f"qfuse-test-kernels-{os.getuid()}-{os.getppid()}"
+"""Shared by the processes of one test run, which have one parent."""
+
+
+def plain(*shape: int, dtype: str = "bf16") -> Shaped:
+    """A tensor type; -1 is a dynamic extent."""
+    return Shaped(tuple(DYNAMIC if d < 0 else d for d in shape), dtype)
+
+
+def quantized(*shape: int, block: tuple[int, int] = (1, 128), dtype: str = "f8E4M3FN") -> Shaped:
+    return Shaped(plain(*shape).shape, dtype, Scheme(block, "f32"))
+
+
+def kernel_text(
+    op: str,
+    operands: Sequence[Shaped],
+    results: Sequence[Shaped],
+    attributes: str = "",
+    region: str = "",
+) -> str:
+    """An outlined kernel: one operation on all arguments, returning all results."""
+    args = ", ".join(f"%a{i}: {t}" for i, t in enumerate(operands))
+    names = ", ".join(f"%a{i}" for i in range(len(operands)))
+    outs = ", ".join(f"%r{i}" for i in range(len(results)))
+    ins, types = (", ".join(map(str, ts)) for ts in (operands, results))
+    body = f" ({{\n{region}\n}})" if region else ""
+    return (
+        f"func.func private @k({args}) -> ({types}) attributes {{qfuse.kernel}} {{\n"
+        f'  {outs} = "qfuse.{op}"({names}){body} {{{attributes}}} : ({ins}) -> ({types})\n'
+        f"  return {outs} : {types}\n}}\n"
+    )
+
+
+def segment_sizes(kind: str, present: Sequence[bool]) -> str:
+    sizes = ", ".join(str(int(p)) for p in present)
+    return f"{kind}SegmentSizes = array<i32: {sizes}>"
+
+
+def matmul_text(
+    x: Shaped,
+    w: Shaped,
+    results: Sequence[Shaped],
+    body: str = "",
+    yields: Sequence[str] = ("%acc0",),
+    extra: Sequence[tuple[Shaped, str]] = (),
+    parts: Sequence[int] = (),
+) -> str:
+    """A product; the region's arguments are %acc0.. and %e0.., `body` is what it computes."""
+    parts = parts or [w.shape[0]]
+    arguments = [f"%acc{i}: f32" for i in range(len(parts))]
+    arguments += [f"%e{i}: f32" for i in range(len(extra))]
+    types = ", ".join(["f32"] * len(yields))
+    region = (
+        f"^bb0({', '.join(arguments)}):\n{body}\n"
+        f'"qfuse.yield"({", ".join(yields)}) : ({types}) -> ()'
+    )
+    maps = ", ".join(f'"{m}"' for _, m in extra)
+    attributes = (
+        f"parts = array<i64: {', '.join(map(str, parts))}>, maps = [{maps}], "
+        + segment_sizes("operand", [True] * (2 + len(extra)) + [False] * (6 - len(extra)))
+        + ", "
+        + segment_sizes("result", [True] * len(results) + [False] * (4 - len(results)))
+    )
+    return kernel_text("matmul", [x, w, *(t for t, _ in extra)], results, attributes, region)
+
+
+def parse(text: str) -> tuple[ir.Module, func.FuncOp]:
+    with ir.Context(), ir.Location.unknown():
+        load_all()
+        module = ir.Module.parse(text)
+        return module, next(iter(module.body.operations))
+
+
+def compiled(text: str, level: str | None = None) -> CompiledKernel:
+    module, kernel = parse(text)
+    try:
+        return compile_cached(kernel, CACHE, level=level)
+    finally:
+        del module
+
+
+@lru_cache(maxsize=64)
+def loaded(text: str, level: str | None = None) -> LoadedKernel:
+    return LoadedKernel(compiled(text, level))
+
+
+def run(
+    text: str,
+    level: str | None,
+    arguments: Sequence[Tensor | Quantized],
+    results: Sequence[Shaped],
+    m: int,
+    rows: Sequence[int] | None = None,
+    threads: int = 1,
+) -> list[Tensor | Quantized]:
+    """Run a kernel on `m` rows; results have leading extents `rows`, by default [m].
+
+    Results are filled with a pattern before and guarded by it behind: a kernel that writes too
+    little or too much is noticed.
+    """
+    kernel = loaded(text, level)
+    rows = [m] if rows is None else rows
+    held = [t for a in arguments for t in (a if isinstance(a, tuple) else (a,))]
+    held = [t.contiguous() for t in held]
+    guarded, out = [], []
+    for r in results:
+        pieces = [(r.shape[-1], TORCH[r.dtype])]
+        pieces += [(r.scale_shape[-1], torch.float32)] if r.quantized else []
+        tensors = []
+        for width, dtype in pieces:
+            count = m * width
+            memory = torch.full(((count + 64) * dtype.itemsize,), 0xA5, dtype=torch.uint8)
+            guarded.append((memory, count * dtype.itemsize))
+            tensors.append(memory.view(dtype)[:count].view(*rows, width))
+        out.append(tuple(tensors) if r.quantized else tensors[0])
+    pointers = [t.data_ptr() for t in held] + [memory.data_ptr() for memory, _ in guarded]
+    kernel.bind(pointers, m, threads)()
+    for memory, used in guarded:
+        assert bool((memory[used:] == 0xA5).all()), "wrote beyond a result"
+    return out
+
+
+def quantize_reference(x: Tensor, block: tuple[int, int], dtype: str = "f8E4M3FN") -> Quantized:
+    """The definition in `qfuse.quantize`, in torch."""
+    rows, columns = x.shape
+    r, c = block
+    padded = torch.nn.functional.pad(x.float(), (0, -columns % c, 0, -rows % r))
+    tiles = padded.unflatten(1, (-1, c)).unflatten(0, (-1, r))
+    amax = tiles.abs().amax((1, 3), keepdim=True).clamp_min(1e-10)
+    limit = FP8_MAX[dtype]
+    # `limit / amax` would be limit * (1 / amax), rounded twice: torch has no reversed division.
+    inverse = torch.full_like(amax, limit) / amax
+    codes = (tiles * inverse).clamp(-limit, limit).to(TORCH[dtype]).view(torch.uint8)
+    codes = codes.flatten(2).flatten(0, 1)[:rows, :columns].contiguous().view(TORCH[dtype])
+    return codes, (amax / limit).squeeze(3).squeeze(1)
+
+
+def dequantize_reference(q: Quantized, block: tuple[int, int]) -> Tensor:
+    """f64, so that it is exact."""
+    codes, scale = q
+    rows, columns = codes.shape
+    spread = scale.double().repeat_interleave(block[0], 0)[:rows]
+    spread = spread.repeat_interleave(block[1], 1)[:, :columns]
+    return codes.float().double() * spread
+
+
+def same_bits(a: Tensor | Quantized, b: Tensor | Quantized) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return all(map(same_bits, a, b))
+    assert isinstance(a, Tensor) and isinstance(b, Tensor)
+    return a.shape == b.shape and torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )

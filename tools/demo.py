@@ -1,0 +1,217 @@
+"""`qfuse demo`: compile a model, show what fusion did, and compare it with everything at hand."""
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from qfuse.compiler.compilation import Progress, compile
+from qfuse.compiler.frontend import baseline
+from qfuse.compiler.frontend.checkpoint import Checkpoint
+from qfuse.compiler.options import cache_dir
+from qfuse.compiler.runtime.executable import Executable
+from qfuse.compiler.runtime.report import Report, size_text
+from qfuse.tools.demo_checkpoint import write_demo_checkpoint
+from rich.console import Console
+from rich.table import Table
+
+PROMPT_TOKENS = 16
+NEW_TOKENS = 32
+MAX_ROUNDS = 7
+MAX_SECONDS = 60.0
+"""Speed is measured in rounds, ours and eager in turn, until either limit."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What `qfuse demo --json` prints.
+
+    `kernels_before` and `kernels_after` are launches per decoded token, torch operations that
+    compute included; `bytes_*` what they read and write.  `max_rel_err_vs_unfused` is the largest
+    difference of a logit from the unfused program's, relative to the largest logit;
+    `rel_err_vs_fp32` the Frobenius norm of the difference from transformers in f32 with
+    dequantized weights and unquantized activations, relative to the reference's;
+    `rel_err_vs_fp32_quantized` the same with the checkpoint's activation quantization simulated.
+    Both compare the logits at every decoded token.  Fields are None where memory did not suffice.
+    """
+
+    model: str
+    kernels_before: int
+    kernels_after: int
+    bytes_before: int
+    bytes_after: int
+    patterns: dict[str, dict[str, Any]]
+    max_rel_err_vs_unfused: float
+    rel_err_vs_fp32: float | None
+    rel_err_vs_fp32_quantized: float | None
+    greedy_tokens_equal: bool
+    tokens: list[int]
+    tokens_per_s: float
+    eager_tokens_per_s: float | None
+    compile_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(
+    model: Path | None, console: Console, progress: Progress, *, tokens: int = NEW_TOKENS
+) -> DemoResult:
+    """Run the demo on a checkpoint directory, or on one written for it; prints to `console`."""
+    directory = model or write_demo_checkpoint(cache_dir() / "demo-qwen3-fp8")
+    checkpoint = Checkpoint(directory)
+    prompt = _prompt(checkpoint, PROMPT_TOKENS)
+    room = PROMPT_TOKENS + tokens
+    start = time.perf_counter()
+    fused = compile(directory, max_len=room, progress=progress)
+    seconds = time.perf_counter() - start
+    unfused = compile(directory, max_len=room, disable=["all"], progress=progress)
+
+    generated = fused.generate(prompt, tokens, eos=())
+    equal = generated == unfused.generate(prompt, tokens, eos=())
+    ours = decode_logits(fused, prompt, generated)
+    plain = decode_logits(unfused, prompt, generated)
+    before, after = decode_profile(unfused), decode_profile(fused)
+    fused.program.report |= {"before": before, "after": after}
+    report = fused.report()
+    del unfused
+
+    sequence = [*prompt, *generated[:-1]]
+    exact = _reference(checkpoint, sequence, len(prompt), simulate_activations=False)
+    simulated = _reference(checkpoint, sequence, len(prompt), simulate_activations=True)
+    speed, eager_speed = measure(fused, checkpoint, prompt, tokens)
+    result = DemoResult(
+        model=str(directory),
+        kernels_before=before["launches"],
+        kernels_after=after["launches"],
+        bytes_before=before["bytes"],
+        bytes_after=after["bytes"],
+        patterns=report.to_json()["patterns"],
+        max_rel_err_vs_unfused=_max_rel_err(ours, plain),
+        rel_err_vs_fp32=_rel_err(ours, exact),
+        rel_err_vs_fp32_quantized=_rel_err(ours, simulated),
+        greedy_tokens_equal=equal,
+        tokens=generated,
+        tokens_per_s=speed,
+        eager_tokens_per_s=eager_speed,
+        compile_s=seconds,
+    )
+    show(console, report, result)
+    return result
+
+
+def decode_logits(exe: Executable, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+    """f32 logits [len(tokens), V] from which each of `tokens` was, or would be, chosen."""
+    session = exe.session()
+    ids, position = torch.tensor([list(prompt)]), torch.arange(len(prompt))
+    rows = []
+    for token in tokens:
+        rows.append(session(ids, position)[0][0, -1].float())
+        ids, position = torch.tensor([[token]]), position[-1:] + 1
+    return torch.stack(rows)
+
+
+def decode_profile(exe: Executable) -> dict[str, Any]:
+    """Launches and bytes of one decoded token after `PROMPT_TOKENS`."""
+    profile = exe.session().profile(torch.tensor([[0]]), torch.tensor([PROMPT_TOKENS]))
+    return profile.to_json()
+
+
+def measure(
+    fused: Executable, checkpoint: Checkpoint, prompt: Sequence[int], tokens: int
+) -> tuple[float, float | None]:
+    """Decoded tokens per second, of `fused` and of eager bf16: medians over alternating rounds.
+
+    Prefill is not counted.  These machines are shared, so only the ratio of the two means much.
+    """
+    eager = None
+    if _fits(checkpoint, 2):
+        eager = baseline.eager_model(checkpoint)
+    ours: list[float] = []
+    theirs: list[float] = []
+    start = time.perf_counter()
+    while len(ours) < MAX_ROUNDS and (not ours or time.perf_counter() - start < MAX_SECONDS):
+        ours.append(_decode_speed(fused, prompt, tokens))
+        if eager is not None:
+            theirs.append(_eager_speed(eager, prompt, tokens))
+    return statistics.median(ours), statistics.median(theirs) if theirs else None
+
+
+def _decode_speed(exe: Executable, prompt: Sequence[int], tokens: int) -> float:
+    stream = exe.stream(prompt, tokens, eos=())
+    next(stream)
+    start = time.perf_counter()
+    count = sum(1 for _ in stream)
+    return count / (time.perf_counter() - start)
+
+
+def _eager_speed(model: Any, prompt: Sequence[int], tokens: int) -> float:
+    decoder = baseline.GreedyDecoder(model)
+    token = decoder.step(prompt)
+    start = time.perf_counter()
+    for _ in range(tokens - 1):
+        token = decoder.step([token])
+    return (tokens - 1) / (time.perf_counter() - start)
+
+
+def _reference(
+    checkpoint: Checkpoint, sequence: Sequence[int], prompt: int, *, simulate_activations: bool
+) -> torch.Tensor | None:
+    """f32 logits at the last prompt token and all that follow; None if f32 does not fit."""
+    if not _fits(checkpoint, 4):
+        return None
+    model = baseline.reference_model(checkpoint, simulate_activations=simulate_activations)
+    return baseline.logits(model, sequence)[prompt - 1 :]
+
+
+def _fits(checkpoint: Checkpoint, bytes_per_element: int) -> bool:
+    """Whether the dequantized model leaves memory to spare."""
+    stored = sum(f.stat().st_size for f in checkpoint.directory.glob("*.safetensors"))
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stored * bytes_per_element * 1.2 < available  # FP8: about a byte per element
+
+
+def _max_rel_err(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value - reference).abs().max() / reference.abs().max())
+
+
+def _rel_err(value: torch.Tensor, reference: torch.Tensor | None) -> float | None:
+    if reference is None:
+        return None
+    return float(torch.linalg.norm(value - reference) / torch.linalg.norm(reference))
+
+
+def _prompt(checkpoint: Checkpoint, count: int) -> list[int]:
+    vocabulary = int(checkpoint.config["vocab_size"])
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (count,), generator=generator).tolist()
+
+
+def show(console: Console, report: Report, result: DemoResult) -> None:
+    """The report and the comparison, for people."""
+    console.print(report)
+    table = Table("per decoded token", "unfused", "fused", title=result.model)
+    table.add_row("launches", str(result.kernels_before), str(result.kernels_after))
+    table.add_row("bytes moved", size_text(result.bytes_before), size_text(result.bytes_after))
+    console.print(table)
+    table = Table("check", "value")
+    table.add_row("greedy tokens equal unfused", "yes" if result.greedy_tokens_equal else "NO")
+    table.add_row("largest logit error vs unfused", f"{result.max_rel_err_vs_unfused:.2e}")
+    for name, error in (
+        ("logit error vs f32", result.rel_err_vs_fp32),
+        ("the same, activations quantized", result.rel_err_vs_fp32_quantized),
+    ):
+        table.add_row(name, "skipped: not enough memory" if error is None else f"{error:.2e}")
+    table.add_row("compile", f"{result.compile_s:.1f} s")
+    table.add_row("qfuse", f"{result.tokens_per_s:.0f} tokens/s")
+    eager = result.eager_tokens_per_s
+    table.add_row(
+        "torch eager, dequantized bf16",
+        "skipped: not enough memory" if eager is None else f"{eager:.0f} tokens/s",
+    )
+    console.print(table)
+    console.print("tokens:", " ".join(map(str, result.tokens)), highlight=False)

@@ -1,0 +1,239 @@
+"""Compile, run and look into quantized language models."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qfuse.dialects.errors import QfuseError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `qfuse`; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except QfuseError as error:
+        print(f"qfuse: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from qfuse.tools import demo
+    from rich.console import Console
+
+    console = Console(stderr=args.json)
+    with _progress(console) as progress:
+        result = demo.run(args.model, console, progress, tokens=args.tokens)
+    if args.json:
+        print(json.dumps(result.to_json()))
+    return 0
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from qfuse.compiler.options import CompileOptions
+    from rich.console import Console
+
+    options = CompileOptions.make(args.target, args.disable.split(",") if args.disable else ())
+    console = Console(stderr=True)
+    if args.config_only:
+        return _compile_config(args, options)
+    if args.model is None:
+        raise QfuseError("name a checkpoint directory, or a config.json with --config-only")
+    if args.emit == "artifact" and args.output is None:
+        raise QfuseError("name the file to write with -o")
+    from qfuse.compiler.compilation import compile
+
+    if args.output is not None:
+        _check_writable(args.output)  # before minutes of work
+    with _progress(console) as progress:
+        exe = compile(
+            args.model,
+            target=args.target,
+            disable=sorted(options.disable),
+            max_len=args.max_len,
+            progress=progress,
+        )
+    exe.save(args.output)
+    if args.remarks:
+        _print_remarks(exe.program.report["remarks"])
+    sizes = exe.program.sizes()
+    console.print(
+        f"{args.output}: {sizes['kernels']} kernels, {sizes['kernel_steps']} kernel and "
+        f"{sizes['torch_steps']} torch steps, {args.output.stat().st_size / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def _compile_config(args: argparse.Namespace, options: Any) -> int:
+    from qfuse.compiler.compilation import compile_config
+
+    start = time.perf_counter()
+    result = compile_config(args.config_only, options)
+    total = time.perf_counter() - start
+    if args.output is not None:
+        from qfuse.tools.files import write_text
+
+        write_text(args.output, f"{result.module}\n")
+    if args.json:
+        data = {
+            "ops": result.counts,
+            "seconds": {**result.seconds, "total": total},
+            "peak_rss_bytes": _peak_rss(),
+        }
+        print(json.dumps(data))
+        return 0
+    print(f"{'operation':44}{'imported':>10}{'fused':>10}")
+    names = {**result.counts["fused"], **result.counts["imported"]}
+    for name in sorted(names):
+        before, after = (result.counts[k].get(name, 0) for k in ("imported", "fused"))
+        print(f"{name:44}{before:10}{after:10}")
+    print(f"\n{'phase':44}{'seconds':>10}")
+    for phase, seconds in result.seconds.items():
+        print(f"{phase:44}{seconds:10.3f}")
+    print(f"{'total':44}{total:10.3f}")
+    print(f"{'peak memory, GiB':44}{_peak_rss() / 2**30:10.3f}")
+    if args.remarks:
+        _print_remarks([remark.to_json() for remark in result.remarks])
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qfuse.compiler import load
+
+    ids = _ids(args.prompt_ids)
+    exe = load(args.artifact)
+    start = time.perf_counter()
+    tokens = []
+    for token in exe.stream(ids, args.max_new_tokens):
+        tokens.append(token)
+        if not args.json:
+            print(token, end=" ", flush=True)
+    seconds = time.perf_counter() - start
+    if args.json:
+        print(json.dumps({"tokens": tokens, "seconds": seconds}))
+    else:
+        print()
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from qfuse.compiler import load
+
+    exe = load(args.artifact)
+    data = exe.inspect()
+    if args.json:
+        print(json.dumps({**data, "report": exe.report().to_json()}))
+        return 0
+    from qfuse.tools.inspection import show
+    from rich.console import Console
+
+    show(Console(), args.artifact, data, exe.report())
+    return 0
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise QfuseError(
+            f"--prompt-ids '{text}' are not whole numbers; write them as 1,2,3"
+        ) from None
+
+
+def _check_writable(path: Path) -> None:
+    from qfuse.tools.files import check_writable
+
+    check_writable(path)
+
+
+def _print_remarks(remarks: Sequence[dict[str, str]]) -> None:
+    for remark in remarks:
+        subject = f" ({remark['subject']})" if remark["subject"] else ""
+        reason = "; ".join(filter(None, (remark["cause"], remark["cure"])))
+        print(
+            f"{remark['location']}: {remark['pattern']}: {remark['outcome']} at "
+            f"{remark['op']}{subject}" + (f": {reason}" if reason else ""),
+            file=sys.stderr,
+        )
+
+
+def _peak_rss() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per phase on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield report
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qfuse", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="compile a small FP8 model, compare, and report")
+    demo.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint of your own")
+    demo.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to generate")
+    demo.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    demo.set_defaults(run=_demo)
+
+    compile_ = commands.add_parser("compile", help="compile a checkpoint into one file")
+    add = compile_.add_argument
+    add("model", nargs="?", type=Path, metavar="DIR", help="a Hugging Face checkpoint")
+    add("--target", default="cpu", help="what to compile for: cpu (default)")
+    add("-o", dest="output", type=Path, metavar="FILE", help="where to write")
+    add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
+    add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
+    add("--remarks", action="store_true", help="print what each pattern did or declined")
+    add("--json", action="store_true", help="with --config-only: print JSON")
+    add(
+        "--config-only",
+        type=Path,
+        metavar="CONFIG",
+        help="compile the graph of a config.json without weights",
+    )
+    add(
+        "--emit",
+        choices=("artifact", "fused-ir"),
+        default="artifact",
+        help="with --config-only, fused-ir: the fused module goes to -o, counts to stdout",
+    )
+    compile_.set_defaults(run=_compile)
+
+    run = commands.add_parser("run", help="generate tokens with a compiled model")
+    run.add_argument("artifact", type=Path, help="what `qfuse compile` wrote")
+    run.add_argument("--prompt-ids", required=True, metavar="IDS", help="token ids, as 1,2,3")
+    run.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    run.add_argument("--json", action="store_true")
+    run.set_defaults(run=_run)
+
+    inspect = commands.add_parser("inspect", help="show what a compiled model consists of")
+    inspect.add_argument("artifact", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
