@@ -21,6 +21,7 @@ def extend_epilogue(
 ) -> ir.Operation:
     """A copy of `product` at the insertion point that goes on with `extend`.
 
+    Attributes that are none of a product's own (the scheme x is to be quantized to) stay.
     `extend` sees the old results as a reader would have: rounded to their element types.
     """
     x, w, *old_extra = product.operands
@@ -29,6 +30,9 @@ def extend_epilogue(
     new, block = build_matmul(
         x, w, results, parts=parts, extra=[*old_extra, *extra], maps=[*old_maps, *maps]
     )
+    for name in product.attributes:
+        if name not in new.attributes:
+            new.attributes[name] = product.attributes[name]
     old_block = product.regions[0].blocks[0]
     arguments = list(block.arguments)
     kept = len(old_block.arguments)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.target import Target
@@ -48,6 +49,17 @@ class CompileOptions:
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
             environment.get("QFUSE_CPU_LEVEL") or None,
             cache_dir(environment) / "kernels",
+        )
+
+    @staticmethod
+    def from_mapping(options: Mapping[str, Any]) -> "CompileOptions":
+        """`make` from keywords, as `torch.compile(..., options=...)` has them."""
+        if unknown := sorted(set(options) - {"target", "disable"}):
+            raise QfuseError(f"no compile option '{unknown[0]}'; there are target and disable")
+        disable = options.get("disable", ())
+        return CompileOptions.make(
+            options.get("target", "cpu"),
+            disable.split(",") if isinstance(disable, str) else disable,
         )
 
     def fusion_passes(self) -> list[str]:

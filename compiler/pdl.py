@@ -49,7 +49,6 @@ class Pattern:
         self.name = name
         self.symbol = f"{name}-{index}"  # several patterns may share a name: operand orders
         self.requirements: list[tuple[Predicate, tuple[ir.Value, ...]]] = []
-        self.predicates: dict[str, Predicate] = {}
         self.rewriters: dict[str, Rewriter] = {}
 
     def op(
@@ -85,19 +84,21 @@ class Pattern:
     def require(self, predicate: Predicate, *values: ir.Value) -> None:
         """State that `predicate` must hold; it gets the operations and values matched.
 
-        The predicates of a match run in no particular order.
+        The predicates of a match run in the order in which they are stated, up to the first that
+        does not hold.  So those that tell a candidate from anything else come first: a refusal
+        is heard only of candidates, and a later predicate may rely on an earlier one.
         """
         self.requirements.append((predicate, values))
 
     def rewrite(self, root: ir.Value, rewriter: Rewriter, *values: ir.Value) -> None:
         """Replace the operation `root` by what `rewriter(rewriter, root, *values)` makes.
 
-        Comes last: the predicates are emitted here, with the root they would rewrite.
+        Comes last: the predicates are emitted here, with the root they would rewrite, as one
+        constraint, because PDL reorders constraints as it likes.
         """
-        for i, (predicate, matched) in enumerate(self.requirements):
-            key = f"{self.symbol}.{i}.{predicate.__name__}"
-            self.predicates[key] = predicate
-            pdl.apply_native_constraint([], key, [root, *matched])
+        if self.requirements:
+            matched = [value for _, values in self.requirements for value in values]
+            pdl.apply_native_constraint([], self.symbol, [root, *matched])
         key = f"{self.symbol}.{rewriter.__name__}"
         self.rewriters[key] = rewriter
         pdl.RewriteOp(root, name=key, args=list(values))
@@ -114,10 +115,8 @@ class Patterns:
             for index, build in enumerate(patterns):
                 pattern = Pattern(build.__name__.replace("_", "-"), index)
                 _emit(build, pattern)
-                for key, predicate in pattern.predicates.items():
-                    compiled.register_constraint_function(
-                        key, _as_constraint(pattern.name, predicate)
-                    )
+                if pattern.requirements:
+                    compiled.register_constraint_function(pattern.symbol, _as_constraint(pattern))
                 for key, rewriter in pattern.rewriters.items():
                     compiled.register_rewrite_function(key, _as_rewrite(rewriter))
         self.frozen = compiled.freeze()
@@ -140,16 +139,21 @@ def _range(name: str, type_: ir.Type) -> ir.Value:
     return ir.Operation.create(name, results=[type_]).result
 
 
-def _as_constraint(pattern: str, predicate: Predicate) -> Callable[..., bool]:
+def _as_constraint(pattern: Pattern) -> Callable[..., bool]:
     """The binding reads a truthy answer as "no match"; that inversion stays here."""
+    predicates = [(predicate, len(values)) for predicate, values in pattern.requirements]
 
     def declines(_rewriter: Any, _results: Any, values: Sequence[Any]) -> bool:
-        root, *matched = values
-        verdict = predicate(*matched)
-        if isinstance(verdict, Refusal):
-            at = matched[0] if isinstance(matched[0], ir.Operation) else root
-            remarks.refused(pattern, root, at, verdict.cause, verdict.cure)
-        return verdict is not None
+        root, *rest = values
+        for predicate, count in predicates:
+            matched, rest = rest[:count], rest[count:]
+            verdict = predicate(*matched)
+            if isinstance(verdict, Refusal):
+                at = matched[0] if isinstance(matched[0], ir.Operation) else root
+                remarks.refused(pattern.name, root, at, verdict.cause, verdict.cure)
+            if verdict is not None:
+                return True
+        return False
 
     return declines
 

@@ -49,23 +49,26 @@ class Remarks:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[Remark, int], None] = {}
+        self._kept: dict[int, Remark] = {}
+        self._refusals: dict[int, dict[Remark, int]] = {}
+        self._count = 0
 
     def add(self, remark: Remark, root: int) -> None:
+        """Keep `remark` about the operation whose hash is `root`."""
+        self._count += 1
         if remark.outcome == "fired":
-            self._drop_refusals(root)
-            root = -len(self._seen) - 1  # an operation made later may get the same address
-        self._seen.setdefault((remark, root))
-
-    def _drop_refusals(self, root: int) -> None:
-        for key in [k for k in self._seen if k[1] == root]:
-            del self._seen[key]
+            for index in self._refusals.pop(root, {}).values():
+                del self._kept[index]
+            self._kept[self._count] = remark
+        elif remark not in self._refusals.setdefault(root, {}):
+            self._refusals[root][remark] = self._count
+            self._kept[self._count] = remark
 
     def __iter__(self) -> Iterator[Remark]:
-        return (remark for remark, _ in self._seen)
+        return iter(self._kept.values())
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._kept)
 
 
 _current: ContextVar[Remarks | None] = ContextVar("qfuse_remarks", default=None)
@@ -118,13 +121,20 @@ def argument_name(value: ir.Value) -> str:
         if owner.name not in _TRANSPARENT:
             return ""
         value = owner.operands[0]
-    function = value.owner.owner.operation  # a FuncOp's own `name` is its symbol
-    if function.name != "func.func" or "arg_attrs" not in function.attributes:
+    function = function_of(value)
+    if function is None or "arg_attrs" not in function.attributes:
         return ""
     attributes = ir.DictAttr(ir.ArrayAttr(function.attributes["arg_attrs"])[value.arg_number])
     if "qfuse.name" not in attributes:
         return ""
     return ir.StringAttr(attributes["qfuse.name"]).value
+
+
+def function_of(argument: ir.BlockArgument) -> ir.Operation | None:
+    """The function that `argument` is an argument of; None for that of a loop or another block."""
+    owner = argument.owner.owner.operation  # a FuncOp's own `name` is its symbol
+    is_argument = owner.name == "func.func" and argument.owner == owner.regions[0].blocks[0]
+    return owner if is_argument else None
 
 
 _TRANSPARENT = ("torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor", "qfuse.pack")

@@ -3,7 +3,11 @@
 # Field annotations of dialect classes are read while the class is made, so no file under
 # `dialects/` may import `annotations` from `__future__`: every field would become an attribute.
 
-from qfuse.dialects.bindings import ext
+from collections.abc import Sequence
+from typing import Any
+
+from qfuse.dialects.bindings import ext, ir
+from qfuse.dialects.verify import IllegalType
 
 
 class QFuse(ext.Dialect, name="qfuse"):
@@ -11,20 +15,67 @@ class QFuse(ext.Dialect, name="qfuse"):
 
 
 class Op(QFuse.Operation):
-    """A `qfuse` operation: its fields say what IRDL can check, `violation` says the rest."""
+    """A `qfuse` operation: its fields say what it consists of, `violation` says the rest."""
 
     def violation(self) -> str | None:
-        """Why this operation is not legal, or None."""
+        """Why this operation, whose fields are all there, is not legal, or None."""
         return None
 
     def verify_invariants(self) -> bool:
-        present = set(self.operation.attributes)
-        missing = [
-            f.name
-            for f in self._fields
-            if isinstance(f, ext.AttributeDef) and f.name not in present
-        ]
-        why = f"needs the attribute {missing[0]}" if missing else self.violation()
+        # IRDL checks the fields, too, but only after this.
+        try:
+            why = _fields_error(self) or self.violation()
+        except IllegalType as error:
+            why = str(error)
         if why is not None:
             self.location.emit_error(f"'{self.operation.name}' op {why}")
         return why is None
+
+
+def _fields_error(op: Op) -> str | None:
+    """Why the operation has not the attributes, operands, results and regions of its class."""
+    operation, by_kind = op.operation, ext.partition_fields(op._fields)
+    operands, attributes, results, regions = by_kind
+    for field in attributes:
+        if field.name not in operation.attributes:
+            return f"needs the attribute {field.name}"
+        attribute, wanted = operation.attributes[field.name], field.constraint
+        if wanted is not Any and not isinstance(attribute, wanted):
+            return f"attribute {field.name} is {attribute}; expected a {wanted.__name__}"
+    if len(operation.regions) != len(regions):
+        return f"has {len(operation.regions)} regions; expected {len(regions)}"
+    return _count_error(operation, "operand", operands, len(operation.operands)) or _count_error(
+        operation, "result", results, len(operation.results)
+    )
+
+
+def _count_error(
+    op: ir.Operation, kind: str, fields: Sequence[ext.FieldDef], count: int
+) -> str | None:
+    """Why `count` operands or results are not those that the segment attribute tells apart."""
+    kinds = [f.variadicity for f in fields]
+    if ext.Variadicity.variadic in kinds:
+        return None
+    optional = kinds.count(ext.Variadicity.optional)
+    if optional < 2:  # the count alone tells whether the one is there
+        wanted = f"{len(fields)}" if optional == 0 else f"{len(fields) - 1} or {len(fields)}"
+        return (
+            None if 0 <= len(fields) - count <= optional else f"has {count} {kind}s, not {wanted}"
+        )
+    name = f"{kind}SegmentSizes"
+    if name not in op.attributes:
+        return f"needs the attribute {name}"
+    sizes = op.attributes[name]
+    legal = (
+        isinstance(sizes, ir.DenseI32ArrayAttr)
+        and len(sizes) == len(fields)
+        and sum(sizes) == count
+        and all(
+            n == 1 or (n == 0 and k == ext.Variadicity.optional)
+            for n, k in zip(sizes, kinds, strict=True)
+        )
+    )
+    if legal:
+        return None
+    names = ", ".join(f.name for f in fields)
+    return f"{name} is {sizes}; expected 0 or 1, as i32, for each of {names}, {count} in all"

@@ -4,7 +4,7 @@ from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
 from qfuse.dialects.quantization_ops import quantize_error
 from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, scheme_error, shaped
-from qfuse.dialects.verify import segments, segments_error, shape_text, shapes_agree
+from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 """What an activation may be; `gelu` is the erf form, `gelu_tanh` the tanh approximation."""
@@ -95,12 +95,14 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
             return f'act "{act}" is not one of {", ".join(ACTIVATIONS)}'
         if not is_float(gate):
             return f"operand element type {gate.dtype} is not f32, f16 or bf16"
+        if not gate.shape:
+            return f"gate is {gate}; it has no last dimension"
         width = gate.shape[-1]
-        if len(operands) == 1:
+        if len(operands) == 1 and width != DYNAMIC:
             if width % 2:
                 return f"cannot halve a width of {width}"
             width //= 2
-        elif operands[1] != gate:
+        elif operands[-1] != gate:
             return f"gate is {gate} but up is {operands[1]}"
         value = Shaped((*gate.shape[:-1], width), gate.dtype)
         why = outputs_error(self, ("value", "quantized"), value)
@@ -109,8 +111,6 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
 
 def outputs_error(op: ir.OpView, names: tuple[str, ...], value: Shaped) -> str | None:
     """Check the optional results `names` of an operation that computes `value`."""
-    if why := segments_error(op, "result"):
-        return why
     present = [n for n, there in zip(names, segments(op, "result"), strict=True) if there]
     results = [shaped(r.type) for r in op.operation.results]
     if not results:

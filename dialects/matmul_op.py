@@ -9,7 +9,6 @@ from qfuse.dialects.quantization_ops import MAX_PARTS, concat_rows, quantize_err
 from qfuse.dialects.types import Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import (
     DYNAMIC,
-    segments_error,
     shape_text,
     shapes_agree,
 )
@@ -76,7 +75,7 @@ class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
     extra5: ext.Operand[Any] | None = None
 
     def violation(self) -> str | None:
-        if why := segments_error(self, "operand") or segments_error(self, "result"):
+        if why := _attributes_error(self.operation):
             return why
         x, w, *extra = (shaped(v.type) for v in self.operation.operands)
         outs = [shaped(r.type) for r in self.operation.results]
@@ -116,10 +115,19 @@ def map_of(operand: Shaped, rows: Sequence[int], n: int) -> str | None:
         return None
     leading_one = all(d == 1 for d in padded[:-1])
     if leading_one:
-        return "[]" if padded[-1] == 1 and n != 1 else "[N]"
+        return "[]" if not shape or (padded[-1] == 1 and n != 1) else "[N]"
     if padded[:-1] != tuple(rows):
         return None
     return "[M,N]" if padded[-1] == n else "[M,1]"
+
+
+def _attributes_error(op: ir.Operation) -> str | None:
+    parts, maps = op.attributes["parts"], op.attributes["maps"]
+    if not isinstance(parts, ir.DenseI64ArrayAttr):
+        return f"attribute parts is {parts}; expected array<i64>"
+    if not all(isinstance(m, ir.StringAttr) for m in maps):
+        return f"attribute maps is {maps}; expected strings"
+    return None
 
 
 def _product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
@@ -160,7 +168,8 @@ def _extra_error(x: Shaped, parts: list[int], extra: list[Shaped], maps: list[st
         if widths is None:
             return f'map "{kind}" is not one of [N], [M,1], [M,N], []'
         rows = x.rows if kind.startswith("[M") else ()
-        if not any(_broadcast_equal(operand.shape, (*rows, n)) for n in widths):
+        is_scalar = not operand.shape and kind != "[]"
+        if is_scalar or not any(_broadcast_equal(operand.shape, (*rows, n)) for n in widths):
             wanted = " or ".join(shape_text((*rows, n)) for n in sorted(set(widths)))
             return (
                 f"extra operand {i} has shape {shape_text(operand.shape)}, which does not fit its "

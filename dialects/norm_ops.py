@@ -42,8 +42,8 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
         attributes = self.operation.attributes
         if not is_float(x):
             return f"input element type {x.dtype} is not f32, f16 or bf16"
-        if x.shape[-1] == DYNAMIC:
-            return "the normalized dimension must be static"
+        if not x.shape or x.shape[-1] == DYNAMIC:
+            return f"input is {x}; the normalized dimension must be static"
         if weight.dtype not in FLOATS or weight.shape != x.shape[-1:]:
             return f"weight is {weight}; expected {x.shape[-1]} values of f32, f16 or bf16"
         if residual and residual[0] != x:

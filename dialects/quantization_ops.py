@@ -17,7 +17,6 @@ from qfuse.dialects.types import (
 from qfuse.dialects.verify import (
     DYNAMIC,
     round_up,
-    segments_error,
     shape_text,
     shapes_agree,
 )
@@ -128,11 +127,11 @@ class ConcatOp(Op, name="concat", traits=[ext.Pure]):
     weight3: ext.Operand[Any] | None = None
 
     def violation(self) -> str | None:
-        if why := segments_error(self, "operand"):
-            return why
         parts = [shaped(v.type) for v in self.operation.operands]
         out = shaped(self.operation.results[0].type)
         first = parts[0]
+        if first.quantized and (why := scheme_error(first)):
+            return why
         for part in parts:
             if len(part.shape) != 2 or DYNAMIC in part.shape:
                 return f"weight shape {shape_text(part.shape)} is not static [N, K]"

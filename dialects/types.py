@@ -5,7 +5,7 @@ from typing import Any
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.dialect import QFuse
-from qfuse.dialects.verify import DYNAMIC, FLOATS, ceil_div
+from qfuse.dialects.verify import DYNAMIC, FLOATS, IllegalType, ceil_div
 
 # Bit width of a stored element is part of its MLIR type; the scale types that each may carry are
 # what the formats in the field use (HF fine-grained FP8: f32 or e8m0; ggml q8: f16).
@@ -111,19 +111,24 @@ class Shaped:
 
 
 def shaped(type_: ir.Type) -> Shaped:
-    """Read a ranked tensor or a qtensor type; raises TypeError on anything else."""
+    """Read a ranked tensor or a qtensor type; raises IllegalType on anything else."""
     if isinstance(type_, ir.RankedTensorType):
         return Shaped(tuple(type_.shape), str(type_.element_type))
     if isinstance(type_, QTensorType):
-        data = ir.RankedTensorType(ir.TypeAttr(type_.data).value)
+        data = ir.TypeAttr(type_.data).value
+        if not isinstance(data, ir.RankedTensorType):
+            raise IllegalType(f"the data of a qtensor is a ranked tensor, not {data}")
         scheme = scheme_of(SchemeAttr(type_.scheme))
         return Shaped(tuple(data.shape), str(data.element_type), scheme)
-    raise TypeError(f"neither a ranked tensor nor a qtensor: {type_}")
+    raise IllegalType(f"{type_} is neither a ranked tensor nor a qtensor")
 
 
 def scheme_of(attr: SchemeAttr) -> Scheme:
-    """The fields of a `#qfuse.scheme`."""
-    block, scale, *names = attr.params
+    """The fields of a `#qfuse.scheme`; raises IllegalType if its block is no list of extents."""
+    params = attr.params
+    block, scale, *names = (params[0].maybe_downcast(), *params[1:])
+    if not isinstance(block, ir.DenseI64ArrayAttr):
+        raise IllegalType(f"the block of a scheme is an array<i64: rows, columns>, not {block}")
     return Scheme(
         tuple(ir.DenseI64ArrayAttr(block)),
         str(ir.TypeAttr(scale).value),

@@ -10,6 +10,10 @@ FLOATS = ("f32", "f16", "bf16")
 """Element types of an unquantized activation, weight or result."""
 
 
+class IllegalType(TypeError):
+    """A type that no operation of ours takes; the text says what is wrong with it."""
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -39,9 +43,3 @@ def segments(op: ir.OpView, kind: str) -> list[bool]:
     are present.
     """
     return [bool(n) for n in op.operation.attributes[f"{kind}SegmentSizes"]]
-
-
-def segments_error(op: ir.OpView, kind: str) -> str | None:
-    if f"{kind}SegmentSizes" not in op.operation.attributes:
-        return f"needs the attribute {kind}SegmentSizes"
-    return None

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+
 from qfuse.compiler.compilation import Progress, compile
 from qfuse.compiler.frontend import baseline
 from qfuse.compiler.frontend.checkpoint import Checkpoint
@@ -16,8 +19,6 @@ from qfuse.compiler.options import cache_dir
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.report import Report, size_text
 from qfuse.tools.demo_checkpoint import write_demo_checkpoint
-from rich.console import Console
-from rich.table import Table
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 32

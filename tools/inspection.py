@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qfuse.compiler.runtime.report import Report, size_text
 from rich.console import Console
 from rich.table import Table
+
+from qfuse.compiler.runtime.report import Report, size_text
 
 
 def show(console: Console, path: Path, data: Mapping[str, Any], report: Report) -> None:

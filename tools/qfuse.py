@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from qfuse.tools import demo
     from rich.console import Console
+
+    from qfuse.tools import demo
 
     console = Console(stderr=args.json)
     with _progress(console) as progress:
@@ -38,8 +39,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from qfuse.compiler.options import CompileOptions
     from rich.console import Console
+
+    from qfuse.compiler.options import CompileOptions
 
     options = CompileOptions.make(args.target, args.disable.split(",") if args.disable else ())
     console = Console(stderr=True)
@@ -132,8 +134,9 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**data, "report": exe.report().to_json()}))
         return 0
-    from qfuse.tools.inspection import show
     from rich.console import Console
+
+    from qfuse.tools.inspection import show
 
     show(Console(), args.artifact, data, exe.report())
     return 0

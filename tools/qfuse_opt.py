@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.passes import ALL_PASSES
@@ -148,8 +149,9 @@ def _read(name: str) -> str:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:
     """Known flags through argparse; every other `--name[=options]` is a pass, in order."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    # With an optional value, argparse would take the input after a bare --remarks for it.
+    argv = ["--remarks=text" if a == "--remarks" else a for a in argv]
+    args, rest = _parser().parse_known_args(argv)
     stages = pipeline.parse_pipeline(args.pass_pipeline) if args.pass_pipeline else []
     passes = [a for a in rest if a.startswith("--")]
     others = [a for a in rest if not a.startswith("--")]
@@ -163,8 +165,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:
     return args, stages
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise QfuseError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qfuse-opt",
         description=__doc__,
         epilog="Every other --NAME[=OPTIONS] is a pass; passes run in the order given. "
@@ -184,10 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--remarks",
-        nargs="?",
-        const="text",
         choices=("text", "json"),
-        help="print what each pattern did or declined, and why, on stderr",
+        metavar="FORMAT",
+        help="print what each pattern did or declined, and why, on stderr; text (without "
+        "=FORMAT) or json",
     )
     add("--print-ir-after-all", action="store_true", help="print the IR after each pass on stderr")
     add("--dump-dir", type=Path, metavar="DIR", help="write the IR after each pass to DIR")

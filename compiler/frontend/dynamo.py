@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensorMode
 
@@ -24,6 +25,7 @@ from qfuse.compiler import torch_ops
 from qfuse.compiler.frontend.fx_import import Argument, import_graph, simplify, unused
 from qfuse.compiler.frontend.imported import Imported, TensorSpec
 from qfuse.compiler.frontend.recompose import recompose_linears
+from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 
 log = logging.getLogger("qfuse")
@@ -38,7 +40,7 @@ def qfuse_backend(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """The torch.compile backend; `options` go to `qfuse.compiler.compile.compile_imported`.
+    """The torch.compile backend; `options` are `target` and `disable`, as for `compile`.
 
     Parameters and buffers become weights, packed once; changing them afterwards is noticed at
     the next call and packs them again.  `mode` has no meaning here.
@@ -46,10 +48,12 @@ def qfuse_backend(
     if mode not in (None, "default"):
         log.warning("remark: torch.compile mode %r has no effect on the backend qfuse", mode)
 
+    chosen = CompileOptions.from_mapping(options or {})  # a mistake here is the user's to hear of
     names = _names(gm)
+    _remark_graph_breaks()
 
     def inference(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        return _boxed(GraphProgram(graph, _fixed_inputs(), names, dict(options or {})))
+        return _boxed(GraphProgram(graph, _fixed_inputs(), names, chosen))
 
     def forward(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         log.warning(
@@ -84,7 +88,7 @@ class GraphProgram:
         graph: fx.GraphModule,
         fixed: Sequence[int],
         names: Sequence[str],
-        options: Mapping[str, Any],
+        options: CompileOptions,
     ) -> None:
         self._graph = graph
         self._fixed = tuple(fixed)
@@ -128,20 +132,25 @@ def compile_graph(
     source: fx.GraphModule,
     weights: Mapping[int, torch.Tensor],
     names: Sequence[str],
-    options: Mapping[str, Any],
+    options: CompileOptions,
 ) -> Compiled:
     """Compile a functional aten graph whose arguments at the positions `weights` are fixed.
 
     Returns a callable over all arguments of the graph, weights included, that returns the list
     of its results.  Raises QfuseError if the graph cannot be imported or compiled.
     """
-    # imported here, because the compiler's driver imports the front ends
-    from qfuse.compiler.compile import compile_imported
+    # imported here, because the compiler imports the front ends
+    from qfuse.compiler.compilation import compile_imported
 
     imported, inputs, recipe = import_functional(source, weights, names)
     if not recipe.computed:
         raise QfuseError("the graph computes nothing")
-    compiled = compile_imported(imported, dict(options))
+    compiled = compile_imported(imported, options)
+    if not compiled.program.kernels:
+        log.warning(
+            "remark: nothing in a graph is quantized or next to what is; all of it runs on torch "
+            "(qfuse.compiler.frontend.linear.quantize_linears makes linear layers FP8)"
+        )
 
     def run(*args: Any) -> list[Any]:
         return recipe.results(args, compiled(*(args[i] for i in inputs)))
@@ -310,6 +319,17 @@ def _boxed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     call._boxed_call = True  # type: ignore[attr-defined]
     return call
+
+
+_reported_breaks: set[str] = set()
+
+
+def _remark_graph_breaks() -> None:
+    """Say, once each, why Dynamo cut a model into several graphs; each is compiled by itself."""
+    for reason in counters["graph_break"]:
+        if reason not in _reported_breaks:
+            _reported_breaks.add(reason)
+            log.warning("remark: a graph break: %s", reason.strip().partition("\n")[0])
 
 
 def _remark(what: str, error: BaseException) -> None:

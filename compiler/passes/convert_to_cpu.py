@@ -1,6 +1,7 @@
 """`qfuse-convert-to-cpu`: each qfuse computation becomes a call of an outlined kernel."""
 
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar
 
 from qfuse.compiler.passes.base import Pass
@@ -35,14 +36,17 @@ class ConvertToCpu(Pass):
 
     def run(self, module: ir.Operation) -> None:
         functions = [
-            op
+            op.operation
             for op in module.regions[0].blocks[0].operations
-            if op.operation.name == "func.func" and KERNEL not in op.operation.attributes
+            if op.operation.name == "func.func"
         ]
-        outlined: dict[str, str] = {}
+        kernels = _Kernels(
+            module, {ir.StringAttr(f.attributes["sym_name"]).value for f in functions}
+        )
         for function in functions:
-            for op in _computations(function.operation):
-                _outline(module, op, outlined)
+            if KERNEL not in function.attributes:
+                for op in _computations(function):
+                    _outline(op, kernels)
 
 
 def _computations(function: ir.Operation) -> list[ir.Operation]:
@@ -52,21 +56,36 @@ def _computations(function: ir.Operation) -> list[ir.Operation]:
     return found
 
 
-def _outline(module: ir.Operation, op: ir.Operation, outlined: dict[str, str]) -> None:
-    key = _body(op)
-    if key not in outlined:
-        prefix = op.name.removeprefix("qfuse.")
-        outlined[key] = f"{prefix}_{sum(n.rpartition('_')[0] == prefix for n in outlined.values())}"
-        _define(module, op, outlined[key])
+class _Kernels:
+    """The kernels outlined so far, by what they compute."""
+
+    def __init__(self, module: ir.Operation, taken: set[str]) -> None:
+        self.module, self.taken = module, taken
+        self.names: dict[tuple[str, str], str] = {}
+
+    def name_of(self, op: ir.Operation) -> str:
+        """The kernel that computes `op`, defined where there is none yet."""
+        key = (op.name, _body(op))
+        if key not in self.names:
+            prefix = op.name.removeprefix("qfuse.")
+            name = next(n for i in count() if (n := f"{prefix}_{i}") not in self.taken)
+            self.names[key] = name
+            self.taken.add(name)
+            _define(self.module, op, name)
+        return self.names[key]
+
+
+def _outline(op: ir.Operation, kernels: _Kernels) -> None:
+    name = kernels.name_of(op)
     with ir.InsertionPoint(op), op.location:
-        call = func.CallOp([r.type for r in op.results], outlined[key], list(op.operands))
+        call = func.CallOp([r.type for r in op.results], name, list(op.operands))
     for old, new in zip(op.results, call.results, strict=True):
         old.replace_all_uses_with(new)
     op.erase()
 
 
 def _body(op: ir.Operation) -> str:
-    """The text of `op` without its operands: equal for equal computations."""
+    """The text of `op` without its name and operands: equal for equal computations."""
     text = op.get_asm(print_generic_op_form=True, use_local_scope=True, assume_verified=True)
     return text[text.index("(") :].split(")", 1)[1]
 

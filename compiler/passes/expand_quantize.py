@@ -9,8 +9,9 @@ from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir, passmanager
 from qfuse.dialects.matmul_op import build_matmul
-from qfuse.dialects.quantization_ops import QuantizeOp
-from qfuse.dialects.types import Scheme, SchemeAttr, scheme_of, shaped
+from qfuse.dialects.quantization_ops import QuantizeOp, quantize_error
+from qfuse.dialects.types import Scheme, SchemeAttr, Shaped, scheme_error, scheme_of, shaped
+from qfuse.dialects.verify import IllegalType
 
 INPUT_SCHEME = "qfuse.input_scheme"
 """Attribute of a product whose plain x is to be quantized dynamically to this scheme."""
@@ -42,7 +43,11 @@ class ExpandQuantize(Pass):
 
 def expand_quantized_input(p: Pattern) -> None:
     product = p.op("qfuse.matmul", p.values(), many=True)
-    p.require(input_can_be_quantized, product)
+    p.require(names_input_scheme, product)
+    p.require(input_is_plain, product)
+    p.require(weight_is_quantized, product)
+    p.require(scheme_can_be_produced, product)
+    p.require(weight_has_same_groups, product)
     p.rewrite(product, split_quantize)
 
 
@@ -54,28 +59,38 @@ def input_is_plain(product: ir.Operation) -> Verdict:
     return MISMATCH if shaped(product.operands[0].type).quantized else None
 
 
-def input_can_be_quantized(product: ir.Operation) -> Verdict:
-    if names_input_scheme(product) or input_is_plain(product):
-        return MISMATCH  # predicates of one match run in no particular order
-    x, w = shaped(product.operands[0].type), shaped(product.operands[1].type)
-    scheme = _scheme(product)
-    if w.scheme is None or w.scheme.block[1] != scheme.block[1]:
-        return Refusal(
-            f"x is to be scaled per {scheme.block[1]} elements of K, but w is {w}",
-            "quantize x in groups of w's block",
-        )
-    if x.shape[-1] < 0:
-        return Refusal("K is not static")
-    return None
+def weight_is_quantized(product: ir.Operation) -> Verdict:
+    w = shaped(product.operands[1].type)
+    return None if w.quantized else Refusal(f"x is to be quantized, but w is {w}", "quantize w, too")
+
+
+def scheme_can_be_produced(product: ir.Operation) -> Verdict:
+    attribute = product.attributes[INPUT_SCHEME]
+    if not isinstance(attribute, SchemeAttr):
+        return Refusal(f"{INPUT_SCHEME} is {attribute}", "give it a #qfuse.scheme")
+    try:
+        quantized = _quantized_input(product)
+    except IllegalType as error:
+        return Refusal(f"{INPUT_SCHEME}: {error}")
+    why = scheme_error(quantized) or quantize_error(quantized)
+    return None if why is None else Refusal(f"{INPUT_SCHEME}: {why}")
+
+
+def weight_has_same_groups(product: ir.Operation) -> Verdict:
+    w, group = shaped(product.operands[1].type), _scheme(product).block[1]
+    assert w.scheme is not None
+    if w.scheme.block[1] == group:
+        return None
+    return Refusal(
+        f"x is to be scaled per {group} elements of K, but w is {w}",
+        "quantize x in groups of w's block",
+    )
 
 
 def split_quantize(rewriter, product: ir.Operation) -> None:
     x, w, *extra = product.operands
-    value = shaped(x.type)
-    storage = shaped(w.type).dtype
-    quantized = replace(value, dtype=storage, scheme=_scheme(product))
     q = ir.Operation.create(
-        QuantizeOp.OPERATION_NAME, results=[quantized.type()], operands=[x]
+        QuantizeOp.OPERATION_NAME, results=[_quantized_input(product).type()], operands=[x]
     ).result
     new, block = build_matmul(
         q,
@@ -89,6 +104,12 @@ def split_quantize(rewriter, product: ir.Operation) -> None:
         build_yield(inline_block(product.regions[0].blocks[0], list(block.arguments)))
     remarks.fired("expand-quantized-input", product, remarks.argument_name(w))
     rewriter.replace_op(product, new.results)
+
+
+def _quantized_input(product: ir.Operation) -> Shaped:
+    """The type of x quantized: stored as the weight is, scaled as the attribute says."""
+    x, w = (shaped(v.type) for v in list(product.operands)[:2])
+    return replace(x, dtype=w.dtype, scheme=_scheme(product))
 
 
 def _scheme(product: ir.Operation) -> Scheme:

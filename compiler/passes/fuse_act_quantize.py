@@ -6,8 +6,8 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import extend_epilogue
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.predicates import readers
-from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
+from qfuse.compiler.passes.predicates import readers, run_equally_often
+from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import GluOp
 from qfuse.dialects.types import shaped
@@ -40,6 +40,7 @@ class FuseActQuantize(Pass):
 def glu_quantize(p: Pattern) -> None:
     glu = p.op("qfuse.glu", p.values(), many=True)
     quantize = p.op("qfuse.quantize", p.result(glu))
+    p.require(run_equally_often, quantize, glu)
     p.require(quantizes_nothing_yet, quantize, glu)
     p.rewrite(quantize, quantize_in_glu, glu)
 
@@ -47,16 +48,18 @@ def glu_quantize(p: Pattern) -> None:
 def product_quantize(p: Pattern) -> None:
     product = p.op("qfuse.matmul", p.values(), many=True)
     quantize = p.op("qfuse.quantize", p.result(product))
+    p.require(run_equally_often, quantize, product)
     p.require(quantizes_nothing_yet, quantize, product)
     p.require(has_one_plain_result, quantize, product)
     p.require(ends_in_activation, quantize, product)
+    p.require(groups_fit_tiles, quantize)
     p.rewrite(quantize, quantize_in_product, product)
 
 
 def quantizes_nothing_yet(quantize: ir.Operation, producer: ir.Operation) -> Verdict:
-    if shaped(quantize.operands[0].type).quantized:
-        return MISMATCH
     for result in producer.results:
+        if result.type == quantize.results[0].type:
+            return Refusal(f"{producer.name} already yields this very value", "run cse first")
         if shaped(result.type).quantized:
             return Refusal(
                 f"{producer.name} already yields {shaped(result.type)}",
@@ -81,6 +84,23 @@ def ends_in_activation(_quantize: ir.Operation, product: ir.Operation) -> Verdic
         "quantize in the operation that reads it, or fuse an activation first",
     )
 
+
+def groups_fit_tiles(quantize: ir.Operation) -> Verdict:
+    quantized = shaped(quantize.results[0].type)
+    assert quantized.scheme is not None
+    width, group = quantized.shape[-1], quantized.scheme.block[1]
+    if width <= TILE or (group % LANES == 0 and TILE % group == 0):
+        return None
+    return Refusal(
+        f"a group of {group} lies in several of the tiles of {TILE} columns that a product "
+        "computes apart",
+        f"quantize in groups of {LANES} to {TILE}, a power of two",
+    )
+
+
+TILE, LANES = 128, 16
+"""Columns that the kernels of a product finish together, in vectors of LANES; a group's scale
+needs all of the group."""
 
 _ACTIVATION_OPS = ("math.exp", "math.erf", "math.tanh", "arith.maximumf")
 

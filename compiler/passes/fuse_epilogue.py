@@ -12,6 +12,7 @@ from qfuse.compiler.passes.predicates import (
     has_one_result,
     has_room_for_operand,
     keeps_shape,
+    run_equally_often,
 )
 from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.activations import build_activation
@@ -84,8 +85,9 @@ def _unary(act: str, allowed: frozenset[str]) -> Callable[[Pattern], None]:
     def pattern(p: Pattern) -> None:
         product = p.op("qfuse.matmul", p.values(), many=True)
         act_op = p.op(f"qfuse.{act}", p.result(product))
-        for predicate in (stage_is_on, has_one_result, has_one_reader):
+        for predicate in (has_one_result, has_one_reader, stage_is_on):
             p.require(predicate, product)
+        p.require(run_equally_often, act_op, product)
         p.rewrite(act_op, absorb_activation, product)
 
     pattern.__name__ = f"epilogue_{act}"
@@ -125,6 +127,7 @@ def _binary(name: str, side: int, allowed: frozenset[str]) -> Callable[[Pattern]
         op = p.op(f"qfuse.{name}", *((y, other) if side == 0 else (other, y)))
         p.require(has_one_result, product)
         p.require(has_one_reader, product)
+        p.require(run_equally_often, op, product)
         p.require(keeps_shape, op, product)
         p.require(broadcasts_to_product, product, other)
         p.require(has_room_for_operand, product)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.predicates import has_one_reader
+from qfuse.compiler.passes.predicates import has_one_reader, run_equally_often
 from qfuse.compiler.passes.siblings import join_weights, merge_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.activations import build_activation, build_rounding
@@ -46,10 +46,12 @@ class FuseGateUp(Pass):
 def gate_up(p: Pattern) -> None:
     gate = p.op("qfuse.matmul", p.values(), many=True)
     up = p.op("qfuse.matmul", p.values(), many=True)
-    glu = p.op("qfuse.glu", p.result(gate), p.result(up))
+    glu = p.op("qfuse.glu", p.result(gate), p.result(up), many=True)
     p.require(makes_one_plain_value, glu)
     p.require(has_one_reader, gate)
     p.require(has_one_reader, up)
+    p.require(run_equally_often, glu, gate)
+    p.require(run_equally_often, glu, up)
     p.require(can_be_merged, glu, gate, up)
     p.rewrite(glu, merge_with_glu, gate, up)
 
@@ -59,6 +61,9 @@ def glu_without_two_products(p: Pattern) -> None:
     glu = p.op("qfuse.glu", p.values())
     p.require(both_operands_are_products, glu)
     p.rewrite(glu, _never)
+
+
+glu_without_two_products.__name__ = "gate_up"  # the pattern that its remarks are about
 
 
 def makes_one_plain_value(glu: ir.Operation) -> Verdict:
@@ -74,8 +79,8 @@ def can_be_merged(_glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> V
 
 
 def both_operands_are_products(glu: ir.Operation) -> Verdict:
-    if len(glu.operands) != 2:
-        return MISMATCH
+    if len(glu.operands) == 1:
+        return Refusal("gate and up are halves of one value", "compute them by two products")
     for side, value in zip(("gate", "up"), glu.operands, strict=True):
         made_by = (
             "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from qfuse.compiler import remarks
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.predicates import defined_before, readers
+from qfuse.compiler.passes.predicates import defined_before, readers, run_equally_often
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.norm_ops import RMS_NORM_OUTPUTS, RmsNormOp
@@ -49,6 +49,7 @@ def norm_quantize(p: Pattern) -> None:
     norm = p.op("qfuse.rms_norm", p.values(), many=True)
     quantize = p.op("qfuse.quantize", p.result(norm))
     p.require(reads_the_normed_value, quantize, norm)
+    p.require(run_equally_often, quantize, norm)
     p.require(norm_quantizes_nothing_yet, quantize, norm)
     p.rewrite(quantize, quantize_in_norm, norm)
 
@@ -57,6 +58,7 @@ def norm_residual(p: Pattern) -> None:
     add = p.op("qfuse.add", p.value(), p.value())
     norm = p.op("qfuse.rms_norm", p.result(add), p.value(), many=True)
     p.require(adds_equal_shapes, add)
+    p.require(run_equally_often, norm, add)
     p.require(weight_precedes_add, norm, add)
     p.rewrite(norm, add_in_norm, add)
 
@@ -69,6 +71,8 @@ def norm_quantizes_nothing_yet(quantize: ir.Operation, norm: ir.Operation) -> Ve
     present = outputs(norm).get(QUANTIZED)
     if present is None:
         return None
+    if present.type == quantize.results[0].type:
+        return Refusal("the norm already yields this very value", "run cse first")
     return Refusal(
         f"the norm already yields {shaped(present.type)}, and this reader wants "
         f"{shaped(quantize.results[0].type)}",

@@ -6,7 +6,7 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.predicates import readers
+from qfuse.compiler.passes.predicates import defined_before, readers
 from qfuse.compiler.passes.siblings import join_weights, merge_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
@@ -43,24 +43,39 @@ class FuseQkv(Pass):
 
 def siblings(p: Pattern) -> None:
     product = p.op("qfuse.matmul", p.values(), many=True)
+    p.require(has_one_weight, product)
     p.require(leads_its_siblings, product)
     p.rewrite(product, merge_siblings)
 
 
+def has_one_weight(product: ir.Operation) -> Verdict:
+    return None if _is_single_product(product) else MISMATCH
+
+
 def leads_its_siblings(product: ir.Operation) -> Verdict:
-    """The product is the first of its value, and others can be merged with it."""
-    candidates = _products_of(product.operands[0])
-    if len(candidates) < 2 or product != candidates[0]:
-        return MISMATCH
-    group = _group(product)
-    if len(group) > 1:
-        return None
-    error = merge_error(product, candidates[1])
-    return error or Refusal("no sibling can be merged")
+    """The product is the first of a group that can be merged.
+
+    The first product of a value also says why others stay alone, while all are still there.
+    """
+    groups = _groups(product)
+    if product == groups[0][0]:
+        _explain(groups)
+    leads = any(product == leader and rest for leader, *rest in groups)
+    return None if leads else MISMATCH
+
+
+def _explain(groups: list[list[ir.Operation]]) -> None:
+    first = groups[0][0]
+    alone = [group[0] for group in groups[1:] if len(group) == 1]
+    for sibling in alone:
+        error = _error(first, sibling) or Refusal(f"{MAX_PARTS} products are merged already")
+        remarks.refused("siblings", sibling, sibling, error.cause, error.cure)
+    if len(groups[0]) == 1 and alone and (error := merge_error(first, alone[0])):
+        remarks.refused("siblings", first, first, error.cause, error.cure)
 
 
 def merge_siblings(rewriter, product: ir.Operation) -> None:
-    group = _group(product)
+    group = next(group for group in _groups(product) if product == group[0])
     rows = [shaped(p.operands[1].type).shape[0] for p in group]
     merged, block = build_matmul(
         product.operands[0],
@@ -76,31 +91,34 @@ def merge_siblings(rewriter, product: ir.Operation) -> None:
         rewriter.replace_op(old, [new])
 
 
-def _group(leader: ir.Operation) -> list[ir.Operation]:
-    group = [leader]
-    for sibling in _products_of(leader.operands[0])[1:]:
-        error = merge_error(leader, sibling) or _placement_error(leader, sibling)
-        if error is None and len(group) == MAX_PARTS:
-            error = Refusal(f"{MAX_PARTS} products are merged already")
-        if error is None:
-            group.append(sibling)
+def _groups(product: ir.Operation) -> list[list[ir.Operation]]:
+    """The siblings of `product` and itself, split into groups that can be merged."""
+    groups: list[list[ir.Operation]] = []
+    for sibling in _siblings(product):
+        fitting = (g for g in groups if len(g) < MAX_PARTS and _error(g[0], sibling) is None)
+        group = next(fitting, None)
+        if group is None:
+            groups.append([sibling])
         else:
-            remarks.refused("siblings", sibling, sibling, error.cause, error.cure)
-    return group
+            group.append(sibling)
+    return groups
 
 
-def _placement_error(leader: ir.Operation, sibling: ir.Operation) -> Refusal | None:
-    weight = sibling.operands[1]
-    if isinstance(weight, ir.BlockArgument) or weight.owner.operation.is_before_in_block(leader):
+def _error(leader: ir.Operation, sibling: ir.Operation) -> Refusal | None:
+    """Why the merged product, which stands where `leader` does, cannot compute `sibling`."""
+    if error := merge_error(leader, sibling):
+        return error
+    if defined_before(sibling.operands[1], leader):
         return None
     return Refusal("the weight is made after the first product", "make weights at the top")
 
 
-def _products_of(x: ir.Value) -> list[ir.Operation]:
-    """The products of one weight each whose x is `x`, in program order."""
-    found = [op for op in readers(x) if _is_single_product(op) and op.operands[0] == x]
-    found = [op for op in found if op.block == found[0].block]
-    return _in_order(found)
+def _siblings(product: ir.Operation) -> list[ir.Operation]:
+    """The products of one weight each of the same x in the same block, in program order."""
+    x = product.operands[0]
+    found = [op for op in readers(x) if op.operands[0] == x and op.block == product.block]
+    # a product that reads x twice is found twice
+    return _in_order(list(dict.fromkeys(op for op in found if _is_single_product(op))))
 
 
 def _is_single_product(op: ir.Operation) -> bool:

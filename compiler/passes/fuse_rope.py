@@ -119,7 +119,7 @@ def takes_both_halves(x: ir.Value, *slices: ir.Value) -> Verdict:
 def is_known(value: ir.Value) -> bool:
     if isinstance(value, ir.BlockArgument):
         return False
-    return value.owner.operation.name.startswith("torch.constant")
+    return value.owner.operation.name == "torch.constant.int"
 
 
 def has_rows_for_every_token(

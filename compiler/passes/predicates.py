@@ -1,6 +1,7 @@
 """What patterns require of a match, by positive names, each with its reason for saying no."""
 
 from qfuse.compiler.pdl import Refusal, Verdict
+from qfuse.compiler.remarks import function_of
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import MAX_EXTRA
 from qfuse.dialects.types import shaped
@@ -38,6 +39,16 @@ def has_one_reader(product: ir.Operation) -> Verdict:
     )
 
 
+def run_equally_often(reader: ir.Operation, producer: ir.Operation) -> Verdict:
+    """Neither stands in a branch or loop that the other is not in."""
+    if reader.block == producer.block:
+        return None
+    return Refusal(
+        f"{producer.name} stands in another block than {reader.name}, which may run more often",
+        "compute both in one block",
+    )
+
+
 def has_room_for_operand(product: ir.Operation) -> Verdict:
     """The epilogue can take one more operand."""
     if len(product.operands) - 2 < MAX_EXTRA:
@@ -59,14 +70,14 @@ def keeps_shape(consumer: ir.Operation, product: ir.Operation) -> Verdict:
 def is_made_once(weight: ir.Value) -> bool:
     """Whether a weight depends on function arguments only, so joining it costs nothing per call."""
     if isinstance(weight, ir.BlockArgument):
-        return True
+        return function_of(weight) is not None
     owner = weight.owner
     return owner.name in _MADE_ONCE and all(is_made_once(v) for v in owner.operands)
 
 
 def defined_before(value: ir.Value, op: ir.Operation) -> bool:
-    """Whether `value` is available where `op` stands."""
+    """Whether `value`, which something in the block of `op` reads, is available at `op`, too."""
     if isinstance(value, ir.BlockArgument):
         return True
     owner = value.owner.operation
-    return owner.block == op.block and owner.is_before_in_block(op)
+    return owner.block != op.block or owner.is_before_in_block(op)

@@ -17,6 +17,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import ACTIVATIONS, GluOp
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import is_float, shaped
+from qfuse.dialects.verify import DYNAMIC
 
 
 def silu(p: Pattern) -> None:
@@ -55,6 +56,7 @@ def add(p: Pattern) -> None:
 def _raise_unary(p: Pattern, root: ir.Value, x: ir.Value, name: str) -> None:
     p.require(touches_qfuse, root, x)
     p.require(computes_floats, root, x)
+    p.require(keeps_shape, root, x)
     p.rewrite(root, _maker(name), x)
 
 
@@ -104,9 +106,17 @@ def computes_floats(root: ir.Operation, *operands: ir.Value) -> Verdict:
     types = [builtin_type(v.type) for v in (*operands, root.results[0])]
     if None in types or not all(is_float(shaped(t)) for t in types):
         return MISMATCH
-    if shaped(types[-1]).shape[-1:] < (0,):
+    shape = shaped(types[-1]).shape
+    if not shape:
+        return MISMATCH
+    if shape[-1] == DYNAMIC:
         return Refusal("the last dimension is not static")
     return None
+
+
+def keeps_shape(root: ir.Operation, x: ir.Value) -> Verdict:
+    before, after = (shaped(builtin_type(v.type)) for v in (x, root.results[0]))
+    return None if before.shape == after.shape else MISMATCH
 
 
 def broadcasts_by_rows(root: ir.Operation, *operands: ir.Value) -> Verdict:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from qfuse.compiler.epilogue import is_identity
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
 from qfuse.compiler.passes.predicates import is_made_once
 from qfuse.compiler.pdl import Refusal
 from qfuse.dialects.bindings import ir
@@ -23,6 +24,11 @@ def merge_error(first: ir.Operation, other: ir.Operation) -> Refusal | None:
             "share one quantized input",
         )
     for product in (first, other):
+        if INPUT_SCHEME in product.attributes:
+            return Refusal(
+                "the quantization of an input is still part of the product",
+                "run qfuse-expand-quantize first",
+            )
         if len(product.results) != 1 or not is_identity(product):
             return Refusal(
                 "an epilogue is already fused into one of the products",

@@ -62,6 +62,11 @@ _ASSERTIONS = frozenset(
 )
 
 
+# A tracer wrote `view` for the strides its tensors had; a kernel's result may be laid out in
+# another way.  `reshape` is a view wherever that is possible, and the same values elsewhere.
+_ANY_LAYOUT = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
+
+
 @dataclass(frozen=True)
 class _Quantized:
     """A qtensor: its parts' (codes, scales), more than one after `qfuse.concat`."""
@@ -113,7 +118,7 @@ class _Builder:
                 self.bound[op.results[0]] = constant(op)
             elif name in _HANDLERS:
                 _HANDLERS[name](self, op)
-            elif name.startswith(("torch.aten.", "torch.prims.")):
+            elif name.startswith(("torch.aten.", "torch.prims.", "torch.prim.")) and not op.regions:
                 self._torch(op, name.removeprefix("torch."))
             else:
                 raise unsupported(op)
@@ -211,7 +216,11 @@ class _Builder:
 
     def _torch(self, op: ir.OpView, name: str) -> None:
         """A torch operator: operands are the schema's arguments, in order."""
-        schema = calls.resolve(name)._schema
+        name = _ANY_LAYOUT.get(name, name)
+        try:
+            schema = calls.resolve(name)._schema
+        except QfuseError as error:
+            raise unsupported(op, str(error)) from None
         if schema.is_mutable:
             raise unsupported(op, f"{name} writes to an operand; functionalize the graph first")
         if len(op.operands) > len(schema.arguments):
@@ -306,7 +315,7 @@ class _Builder:
                 value = self._bound(op.operands[parameter.index])
                 number = self._pointer(value, parameter.kind, parameter.packed, op)
                 operands.append(number)
-        results = []
+        results: list[int] = []
         for result in op.results:
             if shaped(result.type).quantized:
                 pair = (self._new(), self._new())

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from qfuse.compiler.runtime.plan import DTYPES, DYNAMIC, KernelType, TensorType
 from qfuse.compiler.torch_ir import builtin_type
 from qfuse.dialects.bindings import func, ir
@@ -54,6 +55,8 @@ def kernel_type(name: str, function: func.FuncOp, kernel: CompiledKernel) -> Ker
 
 
 def _type(shape: tuple[int, ...], dtype: str) -> TensorType:
+    if dtype not in _DTYPE_NAMES:
+        raise QfuseError(f"the runtime has no element type {dtype}")
     dynamic = ir.ShapedType.get_dynamic_size()
     return TensorType(tuple(DYNAMIC if d == dynamic else d for d in shape), _DTYPE_NAMES[dtype])
 

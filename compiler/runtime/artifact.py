@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from qfuse.dialects.errors import QfuseError
 
 VERSION = 1
@@ -77,7 +78,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
         with open(temporary, "xb") as file:
             file.write(struct.pack("<Q", len(header)) + header)
             for flat in data:
-                file.write(memoryview(flat.numpy()))
+                file.write(flat.numpy().data)
         os.replace(temporary, path)
     except OSError as error:
         raise QfuseError(f"cannot write {path}: {error.strerror or error}") from error

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+
 from qfuse.compiler import torch_ops
 from qfuse.dialects.errors import QfuseError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qfuse.compiler.runtime.plan import TensorType
+
+from qfuse.compiler.runtime.plan import KernelStep, TensorType
 from qfuse.compiler.runtime.program import Program
 from qfuse.compiler.runtime.report import Report
 from qfuse.compiler.runtime.session import Session
@@ -123,7 +124,7 @@ class Executable:
         program, plan = self.program, self.program.plan
         steps: dict[str, int] = {}
         for step in plan.steps:
-            name = getattr(step, "kernel", None) or getattr(step, "op", "")
+            name = step.kernel if isinstance(step, KernelStep) else step.op
             steps[name] = steps.get(name, 0) + 1
         return {
             "model": {k: v for k, v in program.info.items() if k != "config"},

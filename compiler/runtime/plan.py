@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
 from qfuse.dialects.errors import QfuseError
 
 DYNAMIC = -1

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
 from qfuse.compiler.runtime import calls
 from qfuse.compiler.runtime.plan import KernelStep, Plan, TorchStep
 from qfuse.compiler.runtime.specialize import Specialization

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
 from qfuse.compiler.runtime import artifact
 from qfuse.compiler.runtime.plan import DTYPES, Argument, KernelStep, Plan, TensorType
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
+from qfuse.lowering.cpu.layout import WeightLayout
 from qfuse.lowering.cpu.weights import pack_weight
 
 
@@ -97,6 +99,30 @@ class Program:
             load_kernel,
         )
 
+    @staticmethod
+    def hollow(plan: Plan, kernels: Mapping[str, CompiledKernel]) -> "Program":
+        """A program of the right shapes without contents, whose kernels compute nothing.
+
+        `Session.profile` counts the same launches and bytes for it, at no cost for weights: their
+        memory is never touched.  Outputs mean nothing.
+        """
+        types = {p.value: _tensor_type(p) for p in plan.parameters}
+        packed = {v for prepare in plan.prepares for part in prepare.parts for v in part}
+        read = {v for step in plan.steps for v in step.reads}
+        constants = {}
+        for value, type_ in types.items():
+            if value in read or value not in packed:
+                constants[value] = torch.empty(type_.shape, dtype=DTYPES[type_.dtype])
+        for prepare in plan.prepares:
+            parts = [types[codes].shape for codes, _ in prepare.parts]
+            layout = WeightLayout(tuple(n for n, _ in parts), parts[0][1], *prepare.block)
+            constants[prepare.packed] = torch.empty(layout.packed_bytes, dtype=torch.uint8)
+            constants[prepare.scale] = torch.empty(layout.scale_shape)
+        for literal in plan.literals:
+            constants[literal.value] = _literal(literal.data, literal.type)
+        used = {k.name: kernels[k.name] for k in plan.kernels}
+        return Program(plan, constants, used, load_kernel=_Idle)
+
     def kernel(self, name: str) -> Bindable:
         """The kernel `name`, loaded on first use."""
         if name not in self._loaded:
@@ -170,12 +196,27 @@ class Program:
         }
 
 
+class _Idle:
+    """A kernel that leaves its results as they are."""
+
+    def __init__(self, kernel: CompiledKernel) -> None:
+        self.pointers: list[int] = []
+
+    def bind(
+        self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
+    ) -> "_Idle":
+        self.pointers = list(pointers)
+        return self
+
+    def __call__(self) -> None:
+        """Nothing."""
+
+
 def _parameter(parameters: Mapping[str, torch.Tensor], argument: Argument) -> torch.Tensor:
     tensor = parameters.get(argument.name)
     if tensor is None:
         raise QfuseError(f"parameter {argument.name} is missing")
-    wanted = argument.type
-    assert isinstance(wanted, TensorType)
+    wanted = _tensor_type(argument)
     if tuple(tensor.shape) != wanted.shape or tensor.dtype != DTYPES[wanted.dtype]:
         found = TensorType(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         raise QfuseError(f"parameter {argument.name} is {found}; the program expects {wanted}")
@@ -184,6 +225,12 @@ def _parameter(parameters: Mapping[str, torch.Tensor], argument: Argument) -> to
             f"parameter {argument.name} is on {tensor.device}; the cpu target needs it on cpu"
         )
     return tensor.detach().contiguous()
+
+
+def _tensor_type(parameter: Argument) -> TensorType:
+    if isinstance(parameter.type, str):
+        raise QfuseError(f"parameter {parameter.name} is of type {parameter.type}, not a tensor")
+    return parameter.type
 
 
 def _literal(data: bytes, type_: TensorType) -> torch.Tensor:

@@ -111,8 +111,8 @@ class Report:
             ("bytes", "bytes moved", size_text),
         ):
             if key in before or key in after:
-                values = (show(p[key]) if key in p else "not measured" for p in (before, after))
-                rows.append((name, *values))
+                texts = [show(p[key]) if key in p else "not measured" for p in (before, after)]
+                rows.append((name, texts[0], texts[1]))
         return rows
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
 from qfuse.compiler.runtime.donation import donated_updates
 from qfuse.compiler.runtime.plan import DTYPES, DYNAMIC, Argument, Ref, TensorType
 from qfuse.compiler.runtime.profile import Profile, profile_of

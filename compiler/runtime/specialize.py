@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from qfuse.compiler import torch_ops
 from qfuse.compiler.runtime import arena, calls
 from qfuse.compiler.runtime.plan import Plan, Ref, TorchStep, refs
@@ -234,7 +235,7 @@ class Specializer:
 
     def _restore_layout(self, value: int) -> None:
         """Pointers into `value` rely on the layout of the first call; torch promises none."""
-        if value in self.pointed:
+        if value in self.pointed or value in self.direct:
             name = f"v{value}"
             text = f"if not {name}.is_contiguous(): {name} = {name}.contiguous()"
             self._line(text, {name}, name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
 from qfuse.compiler import torch_ops
 from qfuse.compiler.runtime import calls
 from qfuse.compiler.runtime.plan import (
@@ -197,12 +198,12 @@ class Tracer:
         """Storage identity -> root of the tensors read; None for constants."""
         found: dict[int, int | None] = {}
         for value in reads:
-            item, view = self._value(value), self.trace.views.get(value)
-            for i, tensor in enumerate(item if isinstance(item, list) else [item]):
+            item, place = self._value(value), self.trace.views.get(value)
+            tensors = item if isinstance(item, list) else [item]
+            views = place if isinstance(place, list) else [place] * len(tensors)
+            for tensor, view in zip(tensors, views, strict=True):
                 if isinstance(tensor, torch.Tensor):
-                    place = view[i] if isinstance(view, list) else view
-                    known = not isinstance(place, View)
-                    found[_storage(tensor)] = None if known else place.root
+                    found[_storage(tensor)] = view.root if isinstance(view, View) else None
         return found
 
     def _record(
@@ -309,7 +310,7 @@ def kernel_rows(kernel: KernelType, tensors: Sequence[torch.Tensor]) -> int:
 def _view(tensor: torch.Tensor, root: int) -> View:
     return View(
         root,
-        tensor.storage_offset() * tensor.dtype.itemsize,
+        int(tensor.storage_offset()) * tensor.dtype.itemsize,
         tuple(tensor.shape),
         tensor.stride(),
         tensor.dtype,

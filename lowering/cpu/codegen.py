@@ -26,14 +26,12 @@ _FAMILIES: dict[str, ModuleType] = {
 }
 
 _PIPELINE = (
-    "builtin.module(canonicalize,cse,"
-    "convert-vector-to-scf{full-unroll=true},"
-    "lower-affine,convert-scf-to-cf,expand-strided-metadata,lower-affine,"
+    "builtin.module(canonicalize,cse,convert-scf-to-cf,"
     "convert-vector-to-llvm{enable-x86=true},"
     "convert-math-to-llvm,finalize-memref-to-llvm,convert-arith-to-llvm,"
     "convert-index-to-llvm,convert-ub-to-llvm,"
     "convert-func-to-llvm{use-bare-ptr-memref-call-conv=1},convert-cf-to-llvm,"
-    "reconcile-unrealized-casts,canonicalize,cse)"
+    "reconcile-unrealized-casts)"
 )
 
 

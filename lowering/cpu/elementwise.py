@@ -21,9 +21,9 @@ from qfuse.lowering.cpu.rowwise import (
 )
 from qfuse.lowering.cpu.signature import Built, Signature, Tensor
 
-_COPY_COST = 6  # loads and stores of one or two operands
-_ENCODE_COST = 10
-_TRANSCENDENTAL_COST = 24
+_COPY_COST = 4  # per element: loads and stores of one or two operands
+_ENCODE_COST = 8
+_TRANSCENDENTAL_COST = 10
 
 _UNARY = {
     "qfuse.silu": "silu",

@@ -263,9 +263,12 @@ class Function:
                 f"{mask.type}, {value.type}"
             )
 
-    def prefetch(self, source: Value, at: Index) -> None:
+    def prefetch(self, source: Value, at: Index, locality: int) -> None:
+        """Fetch a cache line: to L1 with locality 3, to L2 with 2.  Any address will do."""
         at = self.index(at)
-        self.line(f"memref.prefetch {source}[{at}], read, locality<2>, data : {source.type}")
+        self.line(
+            f"memref.prefetch {source}[{at}], read, locality<{locality}>, data : {source.type}"
+        )
 
     def first_lanes(self, count: Index, lanes: int = LANES) -> Value:
         """A mask of the first `count` lanes: none if it is not positive, all if it is large."""

@@ -17,7 +17,7 @@ from qfuse.lowering.cpu.cpu import cpu_flags
 from qfuse.lowering.cpu.kernel import ALIGNMENT, NUM_COUNTERS, CompiledKernel, Entry
 from qfuse.lowering.cpu.loader import LoadedObject
 
-PARALLEL_BYTES = 96 * 1024
+PARALLEL_BYTES = 128 * 1024
 """Work below this runs on the caller alone: waking the pool costs about what it would save."""
 
 _EntryFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

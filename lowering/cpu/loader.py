@@ -19,6 +19,8 @@ _SHN_UNDEF = 0
 _R_X86_64_64 = 1
 _EM_X86_64, _ET_REL = 62, 1
 
+_MAX_BYTES = 1 << 28  # no kernel comes near it
+
 # Unwinding tables: nothing unwinds through a kernel, so they need not be registered.
 _SKIPPED_SECTIONS = (".eh_frame",)
 
@@ -69,8 +71,8 @@ class LoadedObject:
                 size = -(-size // max(1, s.alignment)) * max(1, s.alignment)
                 placed[i] = size
                 size += s.size
-        if not size:
-            raise QfuseError(f"kernel {name}: its object is empty; compile it again")
+        if not 0 < size <= _MAX_BYTES:
+            raise ValueError(f"{size} bytes of code and data")
         memory = _Pages(size)
         for i, at in placed.items():
             s = sections[i]

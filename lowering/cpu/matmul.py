@@ -2,15 +2,17 @@
 
 | entry | rows of x | how |
 |---|---|---|
-| run1, run2, run4 | 1, 2, 3 to 4 | each thread packs x; weights are decoded in registers |
+| run1, run4, run8 | 1, 2 to 4, 5 to 8 | each thread packs x; weights are decoded in registers |
 | run | any more | a prepass packs x; a decoded block of the weight serves many rows |
 
-A task is one tile of columns (64, or 128 if a result is quantized in groups of 128) of all parts
+A task is one tile of columns (64, or 128 if groups of a quantized result need it) of all parts
 that are equally wide, for one chunk of rows.  Its totals lie in the thread's scratch, from where
 the epilogue takes them:
 
-    slot of run1, run2, run4:   x [steps][rows]            totals [areas][rows][tile]
+    slot of run1, run4, run8:   x [steps][rows]            totals [areas][rows][tile]
     slot of run:                decoded block [tile][bk]   totals [areas][rows][tile]
+
+Without AVX-512 there are run1, for one row, and run.
 """
 
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from qfuse.lowering.cpu.epilogue import WidthGroup, build_epilogue, result_error
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.kernel import PREPASS_COUNTER, SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, STRIP, WeightLayout, layout_error
+from qfuse.lowering.cpu.layout import GROUP, WeightLayout, layout_error
 from qfuse.lowering.cpu.product import (
     Product,
     build_decode,
@@ -39,6 +41,7 @@ from qfuse.lowering.cpu.signature import Built, Signature
 
 OPS = ("qfuse.matmul",)
 
+_SHARES = 8  # two columns of strips, four quarters: see `build_tile`
 _CHUNK_ROWS = 512  # rows that one decoding of a block serves
 _MULTIPLICATIONS_PER_BYTE = 16  # done in the time of one byte of memory traffic
 
@@ -91,7 +94,7 @@ class _Kernel:
         self.product = Product(level, layout, FORMATS[w.dtype], x.dtype, x.shaped.quantized)
         self.groups = width_groups(signature, parts)
         quantized = {i for i, r in enumerate(signature.results) if r.shaped.quantized}
-        wide = any(signature.results[i].target().group > GROUP for i in quantized)
+        wide = any(GROUP % signature.results[i].target().group for i in quantized)
         self.tile = 2 * GROUP if wide else GROUP
         self.areas = max(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
         self.tiles = sum(self.tiles_of(g) for g in self.groups)
@@ -147,7 +150,7 @@ class _Kernel:
         x_at = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
         totals = f.iadd(x_at, x_elements)
         x = self.signature.operands[0].data
-        pack_rows(p, Lanes(f, self.level), x, rows, 0, m, slots, x_at)
+        pack_rows(p, Lanes(f, self.level), x, rows, 0, m, slots, x_at, p.block_steps * rows)
         with f.tickets(counters, TASK_COUNTER, self.tiles) as ticket:
             for group, epilogue, number in self.for_tile(f, ticket):
                 for i, part in enumerate(group.parts):
@@ -231,30 +234,23 @@ class _Kernel:
         slot: Index,
         totals: Index,
     ) -> None:
-        """All rows of a chunk by one decoded block, in tiles of rows and strips."""
-        p, layout = self.product, self.layout
-        *scales, column, kb = position
+        """All rows of a chunk by one decoded block; `position` is what `build_tile` wants first."""
+        p = self.product
         m = f.params[-2]
         unit, *smaller = p.tile_rows
-        columns_per_group = GROUP // (p.tile_strips * STRIP)
-        strip_columns = p.tile_strips * STRIP
+        *_, kb = position
+        # Cache lines of the next block for each call, strip column and quarter.
+        shares = f.imul(f.idiv(f.iadd(count, unit - 1), unit), _SHARES)
+        lines = f.idiv(f.iadd(f.isub(shares, 1), self.layout.bk), shares)
 
         def rows_by_block(tile: Function, offset: Index) -> None:
             at_row = f.iadd(row, offset)
-            x_at = f.imul(f.address((f.idiv(at_row, unit), p.steps), (kb, p.block_steps)), unit)
-            with f.loop(0, f.imul(groups, columns_per_group)) as strips:
-                of_group = f.imod(strips.iv, columns_per_group)
-                ahead = f.address(
-                    start,
-                    (f.idiv(strips.iv, columns_per_group), layout.group_bytes),
-                    GROUP * layout.bk,
-                    (of_group, p.block_steps * GROUP),
-                )
-                w_at = f.address(slot, (strips.iv, p.block_steps * strip_columns))
-                out_at = f.address(totals, (offset, self.tile), (strips.iv, strip_columns))
-                at_column = f.address(column, (strips.iv, strip_columns))
-                place = [*scales, at_column, kb, at_row, m, x_at, w_at, out_at, ahead]
-                f.call(tile, [*self.sources(f), *place])
+            number = f.address(f.idiv(at_row, unit), (kb, f.idiv(f.iadd(m, unit - 1), unit)))
+            x_at = f.imul(number, p.block_steps * unit)
+            out_at = f.address(totals, (offset, self.tile))
+            turn = f.idiv(offset, unit)
+            place = [*position, at_row, m, x_at, slot, out_at, start, groups, turn, lines]
+            f.call(tile, [*self.sources(f), *place])
 
         full = f.idiv(count, unit)
         with f.loop(0, full) as tall:
@@ -268,14 +264,18 @@ class _Kernel:
                 rows_by_block(tiles[size], done)
 
     def pack_entry(self, unit: int) -> Function:
-        """The prepass: x as [m / unit][steps][unit] in the shared scratch."""
+        """The prepass: x as [K blocks][m / unit][steps][unit] in the shared scratch.
+
+        A chunk of rows of one block is contiguous, so it does not fight for cache sets.
+        """
         p = self.product
         f = Function("pack", entry_parameters(self.signature.data))
         shared, _, counters, m, _ = f.params[-5:]
         x = self.signature.operands[0].data
+        size = p.block_steps * unit
         tasks = f.idiv(f.iadd(m, unit - 1), unit)
         with f.tickets(counters, PREPASS_COUNTER, tasks) as task:
-            at = f.imul(task, p.steps * unit)
-            first = f.imul(task, unit)
-            pack_rows(p, Lanes(f, self.level), x, unit, first, m, shared, at)
+            at, first = f.imul(task, size), f.imul(task, unit)
+            stride = f.imul(tasks, size)
+            pack_rows(p, Lanes(f, self.level), x, unit, first, m, shared, at, stride)
         return f

@@ -18,6 +18,9 @@ from qfuse.lowering.cpu.layout import GROUP, QUAD, STRIP, WeightLayout
 LANES = STRIP
 
 _PREFETCH_BYTES = 8192  # ahead of the reader of a linear stream
+_LINE = 64
+_QUARTERS = 4  # of the steps of a block; blocks have a multiple of 16
+_MAX_SUMS = 16  # accumulators that leave enough registers for the operands
 
 _LOW = [i for j in range(8) for i in (j, 16 + j)]
 _HIGH = [i for j in range(8, 16) for i in (j, 16 + j)]
@@ -63,7 +66,7 @@ class Product:
     @property
     def direct_rows(self) -> tuple[int, ...]:
         """Numbers of rows for which decoded weights go straight into the products."""
-        return (1, 2, 4) if self.level == "avx512" else (1,)
+        return (1, 4, 8) if self.level == "avx512" else (1,)
 
 
 def pack_rows(
@@ -75,10 +78,12 @@ def pack_rows(
     m: Value,
     target: Value,
     at: Index,
+    stride: Index,
 ) -> None:
-    """Write `rows` rows of x from row `first` as [steps][rows] 32-bit elements to target[at].
+    """Write `rows` rows of x from row `first` to target[at] as 32-bit elements [steps][rows].
 
-    Columns beyond K become zero; rows beyond m repeat the last one, and nobody reads them.
+    `stride` elements lie from one K block of steps to the next.  Columns beyond K become zero;
+    rows beyond m repeat the last one, and nobody reads them.
     """
     f = lanes.f
     k, padded = p.layout.k, p.layout.padded_k
@@ -89,7 +94,8 @@ def pack_rows(
         column = f.imul(loop.iv, columns)
         left = f.isub(k, column) if padded != k else None
         vectors = [_x_steps(p, lanes, x, f.iadd(base, column), left) for base in bases]
-        out = f.address(at, (loop.iv, LANES * rows))
+        block, chunk = (g(loop.iv, p.block_steps // LANES) for g in (f.idiv, f.imod))
+        out = f.address(at, (block, stride), (chunk, LANES * rows))
         for i, v in enumerate(_interleave(f, vectors)):
             f.store(v, target, f.iadd(out, i * LANES))
 
@@ -248,37 +254,56 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
         clear(f, slots, f.iadd(out_at, r * stride), GROUP)
     quads = p.layout.bk // QUAD
     source = ScaleSource(w_scale, x_scale, scale_row, last, column)
+    at_once = min(strips, _MAX_SUMS // rows)
     with f.loop(0, p.layout.k_blocks) as block:
         base = f.address((group, p.layout.group_bytes), (block.iv, GROUP * p.layout.bk))
         x_base = f.address(x_at, (block.iv, p.block_steps * rows))
-        zeros = [f.splat(0.0)] * (rows * strips)
-        with f.loop(0, quads, carried=zeros) as quad:
-            sums = list(quad.carried)
-            at = f.address(base, (quad.iv, GROUP * QUAD))
-            steps = []
-            for s in range(strips):
-                strip_at = f.iadd(at, s * STRIP * QUAD)
-                if p.pairs:
-                    f.prefetch(w, f.iadd(strip_at, _PREFETCH_BYTES))
-                strip = f.load(w, strip_at, vector("i8", STRIP * QUAD))
-                steps.append(decode_steps(p, f, strip))
-            for h in range(p.quad_steps):
-                step_at = f.address(x_base, (quad.iv, p.quad_steps * rows), h * rows)
-                for r in range(rows):
-                    x = load_step(f, slots, f.iadd(step_at, r))
-                    for s in range(strips):
-                        i = r * strips + s
-                        sums[i] = multiply(p, f, sums[i], steps[s][h], x)
-            quad.yielded = sums
         scales = source.of_strips(p, f, strips, block.iv)
-        for r in range(rows):
-            of_row = None
-            if x_scale is not None:
-                row = f.imin(r, f.isub(m, 1)) if r else 0
-                of_row = f.load(x_scale, f.address((row, p.layout.k_blocks), block.iv), "f32")
-            totals = quad.results[r * strips : (r + 1) * strips]
-            add_block(p, f, scales, of_row, totals, slots, f.iadd(out_at, r * stride))
+        for first in range(0, strips, at_once):
+            zeros = [f.splat(0.0)] * (rows * at_once)
+            with f.loop(0, quads, carried=zeros) as quad:
+                at = f.address(base, (quad.iv, GROUP * QUAD), first * STRIP * QUAD)
+                x_quad = f.address(x_base, (quad.iv, p.quad_steps * rows))
+                quad.yielded = _multiply_quad(p, f, w, at, slots, x_quad, rows, quad.carried)
+            for r in range(rows):
+                of_row = None
+                if x_scale is not None:
+                    row = f.imin(r, f.isub(m, 1)) if r else 0
+                    of_row = f.load(x_scale, f.address((row, p.layout.k_blocks), block.iv), "f32")
+                totals = quad.results[r * at_once : (r + 1) * at_once]
+                of_strips = scales[first : first + at_once]
+                to = f.iadd(out_at, r * stride + first * LANES)
+                add_block(p, f, of_strips, of_row, totals, slots, to)
     return f
+
+
+def _multiply_quad(
+    p: Product,
+    f: Function,
+    w: Value,
+    at: Index,
+    slots: Value,
+    x_at: Index,
+    rows: int,
+    sums: list[Value],
+) -> list[Value]:
+    """sums [rows][strips] plus the products of four columns of strips at w[at]."""
+    sums = list(sums)
+    strips = len(sums) // rows
+    steps = []
+    for s in range(strips):
+        strip_at = f.iadd(at, s * STRIP * QUAD)
+        if p.pairs:
+            f.prefetch(w, f.iadd(strip_at, _PREFETCH_BYTES), locality=3)
+        strip = f.load(w, strip_at, vector("i8", STRIP * QUAD))
+        steps.append(decode_steps(p, f, strip))
+    for h in range(p.quad_steps):
+        for r in range(rows):
+            x = load_step(f, slots, f.iadd(x_at, h * rows + r))
+            for s in range(strips):
+                i = r * strips + s
+                sums[i] = multiply(p, f, sums[i], steps[s][h], x)
+    return sums
 
 
 def build_decode(p: Product) -> Function:
@@ -306,42 +331,62 @@ def build_decode(p: Product) -> Function:
 
 
 def build_tile(p: Product, rows: int, stride: int) -> Function:
-    """`rows` rows of packed x by a few decoded strips, for one K block.
+    """`rows` rows of packed x by a decoded K block of a tile of columns.
 
     Called as tile(sources..., scale_row, last_scale_row, column, kb, row, m, x_at, w_at, out_at,
-    ahead): x at shared[x_at], the weight at slots[w_at], the totals [rows][stride] at
-    slots[out_at]; `ahead` is a byte of the weight from where one cache line per step is
-    prefetched, spread over the computation.
+    from, groups, turn, lines): x at shared[x_at], the decoded block at slots[w_at], the totals
+    [rows][stride] at slots[out_at].
+
+    The block was decoded from w[from]; the next one is prefetched meanwhile, spread over the
+    calls, so that the memory works while the multipliers do: each column of strips fetches
+    `lines` cache lines in each quarter of its steps, and this is call number `turn`.
     """
-    names = ("scale_row", "last", "column", "kb", "row", "m", "x_at", "w_at", "out_at", "ahead")
-    index = index_params(*names)
+    names = ("scale_row", "last", "column", "kb", "row", "m", "x_at", "w_at", "out_at")
+    index = index_params(*names, "from", "groups", "turn", "lines")
     f = Function(f"tile{rows}", [*source_params(p), *index])
     w, w_scale, *rest = f.params[: len(f.params) - len(index)]
     x_scale = rest[0] if p.x_scaled else None
     shared, slots = rest[-2:]
-    scale_row, last, column, kb, row, m, x_at, w_at, out_at, ahead = index
+    scale_row, last, column, kb, row, m, x_at, w_at, out_at, from_, groups, turn, lines = index
     strips = p.tile_strips
-    packed_rows = p.tile_rows[0]
-    zeros = [f.splat(0.0)] * (rows * strips)
-    with f.loop(0, p.block_steps, carried=zeros) as step:
-        sums = list(step.carried)
-        if p.pairs:
-            f.prefetch(w, f.address(ahead, (step.iv, GROUP)))
-        at = f.address(w_at, (step.iv, strips * LANES))
-        weights = [f.load(slots, f.iadd(at, s * LANES), I32) for s in range(strips)]
-        x_step = f.address(x_at, (step.iv, packed_rows))
+    width = strips * LANES
+    quarter = p.block_steps // _QUARTERS
+    of_rows: list[Value | None] = [None] * rows
+    if x_scale is not None:
         for r in range(rows):
-            x = load_step(f, shared, f.iadd(x_step, r))
-            for s in range(strips):
-                i = r * strips + s
-                sums[i] = multiply(p, f, sums[i], weights[s], x)
-        step.yielded = sums
-    scales = ScaleSource(w_scale, x_scale, scale_row, last, column).of_strips(p, f, strips, kb)
-    for r in range(rows):
-        of_row = None
-        if x_scale is not None:
             scale_at = f.imin(f.iadd(row, r), f.isub(m, 1))
-            of_row = f.load(x_scale, f.address((scale_at, p.layout.k_blocks), kb), "f32")
-        totals = step.results[r * strips : (r + 1) * strips]
-        add_block(p, f, scales, of_row, totals, slots, f.iadd(out_at, r * stride))
+            of_rows[r] = f.load(x_scale, f.address((scale_at, p.layout.k_blocks), kb), "f32")
+    per_group = GROUP // width
+    with f.loop(0, f.imul(groups, per_group)) as columns:
+        group, place = (g(columns.iv, per_group) for g in (f.idiv, f.imod))
+        next_block = f.address(from_, (group, p.layout.group_bytes), GROUP * p.layout.bk)
+        share = f.imul(f.address((turn, per_group), place), _QUARTERS)
+        weights_at = f.address(w_at, (columns.iv, p.block_steps * width))
+        sums = [f.splat(0.0)] * (rows * strips)
+        with f.loop(0, _QUARTERS, carried=sums) as part:
+            if p.pairs:
+                ahead = f.imul(f.iadd(share, part.iv), f.imul(lines, _LINE))
+                with f.loop(0, lines) as line:
+                    f.prefetch(w, f.address(next_block, ahead, (line.iv, _LINE)), locality=2)
+            with f.loop(0, quarter, carried=part.carried) as step:
+                number = f.address((part.iv, quarter), step.iv)
+                sums = list(step.carried)
+                at = f.address(weights_at, (number, width))
+                weights = [f.load(slots, f.iadd(at, s * LANES), I32) for s in range(strips)]
+                x_step = f.address(x_at, (number, p.tile_rows[0]))
+                for r in range(rows):
+                    x = load_step(f, shared, f.iadd(x_step, r))
+                    for s in range(strips):
+                        i = r * strips + s
+                        sums[i] = multiply(p, f, sums[i], weights[s], x)
+                step.yielded = sums
+            part.yielded = step.results
+        at_column = f.iadd(column, f.imul(columns.iv, width))
+        assert isinstance(at_column, Value)
+        source = ScaleSource(w_scale, x_scale, scale_row, last, at_column)
+        scales = source.of_strips(p, f, strips, kb)
+        for r in range(rows):
+            totals = part.results[r * strips : (r + 1) * strips]
+            to = f.address(out_at, r * stride, (columns.iv, width))
+            add_block(p, f, scales, of_rows[r], totals, slots, to)
     return f

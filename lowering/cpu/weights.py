@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.layout import GROUP, QUAD, STRIP, WeightLayout, layout_error
 

@@ -39,7 +39,7 @@ def fresh():
 @pytest.fixture
 def compiler(monkeypatch):
     """Put a stub in the compiler's place: set `.compile`; all it was given is in `.seen`."""
-    stub = types.ModuleType("qfuse.compiler.compile")
+    stub = types.ModuleType("qfuse.compiler.compilation")
     stub.seen = []
 
     def refuse(imported):
@@ -50,7 +50,7 @@ def compiler(monkeypatch):
         return stub.compile(imported)
 
     stub.compile, stub.compile_imported = refuse, compile_imported
-    monkeypatch.setitem(sys.modules, "qfuse.compiler.compile", stub)
+    monkeypatch.setitem(sys.modules, "qfuse.compiler.compilation", stub)
     return stub
 
 
@@ -65,11 +65,11 @@ def test_is_an_entry_point():
 def test_refusal_runs_on_torch_with_a_remark(compiler, caplog):
     model, x = Mlp(), torch.randn(2, 3, 16)
     with caplog.at_level(logging.WARNING, "qfuse"):
-        y = torch.compile(model, backend="qfuse", options={"level": "generic"})(x)
+        y = torch.compile(model, backend="qfuse", options={"disable": "rope"})(x)
     assert torch.equal(y, model(x))
     assert "remark: a graph runs on torch: matmul at up: not today" in caplog.text
     ((imported, options),) = compiler.seen
-    assert options == {"level": "generic"}
+    assert options.disable == {"rope"}
     assert list(imported.parameters) == ["up.weight", "up.bias", "down.weight", "gain"]
     assert imported.parameters["up.weight"].data_ptr() == model.up.weight.data_ptr()
     assert [s.shape for s in imported.inputs] == [(2, 3, 16)]

@@ -82,7 +82,7 @@ func.func @other_group(%x: !x, %a: !w) -> !y {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @plain_weight(%x: !x, %a: tensor<1400x512xbf16>) -> !y {
-  // expected-remark @+1 {{quantize x in groups of w's block}}
+  // expected-remark @+1 {{x is to be quantized, but w is tensor<1400x512xbf16>; quantize w, too}}
   %0 = "qfuse.matmul"(%x, %a) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()

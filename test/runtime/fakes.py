@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.plan import Plan
 from qfuse.compiler.runtime.program import Program

@@ -2,6 +2,7 @@
 
 import torch
 from fakes import main
+
 from qfuse.compiler import torch_ops
 
 VOCABULARY, WIDTH = 13, 4

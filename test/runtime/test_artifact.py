@@ -11,6 +11,7 @@ import pytest
 import torch
 from fakes import KERNELS, FakeLoaded, from_builtin, main, program_of, to_builtin
 from models import VOCABULARY, WIDTH, expected_tokens, language_model
+
 from qfuse.compiler.runtime import artifact
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.program import Program

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fakes import main, program_of
 from models import VOCABULARY, WIDTH, expected_logits, language_model
+
 from qfuse.compiler import torch_ops
 from qfuse.compiler.runtime.donation import donated_updates
 from qfuse.compiler.runtime.program import Program

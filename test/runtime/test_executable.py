@@ -6,10 +6,11 @@ import pytest
 import torch
 from fakes import main, program_of
 from models import VOCABULARY, WIDTH, expected_logits, expected_tokens, language_model
+from rich.console import Console
+
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.report import Report, size_text
 from qfuse.dialects.errors import QfuseError
-from rich.console import Console
 
 
 @pytest.fixture(scope="module")

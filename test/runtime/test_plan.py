@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from fakes import PRELUDE, from_builtin, kernel, main, plan_of, qtensor, to_builtin
+
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.plan import KernelStep, Plan, Ref, TensorType, TorchStep
 from qfuse.dialects.bindings import ir

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fakes import FakeLoaded, from_builtin, main, program_of, to_builtin
+
 from qfuse.compiler.runtime import session as session_module
 from qfuse.compiler.runtime.arena import ALIGNMENT, Interval, assign
 from qfuse.compiler.runtime.session import Session

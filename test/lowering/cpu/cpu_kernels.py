@@ -2,23 +2,24 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
 from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.cache import compile_cached
-from qfuse.lowering.cpu.cpu import LEVELS, missing_flags
+from qfuse.lowering.cpu.cpu import missing_flags
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
 
-# avx2 emits what generic does; both names are tested in test_cpu.py.
 TESTED_LEVELS = [level for level in ("avx512", "generic") if not missing_flags(level)]
-assert LEVELS
+"""The level avx2 emits what generic does."""
 
 TORCH = {
     "f32": torch.float32,
@@ -32,8 +33,9 @@ FP8_MAX = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
 Tensor = torch.Tensor
 Quantized = tuple[Tensor, Tensor]
 
-CACHE = Path(tempfile.gettempdir()) / f"qfuse-test-kernels-{os.getuid()}-{os.getppid()}"
-"""Shared by the processes of one test run, which have one parent."""
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+CACHE = Path(tempfile.gettempdir()) / f"qfuse-test-kernels-{os.getuid()}-{_RUN}"
+"""Shared by the processes of one test run."""
 
 
 def plain(*shape: int, dtype: str = "bf16") -> Shaped:
@@ -98,19 +100,18 @@ def matmul_text(
     return kernel_text("matmul", [x, w, *(t for t, _ in extra)], results, attributes, region)
 
 
-def parse(text: str) -> tuple[ir.Module, func.FuncOp]:
+@contextmanager
+def parsed(text: str) -> Iterator[func.FuncOp]:
+    """The first function of a module, alive as long as the context manager."""
     with ir.Context(), ir.Location.unknown():
         load_all()
         module = ir.Module.parse(text)
-        return module, next(iter(module.body.operations))
+    yield next(iter(module.body.operations))
 
 
 def compiled(text: str, level: str | None = None) -> CompiledKernel:
-    module, kernel = parse(text)
-    try:
+    with parsed(text) as kernel:
         return compile_cached(kernel, CACHE, level=level)
-    finally:
-        del module
 
 
 @lru_cache(maxsize=64)

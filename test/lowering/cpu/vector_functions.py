@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable
 
 import torch
+
 from qfuse.lowering.cpu.codegen import compile_text
 from qfuse.lowering.cpu.emit import F32, I8, LANES, Function, Value, buffer
 from qfuse.lowering.cpu.loader import LoadedObject

@@ -1,7 +1,9 @@
-"""Tiny checkpoints in the real layout, and ways to damage copies of them."""
+"""What all tests share: a cache of kernels, tiny checkpoints, and ways to damage copies of them."""
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,18 @@ import torch
 from qfuse.tools.demo_checkpoint import TINY, write_demo_checkpoint
 
 torch.set_num_threads(1)
+
+# Kernels are compiled once for all tests and worker processes of a run; nothing of the user's
+# cache is read, so a stale entry there cannot hide a fault.
+if "QFUSE_CACHE_DIR" not in os.environ:
+    os.environ["QFUSE_CACHE_DIR"] = tempfile.mkdtemp(prefix="qfuse-test-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The main process, which made the cache before it started the workers, removes it."""
+    directory = os.environ["QFUSE_CACHE_DIR"]
+    if not hasattr(config, "workerinput") and "qfuse-test-cache-" in directory:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class Editable:

@@ -1,0 +1,85 @@
+"""Any torch module as one graph, through torch.export."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind, OutputKind
+
+from qfuse.compiler import torch_ops
+from qfuse.compiler.frontend.fx_import import Argument, import_graph, simplify, unused
+from qfuse.compiler.frontend.imported import Imported, TensorSpec
+from qfuse.compiler.frontend.recompose import recompose_linears
+from qfuse.dialects.errors import QfuseError
+
+assert torch_ops.NAMESPACE == "qfuse"  # the operators that a graph may name are registered
+
+_PARAMETERS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def import_module(
+    model: torch.nn.Module, example_inputs: Sequence[Any], dynamic_shapes: Any = None
+) -> Imported:
+    """Import `model` for inputs like `example_inputs`; `dynamic_shapes` is torch.export's.
+
+    Parameters, buffers and constants become parameters of the program.  Raises QfuseError if
+    torch cannot export the model, if it changes a buffer or an input, or if an operator cannot
+    be imported.
+    """
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                model.eval(), tuple(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
+            ).run_decompositions({})
+    except Exception as error:  # torch.export raises whatever the model's code does
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise QfuseError(f"torch.export cannot export {type(model).__name__}: {reason}") from error
+
+    tensors = {**exported.state_dict, **exported.constants}
+    arguments: dict[str, Argument] = {}
+    parameters: dict[str, torch.Tensor] = {}
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind in _PARAMETERS:
+            name = str(spec.target)
+            arguments[spec.arg.name] = Argument("parameter", name)
+            parameters[name] = tensors[name].detach()
+        elif spec.kind is InputKind.USER_INPUT:
+            arguments[spec.arg.name] = Argument("input", spec.arg.name)
+        else:
+            raise QfuseError(
+                f"{type(model).__name__}: inputs of kind {spec.kind.name} are no tensors"
+            )
+    for output in exported.graph_signature.output_specs:
+        if output.kind is not OutputKind.USER_OUTPUT:
+            raise QfuseError(
+                f"{type(model).__name__} changes {output.target or output.arg.name}; only models "
+                "that compute results from inputs can be compiled"
+            )
+
+    graph = exported.graph
+    recompose_linears(graph)
+    simplify(graph)
+    for node in unused(graph):
+        if arguments[node.name].kind == "parameter":
+            graph.erase_node(node)
+    live = next(node for node in graph.nodes if node.op == "output").args[0]
+    results = tuple(Argument("output", f"output.{i}") for i in range(len(live)))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        if not isinstance(node.meta["val"], torch.Tensor):
+            raise QfuseError(f"input {node.name} is {node.meta['val']!r}; inputs must be tensors")
+    return Imported(
+        module=import_graph(graph, arguments, results),
+        parameters=parameters,
+        inputs=tuple(
+            _spec(node, node.name) for node in placeholders if arguments[node.name].kind == "input"
+        ),
+        outputs=tuple(_spec(node, a.name) for node, a in zip(live, results, strict=True)),
+    )
+
+
+def _spec(node: torch.fx.Node, name: str) -> TensorSpec:
+    value = node.meta["val"]
+    shape = tuple(d if isinstance(d, int) else None for d in value.shape)
+    return TensorSpec(name, shape, value.dtype)

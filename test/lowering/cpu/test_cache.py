@@ -1,0 +1,95 @@
+"""Compiled kernels on disk."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from cpu_kernels import kernel_text, parsed, plain
+
+from qfuse.lowering.cpu import cache
+from qfuse.lowering.cpu.cpu import choose_level
+from qfuse.lowering.cpu.kernel import CompiledKernel
+
+ROW = plain(-1, 8)
+TEXT = kernel_text("relu", [ROW], [ROW])
+
+
+def compile_once(directory: Path, text: str = TEXT, level: str | None = None) -> CompiledKernel:
+    with parsed(text) as kernel:
+        return cache.compile_cached(kernel, directory, level=level)
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that were really compiled."""
+    names: list[str] = []
+    compile_kernel = cache.compile_kernel
+
+    def counting(kernel, *, level=None):
+        names.append(kernel.name.value)
+        return compile_kernel(kernel, level=level)
+
+    monkeypatch.setattr(cache, "compile_kernel", counting)
+    return names
+
+
+def test_second_compilation_is_read(tmp_path: Path, compilations: list[str]) -> None:
+    first, second = compile_once(tmp_path), compile_once(tmp_path)
+    assert first == second and compilations == ["k"]
+
+
+def test_name_does_not_matter(tmp_path: Path, compilations: list[str]) -> None:
+    compile_once(tmp_path)
+    other = compile_once(tmp_path, TEXT.replace("@k", "@another"))
+    assert other.name == "another" and compilations == ["k"]
+
+
+def test_key_depends_on_text_and_level(tmp_path: Path, compilations: list[str]) -> None:
+    compile_once(tmp_path)
+    compile_once(tmp_path, TEXT.replace("relu", "silu"))
+    if choose_level() != "generic":
+        compile_once(tmp_path, level="generic")
+    assert len(compilations) == len(list(tmp_path.iterdir())) >= 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
+def test_damaged_entry_is_made_again(tmp_path: Path, compilations: list[str], damage: str) -> None:
+    first = compile_once(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:500], whole[500] ^ 1, *whole[501:]])
+    path.write_bytes({"empty": b"", "cut": whole[:-9], "flipped": flipped}[damage])
+    assert compile_once(tmp_path) == first and compilations == ["k", "k"]
+    assert path.read_bytes() == whole
+
+
+def test_unwritable_directory_is_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert compile_once(file / "below").object
+
+
+def test_no_directory(compilations: list[str]) -> None:
+    with parsed(TEXT) as kernel:
+        assert cache.compile_cached(kernel, None).object and compilations == ["k"]
+
+
+def _compile_in_process(directory: Path, start: object, results: object) -> None:
+    start.wait()  # type: ignore[attr-defined]
+    results.put(compile_once(directory).object)  # type: ignore[attr-defined]
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(2), context.Queue()
+    workers = [
+        context.Process(target=_compile_in_process, args=(tmp_path, start, results))
+        for _ in range(2)
+    ]
+    for w in workers:
+        w.start()
+    objects = [results.get(timeout=60) for _ in workers]
+    for w in workers:
+        w.join()
+    assert objects[0] == objects[1] == compile_once(tmp_path).object
+    assert [p.suffix for p in tmp_path.iterdir()] == [".kernel"]

@@ -1,0 +1,154 @@
+"""What has no CPU kernel is refused with its reason, and never half compiled."""
+
+from dataclasses import replace
+
+import pytest
+from cpu_kernels import kernel_text, matmul_text, parsed, plain, quantized, segment_sizes
+
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.types import Shaped
+from qfuse.lowering.cpu import cpu
+from qfuse.lowering.cpu.codegen import compile_kernel, unsupported
+
+W = quantized(64, 128, block=(128, 128))
+X = quantized(-1, 128)
+Y = plain(-1, 64)
+
+
+def scheme(value: Shaped, **changes: str) -> Shaped:
+    assert value.scheme is not None
+    return replace(value, scheme=replace(value.scheme, **changes))
+
+
+REFUSED = {
+    "plain weight": (matmul_text(plain(-1, 128), plain(64, 128), [Y]), "the weight is plain bf16"),
+    "row scales": (
+        matmul_text(plain(-1, 128), quantized(64, 128, block=(1, 128)), [Y]),
+        "rows must be a multiple of 16",
+    ),
+    "narrow blocks": (
+        matmul_text(plain(-1, 128), quantized(64, 128, block=(128, 16)), [Y]),
+        "columns a multiple of 32",
+    ),
+    "e8m0 scales": (
+        matmul_text(plain(-1, 128), scheme(W, scale="f8E8M0FNU"), [Y]),
+        "scales of type f8E8M0FNU",
+    ),
+    "int8": (
+        matmul_text(plain(-1, 128), replace(W, dtype="i8"), [Y]),
+        "storage type i8 has no CPU kernel",
+    ),
+    "scales of x by column": (
+        matmul_text(scheme(X, scale_layout="col_major"), W, [Y]),
+        "x: scales must lie row_major",
+    ),
+    "integers in the epilogue": (
+        matmul_text(
+            plain(-1, 128),
+            W,
+            [Y],
+            "%i = arith.fptosi %acc0 : f32 to i32\n%f = arith.sitofp %i : i32 to f32",
+            ["%f"],
+        ),
+        "'arith.fptosi' has no vector form",
+    ),
+    "bf16 arithmetic in the epilogue": (
+        matmul_text(
+            plain(-1, 128),
+            W,
+            [Y],
+            "%t = arith.truncf %acc0 : f32 to bf16\n%s = arith.addf %t, %t : bf16\n"
+            "%f = arith.extf %s : bf16 to f32",
+            ["%f"],
+        ),
+        "'arith.addf' computes on bf16; extend its operands",
+    ),
+    "result groups": (
+        matmul_text(
+            plain(-1, 128),
+            quantized(192, 128, block=(128, 128)),
+            [quantized(-1, 192, block=(1, 192))],
+        ),
+        "groups of 16, 32, 64 or 128, not 192",
+    ),
+    "dynamic width": (
+        kernel_text("relu", [plain(4, -1)], [plain(4, -1)]),
+        "the last dimension of tensor<4x?xbf16> is dynamic",
+    ),
+    "odd broadcast": (
+        kernel_text("add", [plain(2, -1, 8), plain(-1, 8)], [plain(2, -1, 8)]),
+        "none of the broadcasts",
+    ),
+    "rope with dynamic heads": (
+        kernel_text(
+            "rope", [plain(1, 4, -1, 8), plain(1, 4, 8), plain(1, 4, 8)], [plain(1, 4, -1, 8)]
+        ),
+        "number of heads",
+    ),
+    "rope of unknown batches": (
+        kernel_text(
+            "rope", [plain(-1, -1, 2, 8), plain(1, -1, 8), plain(1, -1, 8)], [plain(-1, -1, 2, 8)]
+        ),
+        "both dynamic",
+    ),
+    "quantized to int8": (
+        kernel_text("quantize", [plain(-1, 128)], [replace(X, dtype="i8")]),
+        "storage type i8",
+    ),
+    "norm quantized with e8m0": (
+        kernel_text(
+            "rms_norm",
+            [plain(-1, 128), plain(128)],
+            [scheme(X, scale="f8E8M0FNU")],
+            'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
+            + segment_sizes("operand", [True, True, False])
+            + ", "
+            + segment_sizes("result", [False, True, False]),
+        ),
+        "scales of type f8E8M0FNU",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_reason(case: str) -> None:
+    text, reason = REFUSED[case]
+    with parsed(text) as kernel:
+        op = next(iter(kernel.entry_block.operations))
+        why = unsupported(op)
+        assert why is not None and reason in why
+        with pytest.raises(QfuseError, match=f"{op.operation.name} at .*"):
+            compile_kernel(kernel)
+
+
+def refusal(text: str, level: str | None = None) -> str:
+    with parsed(text) as kernel, pytest.raises(QfuseError) as error:
+        compile_kernel(kernel, level=level)
+    return str(error.value)
+
+
+def test_an_operation_without_kernel() -> None:
+    results = [plain(-1, 128, dtype="f8E4M3FN"), plain(-1, 1, dtype="f32")]
+    text = kernel_text("unpack", [X], results)
+    assert "qfuse.unpack has no CPU kernel; there are kernels for qfuse.matmul" in refusal(text)
+
+
+def test_two_operations() -> None:
+    text = (
+        f"func.func private @k(%a: {Y}) -> {Y} {{\n"
+        f'%b = "qfuse.relu"(%a) : ({Y}) -> {Y}\n%c = "qfuse.relu"(%b) : ({Y}) -> {Y}\n'
+        f"return %c : {Y}\n}}"
+    )
+    assert "one qfuse operation and a return" in refusal(text)
+
+
+def test_a_level_the_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intrinsics must not reach LLVM, which would end the process."""
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2", "fma", "f16c"}))
+    assert cpu.choose_level() == "avx2"
+    text = kernel_text("relu", [Y], [Y])
+    assert "level avx512 needs avx512f, " in refusal(text, "avx512")
+    assert refusal(text, "avx512").endswith("use avx2")
+    assert 'level "sse9" is not one of' in refusal(text, "sse9")
+    monkeypatch.setattr(cpu, "cpu_flags", frozenset)
+    assert cpu.choose_level() == "generic"

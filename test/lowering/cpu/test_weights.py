@@ -1,0 +1,55 @@
+"""Packing weights, against the picture in layout.py."""
+
+import pytest
+import torch
+from test_matmul import weight
+
+from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.cpu.layout import WeightLayout
+from qfuse.lowering.cpu.weights import pack_weight
+
+
+def place(layout: WeightLayout, part: int, row: int, column: int) -> int:
+    """The byte of one element."""
+    group, row = divmod(row, 64)
+    quad, column = divmod(column, 4)
+    strip, row = divmod(row, 16)
+    lane, r = divmod(row, 4)
+    half, c = divmod(column, 2)
+    start = (layout.first_group(part) + group) * layout.group_bytes
+    return start + quad * 256 + strip * 64 + 16 * lane + 8 * half + 2 * r + c
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (70, 33), (128, 128), (130, 200)])
+def test_every_element_is_in_its_place(n: int, k: int) -> None:
+    codes, scale = weight(n, k)
+    packed, scales = pack_weight([(codes, scale)], (128, 128))
+    layout = WeightLayout((n,), k, 128, 128)
+    raw = codes.view(torch.uint8)
+    wanted = torch.zeros(layout.packed_bytes, dtype=torch.uint8)
+    for row in range(n):
+        for column in range(k):
+            wanted[place(layout, 0, row, column)] = raw[row, column]
+    assert torch.equal(packed, wanted) and torch.equal(scales, scale)
+
+
+def test_joined_parts_have_the_bytes_of_each() -> None:
+    parts = [weight(n, 200, seed=n) for n in (130, 7, 256)]
+    packed, scales = pack_weight(parts, (128, 128))
+    alone = [pack_weight([p], (128, 128)) for p in parts]
+    assert torch.equal(packed, torch.cat([p for p, _ in alone]))
+    assert torch.equal(scales, torch.cat([s for _, s in alone]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "block", "reason"),
+    [
+        ([], (128, 128), "no weight"),
+        ([weight(64, 128)], (8, 128), "rows must be a multiple of 16"),
+        ([(weight(64, 128)[0], torch.ones(2, 1))], (128, 128), "expected K = 128 and scales"),
+        ([weight(64, 128), weight(64, 64)], (128, 128), "part 1 has codes"),
+    ],
+)
+def test_refuses(parts: list, block: tuple[int, int], reason: str) -> None:
+    with pytest.raises(QfuseError, match=reason):
+        pack_weight(parts, block)
