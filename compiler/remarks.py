@@ -50,18 +50,19 @@ class Remarks:
 
     def __init__(self) -> None:
         self._kept: dict[int, Remark] = {}
-        self._refusals: dict[int, dict[Remark, int]] = {}
+        self._refusals: dict[tuple[int, str], dict[Remark, int]] = {}
         self._count = 0
 
     def add(self, remark: Remark, root: int) -> None:
         """Keep `remark` about the operation whose hash is `root`."""
         self._count += 1
+        key = (root, remark.pattern)
         if remark.outcome == "fired":
-            for index in self._refusals.pop(root, {}).values():
+            for index in self._refusals.pop(key, {}).values():
                 del self._kept[index]
             self._kept[self._count] = remark
-        elif remark not in self._refusals.setdefault(root, {}):
-            self._refusals[root][remark] = self._count
+        elif remark not in self._refusals.setdefault(key, {}):
+            self._refusals[key][remark] = self._count
             self._kept[self._count] = remark
 
     def __iter__(self) -> Iterator[Remark]:

@@ -50,8 +50,10 @@ def quantize_blocks(
     tiles = padded.unflatten(-1, (-1, c)).unflatten(-3, (-1, r))  # [.., R/r, r, C/c, c]
     amax = tiles.abs().amax(dim=(-3, -1), keepdim=True).clamp_min(AMAX_FLOOR)
     limit = FP8_MAX[dtype]
-    # clamp: x * (limit / amax) can round to just above the largest finite value
-    codes = (tiles * (limit / amax)).clamp(-limit, limit).to(dtype).view(torch.uint8)
+    # torch computes `number / tensor` as number * (1 / tensor), which rounds twice
+    inverse = torch.full_like(amax, limit) / amax
+    # clamp: x * inverse can round to just above the largest finite value
+    codes = (tiles * inverse).clamp(-limit, limit).to(dtype).view(torch.uint8)
     codes = codes.flatten(-2).flatten(-3, -2)[..., :rows, :columns].contiguous()
     return codes.view(dtype), (amax / limit).squeeze(-1).squeeze(-2)
 

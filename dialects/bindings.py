@@ -16,7 +16,7 @@ from torch_mlir.dialects import arith, ext, func, math, pdl
 # For each operation they hand to Python the bindings import a module of the operation's dialect,
 # and remember only success.  These dialects have none; an empty one saves a search of the disk,
 # which took two thirds of the time of our passes.
-for _dialect in ("qfuse", "torch_c"):
+for _dialect in ("qfuse", "torch_c", "tt"):
     _name = f"{ir.__name__.partition('.')[0]}.dialects.{_dialect}"
     sys.modules.setdefault(_name, types.ModuleType(_name))
 

@@ -61,7 +61,9 @@ def input_is_plain(product: ir.Operation) -> Verdict:
 
 def weight_is_quantized(product: ir.Operation) -> Verdict:
     w = shaped(product.operands[1].type)
-    return None if w.quantized else Refusal(f"x is to be quantized, but w is {w}", "quantize w, too")
+    return (
+        None if w.quantized else Refusal(f"x is to be quantized, but w is {w}", "quantize w, too")
+    )
 
 
 def scheme_can_be_produced(product: ir.Operation) -> Verdict:

@@ -14,8 +14,8 @@ from qfuse.compiler.passes.predicates import (
     keeps_shape,
     run_equally_often,
 )
-from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
-from qfuse.dialects.activations import build_activation
+from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
+from qfuse.dialects.activations import build_activation, build_rounding
 from qfuse.dialects.bindings import arith, ir
 from qfuse.dialects.elementwise_ops import ACTIVATIONS
 from qfuse.dialects.errors import QfuseError
@@ -47,6 +47,8 @@ class FuseEpilogue(Pass):
     The rounding in between is kept, so the result has the same bits.  `stages` names what may
     join: bias (an [N] operand), activation (before any residual), residual-binary (an operand of
     another shape class, added or multiplied) and residual-unary (an activation after that).
+    A GLU that qfuse-fuse-gate-up left, one side of which is the product, is an activation and a
+    residual.
 
     A product with a second reader, with several or quantized results, or whose reader broadcasts
     it to another shape stays as it is, with a remark.
@@ -62,6 +64,7 @@ class FuseEpilogue(Pass):
         allowed = frozenset(self.stages)
         patterns = [_unary(act, allowed) for act in ACTIVATIONS]
         patterns += [_binary(op, side, allowed) for op in _BINARY for side in (0, 1)]
+        patterns += [_glu(side, allowed) for side in (0, 1)]
         Patterns(patterns).apply(module)
 
 
@@ -135,6 +138,45 @@ def _binary(name: str, side: int, allowed: frozenset[str]) -> Callable[[Pattern]
         p.rewrite(op, absorb_operand, product, other)
 
     pattern.__name__ = f"epilogue_{name}"
+    return pattern
+
+
+def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
+    """act(gate) * up, where the product is gate (side 0) or up (side 1)"""
+
+    def makes_one_plain_value(glu: ir.Operation) -> Verdict:
+        return MISMATCH if shaped(glu.results[0].type).quantized else None
+
+    def stages_are_on(_product: ir.Operation) -> Verdict:
+        return _on("activation", allowed) or _on("residual-binary", allowed)
+
+    def absorb_glu(rewriter, glu: ir.Operation, product: ir.Operation, other: ir.Value) -> None:
+        act = ir.StringAttr(glu.attributes["act"]).value
+
+        def extend(ys: list[ir.Value], args: list[ir.Value]) -> list[ir.Value]:
+            gate, up = (ys[0], args[0]) if side == 0 else (args[0], ys[0])
+            activated = build_rounding(build_activation(act, gate), shaped(other.type).dtype)
+            return [arith.mulf(activated, up)]
+
+        kind = _map(product, other)
+        fused = extend_epilogue(product, [glu.results[0].type], extend, extra=[other], maps=[kind])
+        remarks.fired("epilogue-glu", glu, _subject(product))
+        rewriter.replace_op(glu, fused.results)
+
+    def pattern(p: Pattern) -> None:
+        product = p.op("qfuse.matmul", p.values(), many=True)
+        other = p.value()
+        y = p.result(product)
+        glu = p.op("qfuse.glu", *((y, other) if side == 0 else (other, y)))
+        p.require(makes_one_plain_value, glu)
+        p.require(has_one_result, product)
+        p.require(has_one_reader, product)
+        p.require(run_equally_often, glu, product)
+        p.require(has_room_for_operand, product)
+        p.require(stages_are_on, product)
+        p.rewrite(glu, absorb_glu, product, other)
+
+    pattern.__name__ = "epilogue_glu"
     return pattern
 
 

@@ -47,20 +47,18 @@ def result_error(value: Shaped) -> str | None:
     )
 
 
-def build_epilogue(
-    symbol: str, signature: Signature, level: str, group: WidthGroup, tile: int
-) -> Function:
+def build_epilogue(symbol: str, signature: Signature, level: str, group: WidthGroup) -> Function:
     """The region and the stores of one width group, for a tile of columns and some rows.
 
-    Called as epilogue(all parameters of an entry..., totals, row, count, number, capacity): the
-    totals of rows row..row+count lie at slots[totals] as [area][capacity][tile], one area for
-    each part of the group; `number` is the number of the tile.  Values of quantized results
-    replace totals that were read.
+    Called as epilogue(all parameters of an entry..., totals, row, count, number, capacity, tile):
+    the totals of rows row..row+count lie at slots[totals] as [area][capacity][tile], one area for
+    each part of the group; `tile` is the width of a tile and `number` says which.  Values of
+    quantized results replace totals that were read.
     """
-    names = ("totals", "row", "count", "number", "capacity")
+    names = ("totals", "row", "count", "number", "capacity", "tile")
     own = [Value(f"%t_{name}", "index") for name in names]
     f = Function(symbol, [*entry_parameters(signature.data), *own])
-    totals, first_row, count, number, capacity = own
+    totals, first_row, count, number, capacity, tile = own
     slots = f.params[len(signature.data) + 1]
     lanes = Lanes(f, level)
     width = group.width
@@ -105,7 +103,7 @@ def build_epilogue(
             full = f.idiv(columns, length)
             with f.loop(0, full) as groups:
                 at = f.iadd(start, f.imul(groups.iv, length))
-                of_row = f.iadd(f.imul(number, tile // length), groups.iv)
+                of_row = f.iadd(f.imul(number, f.idiv(tile, length)), groups.iv)
                 emit_quantized(lanes, target, row, Segment(at, of_row, length), read)
             if width % length:
                 begin = width - width % length

@@ -42,6 +42,7 @@ from qfuse.lowering.cpu.signature import Built, Signature
 OPS = ("qfuse.matmul",)
 
 _SHARES = 8  # two columns of strips, four quarters: see `build_tile`
+_WIDE = 1024
 _CHUNK_ROWS = 512  # rows that one decoding of a block serves
 _MULTIPLICATIONS_PER_BYTE = 16  # done in the time of one byte of memory traffic
 
@@ -96,21 +97,28 @@ class _Kernel:
         quantized = {i for i, r in enumerate(signature.results) if r.shaped.quantized}
         wide = any(GROUP % signature.results[i].target().group for i in quantized)
         self.tile = 2 * GROUP if wide else GROUP
-        self.areas = max(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
-        self.tiles = sum(self.tiles_of(g) for g in self.groups)
+        # A wider tile reads the packed x less often, but leaves fewer tasks.
+        many = max(g.width for g in self.groups) >= _WIDE
+        self.wide_tile = 2 * GROUP if many else self.tile
+        self.areas = max(
+            1, *(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
+        )
         self.epilogues = [
-            build_epilogue(f"epilogue{i}", signature, level, group, self.tile)
+            build_epilogue(f"epilogue{i}", signature, level, group)
             for i, group in enumerate(self.groups)
         ]
 
-    def tiles_of(self, group: WidthGroup) -> int:
-        return -(-group.width // self.tile)
+    def tiles(self, tile: int) -> int:
+        """How many tiles of this width there are."""
+        return sum(-(-group.width // tile) for group in self.groups)
 
-    def for_tile(self, f: Function, ticket: Index) -> Iterator[tuple[WidthGroup, Function, Index]]:
+    def for_tile(
+        self, f: Function, ticket: Index, tile: int
+    ) -> Iterator[tuple[WidthGroup, Function, Index]]:
         """Code for each width group that runs if `ticket` is one of its tiles."""
         low = 0
         for group, epilogue in zip(self.groups, self.epilogues, strict=True):
-            high = low + self.tiles_of(group)
+            high = low + -(-group.width // tile)
             if len(self.groups) == 1:
                 yield group, epilogue, ticket
             else:
@@ -120,10 +128,10 @@ class _Kernel:
             low = high
 
     def part_position(
-        self, f: Function, part: int, number: Index
+        self, f: Function, part: int, number: Index, tile: int
     ) -> tuple[Index, Index, list[Index]]:
         """(first group of the packed weight, groups, scale arguments) of a tile of a part."""
-        per_tile = self.tile // GROUP
+        per_tile = tile // GROUP
         first = f.imul(number, per_tile)
         count: Index = 1
         if per_tile > 1:
@@ -151,21 +159,21 @@ class _Kernel:
         totals = f.iadd(x_at, x_elements)
         x = self.signature.operands[0].data
         pack_rows(p, Lanes(f, self.level), x, rows, 0, m, slots, x_at, p.block_steps * rows)
-        with f.tickets(counters, TASK_COUNTER, self.tiles) as ticket:
-            for group, epilogue, number in self.for_tile(f, ticket):
+        with f.tickets(counters, TASK_COUNTER, self.tiles(self.tile)) as ticket:
+            for group, epilogue, number in self.for_tile(f, ticket, self.tile):
                 for i, part in enumerate(group.parts):
-                    first, count, scales = self.part_position(f, part, number)
+                    first, count, scales = self.part_position(f, part, number, self.tile)
                     with f.loop(0, count) as each:
                         column = f.address((number, self.tile), (each.iv, GROUP))
                         at = f.address(totals, i * area, (each.iv, GROUP))
                         position = [f.iadd(first, each.iv), *scales, column]
                         f.call(product, [*self.sources(f), *position, m, x_at, at])
-                f.call(epilogue, [*f.params, totals, 0, m, number, rows])
+                f.call(epilogue, [*f.params, totals, 0, m, number, rows, self.tile])
         entry = Entry(
             f.symbol,
             m_min=low,
             m_max=rows,
-            tiles=self.tiles,
+            tiles=self.tiles(self.tile),
             rows=rows,
             rows_multiple=rows,
             slot_bytes=4 * slot_elements,
@@ -176,26 +184,27 @@ class _Kernel:
     def tiled_entry(self, low: int) -> tuple[list[Function], Entry]:
         p, layout = self.product, self.layout
         decode = build_decode(p)
-        tiles = {rows: build_tile(p, rows, self.tile) for rows in p.tile_rows}
+        tile = self.wide_tile
+        tiles = {rows: build_tile(p, rows, tile) for rows in p.tile_rows}
         f = Function("run", entry_parameters(self.signature.data))
         slots, counters, m, rows = f.params[-4:]
         w = self.signature.operands[1].data
         unit = p.tile_rows[0]
-        decoded = self.tile * p.block_steps
-        area = f.imul(rows, self.tile)
+        decoded = tile * p.block_steps
+        area = f.imul(rows, tile)
         slot_elements = f.address(decoded, (area, self.areas))
         slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
         totals = f.iadd(slot, decoded)
         chunks = f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
-        with f.tickets(counters, TASK_COUNTER, f.imul(chunks, self.tiles)) as ticket:
+        with f.tickets(counters, TASK_COUNTER, f.imul(chunks, self.tiles(tile))) as ticket:
             row = f.imul(f.imod(ticket, chunks), rows)
             count = f.imin(rows, f.isub(m, row))
-            for group, epilogue, number in self.for_tile(f, f.idiv(ticket, chunks)):
+            for group, epilogue, number in self.for_tile(f, f.idiv(ticket, chunks), tile):
                 for i, part in enumerate(group.parts):
-                    first, groups, scales = self.part_position(f, part, number)
+                    first, groups, scales = self.part_position(f, part, number, tile)
                     at = f.address(totals, (area, i))
                     padded = f.imul(f.idiv(f.iadd(count, unit - 1), unit), unit)
-                    clear(f, slots, at, f.imul(padded, self.tile))
+                    clear(f, slots, at, f.imul(padded, tile))
                     with f.loop(0, layout.k_blocks) as block:
                         start = f.address(
                             (first, layout.group_bytes), (block.iv, GROUP * layout.bk)
@@ -204,19 +213,19 @@ class _Kernel:
                             source = f.address(start, (each.iv, layout.group_bytes))
                             to = f.address(slot, (each.iv, GROUP * p.block_steps))
                             f.call(decode, [w, slots, source, to])
-                        position = [*scales, f.imul(number, self.tile), block.iv]
+                        position = [*scales, f.imul(number, tile), block.iv]
                         self.multiply_block(f, tiles, groups, position, row, count, start, slot, at)
-                f.call(epilogue, [*f.params, totals, row, count, number, rows])
+                f.call(epilogue, [*f.params, totals, row, count, number, rows, tile])
         entry = Entry(
             f.symbol,
             m_min=low,
             prepass="pack",
-            tiles=self.tiles,
-            rows=_CHUNK_ROWS,
+            tiles=self.tiles(tile),
+            rows=_CHUNK_ROWS // self.areas // unit * unit,
             rows_multiple=unit,
             shared_row_bytes=4 * p.steps,
             slot_bytes=4 * decoded,
-            slot_row_bytes=4 * self.areas * self.tile,
+            slot_row_bytes=4 * self.areas * tile,
             work=layout.packed_bytes,
             row_work=layout.packed_bytes // _MULTIPLICATIONS_PER_BYTE,
         )
@@ -247,7 +256,7 @@ class _Kernel:
             at_row = f.iadd(row, offset)
             number = f.address(f.idiv(at_row, unit), (kb, f.idiv(f.iadd(m, unit - 1), unit)))
             x_at = f.imul(number, p.block_steps * unit)
-            out_at = f.address(totals, (offset, self.tile))
+            out_at = f.address(totals, (offset, self.wide_tile))
             turn = f.idiv(offset, unit)
             place = [*position, at_row, m, x_at, slot, out_at, start, groups, turn, lines]
             f.call(tile, [*self.sources(f), *place])

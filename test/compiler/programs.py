@@ -54,6 +54,7 @@ class Program:
         self.lines: list[str] = []
         self.steps: list[tuple[tuple[str, ...], Callable[..., Any], tuple[str, ...]]] = []
         self.count = 0
+        self.quantizations = 0
 
     # Arguments
 
@@ -89,6 +90,7 @@ class Program:
 
     def quantize(self, x: Value, group: int = BLOCK) -> Value:
         type_ = replace(x.type, dtype=CODES, scheme=Scheme((1, group), "f32"))
+        self.quantizations += 1
         return self._op("quantize", [x], [type_], lambda v: _quantize(v, group))[0]
 
     def dequantize(self, q: Value) -> Value:
@@ -104,6 +106,7 @@ class Program:
             "operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, "
             "resultSegmentSizes = array<i32: 1, 0, 0, 0>"
         )
+        self.quantizations += quantize
         if quantize:
             attributes += f", qfuse.input_scheme = {Scheme((1, BLOCK), 'f32')}"
         region = '({\n  ^bb0(%acc: f32):\n    "qfuse.yield"(%acc) : (f32) -> ()\n  })'

@@ -864,3 +864,152 @@ func.func @case(%x: tensor<?x301xbf16>) {
   %y = "qfuse.glu"(%x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x301xbf16>) -> tensor<?x150xbf16>
   return
 }
+
+// -----
+
+// A product takes tensors and qtensors.
+func.func @case(%x: tensor<4x4xf32>, %i: i32) {
+  // expected-error @+1 {{i32 is neither a ranked tensor nor a qtensor}}
+  %y = "qfuse.matmul"(%x, %x, %i) ({
+  ^bb0(%acc: f32, %e: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 4>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<4x4xf32>, i32) -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// An unranked tensor has no shape to check.
+func.func @case(%x: tensor<*xf32>) {
+  // expected-error @+1 {{tensor<*xf32> is neither a ranked tensor nor a qtensor}}
+  %y = "qfuse.silu"(%x) : (tensor<*xf32>) -> tensor<*xf32>
+  return
+}
+
+// -----
+
+// The data of a qtensor is a tensor.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{the data of a qtensor is a ranked tensor, not f32}}
+  %q = "qfuse.quantize"(%x) : (tensor<4x4xf32>) -> !qfuse.qtensor<f32, #act>
+  return
+}
+
+// -----
+
+// The block of a scheme is a list of extents.
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{the block of a scheme is an array<i64: rows, columns>, not "row"}}
+  %q = "qfuse.quantize"(%x) : (tensor<4x4xf32>) -> !qfuse.qtensor<tensor<4x4xf8E4M3FN>, #qfuse.scheme<"row", f32, "none", "none", "row_major">>
+  return
+}
+
+// -----
+
+// A joined weight has a legal scheme.
+!w = !qfuse.qtensor<tensor<4x4xf8E4M3FN>, #qfuse.scheme<array<i64>, f32, "none", "none", "row_major">>
+func.func @case(%w: !w) {
+  // expected-error @+1 {{block [] is not two positive extents}}
+  %q = "qfuse.concat"(%w, %w) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!w, !w) -> !w
+  return
+}
+
+// -----
+
+// parts has one form.
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{attribute parts is [4]; expected array<i64>}}
+  %y = "qfuse.matmul"(%x, %x) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = [4], maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// maps are strings.
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{attribute maps is [0]; expected strings}}
+  %y = "qfuse.matmul"(%x, %x, %x) ({
+  ^bb0(%acc: f32, %e: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 4>, maps = [0], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// A scalar has no column for a map to name, not even where there is one column only.
+func.func @case(%x: tensor<4x4xf32>, %w: tensor<1x4xf32>, %s: tensor<f32>) {
+  // expected-error @+1 {{extra operand 0 has shape [], which does not fit its map "[N]"}}
+  %y = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %e: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1>, maps = ["[N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<1x4xf32>, tensor<f32>) -> tensor<4x1xf32>
+  return
+}
+
+// -----
+
+// A product has an epilogue.
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{has 0 regions; expected 1}}
+  %y = "qfuse.matmul"(%x, %x) {parts = array<i64: 4>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// The segment attribute counts every result.
+func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
+  // expected-error @+1 {{resultSegmentSizes is array<i32: 1>; expected 0 or 1, as i32, for each of value, quantized, new_residual, 1 in all}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// There is one of each.
+func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
+  // expected-error @+1 {{resultSegmentSizes is array<i32: 2, -1, 0>}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 2, -1, 0>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// Operands are counted.
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{has 0 operands, not 2}}
+  %y = "qfuse.pack"() : () -> tensor<4x4xf32>
+  return
+}
+
+// -----
+
+// Attributes have their type.
+func.func @case(%x: tensor<4x4xf32>) {
+  // expected-error @+1 {{attribute act is unit; expected a StringAttr}}
+  %y = "qfuse.glu"(%x) {act, resultSegmentSizes = array<i32: 1, 0>} : (tensor<4x4xf32>) -> tensor<4x2xf32>
+  return
+}
+
+// -----
+
+// A scalar has no halves.
+func.func @case(%x: tensor<f32>) {
+  // expected-error @+1 {{gate is tensor<f32>; it has no last dimension}}
+  %y = "qfuse.glu"(%x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<f32>) -> tensor<f32>
+  return
+}
+
+// -----
+
+// A scalar has no last dimension to normalize.
+func.func @case(%x: tensor<f32>, %w: tensor<1xf32>) {
+  // expected-error @+1 {{the normalized dimension must be static}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<f32>, tensor<1xf32>) -> tensor<f32>
+  return
+}

@@ -31,6 +31,26 @@ func.func @main(%x: !x, %n: tensor<512xbf16>, %m: tensor<512xbf16>, %d: tensor<5
   return %4 : !x
 }
 
+// The same types are no same computation, and a name that is taken is not taken again.
+// CHECK-LABEL: func.func @silu_0
+// CHECK-LABEL: func.func @elementwise
+// CHECK-NEXT:    call @silu_1(%arg0)
+// CHECK-NEXT:    call @relu_0(%arg0)
+// CHECK-NEXT:    call @add_0(%arg0, %arg0)
+// CHECK-NEXT:    call @mul_0(%arg0, %arg0)
+// CHECK-NEXT:    call @silu_1(%arg0)
+func.func @silu_0(%x: !x) -> !x {
+  return %x : !x
+}
+func.func @elementwise(%x: !x) -> (!x, !x, !x, !x, !x) {
+  %0 = "qfuse.silu"(%x) : (!x) -> !x
+  %1 = "qfuse.relu"(%x) : (!x) -> !x
+  %2 = "qfuse.add"(%x, %x) : (!x, !x) -> !x
+  %3 = "qfuse.mul"(%x, %x) : (!x, !x) -> !x
+  %4 = "qfuse.silu"(%x) : (!x) -> !x
+  return %0, %1, %2, %3, %4 : !x, !x, !x, !x, !x
+}
+
 // CHECK-DAG:   func.func private @rms_norm_0({{.*}}) -> tensor<?x512xbf16> attributes {qfuse.kernel}
 // CHECK-DAG:   func.func private @rms_norm_1({{.*}}) -> tensor<?x512xbf16> attributes {qfuse.kernel}
 // CHECK-DAG:   func.func private @quantize_0({{.*}}) -> !qfuse.qtensor{{.*}} attributes {qfuse.kernel}

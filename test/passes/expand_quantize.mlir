@@ -89,3 +89,61 @@ func.func @plain_weight(%x: !x, %a: tensor<1400x512xbf16>) -> !y {
   }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<1400x512xbf16>) -> !y
   return %0 : !y
 }
+
+// -----
+
+// What is no scheme, and a scheme that cannot be quantized to, name their fault.
+// CHECK-LABEL: func.func @no_schemes
+// CHECK-NOT:     "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @no_schemes(%x: !x, %a: !w) -> (!y, !y, !y, !y) {
+  // expected-remark @+1 {{refused at qfuse.matmul: qfuse.input_scheme is "fp8"; give it a #qfuse.scheme}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = "fp8", parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.matmul: qfuse.input_scheme: block [128] is not two positive extents}}
+  %1 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #qfuse.scheme<array<i64: 128>, f32, "none", "none", "row_major">, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.matmul: qfuse.input_scheme: the block of a scheme is an array<i64: rows, columns>, not 128 : i64}}
+  %2 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #qfuse.scheme<128 : i64, f32, "none", "none", "row_major">, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.matmul: qfuse.input_scheme: dynamic quantization blocks are [1, group], not [128, 128]}}
+  %3 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #weight, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  return %0, %1, %2, %3 : !y, !y, !y, !y
+}
+
+// -----
+
+// x would be stored as w is, which no dynamic quantization makes.
+// CHECK-LABEL: func.func @int4_weight
+// CHECK-NOT:     "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!w4 = !qfuse.qtensor<tensor<1400x512xi4>, #weight>
+func.func @int4_weight(%x: !x, %a: !w4) -> !y {
+  // expected-remark @+1 {{refused at qfuse.matmul: qfuse.input_scheme: cannot quantize dynamically to i4}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w4) -> !y
+  return %0 : !y
+}

@@ -135,3 +135,72 @@ func.func @quantizes_already(%a: !y, %b: !y) -> (!yq, !yr) {
   %2 = "qfuse.quantize"(%0) : (!y) -> !yr
   return %1, %2 : !yq, !yr
 }
+
+// -----
+
+// A scale per row needs the whole row, which several tiles of the product compute.
+// CHECK-LABEL: func.func @group_of_a_row
+// CHECK:         "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!yr = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 1400>, f32, "none", "none", "row_major">>
+func.func @group_of_a_row(%x: !xq, %w: !w) -> !yr {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %e = math.exp %acc : f32
+    "qfuse.yield"(%e) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.quantize: a group of 1400 lies in several of the tiles of 128 columns that a product computes apart; quantize in groups of 16 to 128, a power of two}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yr
+  return %1 : !yr
+}
+
+// -----
+
+// Only a branch needs the quantized value.
+// CHECK-LABEL: func.func @in_a_branch
+// CHECK:         scf.if
+// CHECK:           "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @in_a_branch(%a: !y, %b: !y, %p: i1, %q: !yq) -> !yq {
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %1 = scf.if %p -> !yq {
+    // expected-remark @+1 {{refused at qfuse.quantize: qfuse.glu stands in another block than qfuse.quantize}}
+    %2 = "qfuse.quantize"(%0) : (!y) -> !yq
+    scf.yield %2 : !yq
+  } else {
+    scf.yield %q : !yq
+  }
+  return %1 : !yq
+}
+
+// -----
+
+// A second, equal quantization is what cse is for.
+// CHECK-LABEL: func.func @quantized_twice
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @quantized_twice(%a: !y, %b: !y) -> (!yq, !yq) {
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  // expected-remark @+1 {{glu-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  // expected-remark @+1 {{refused at qfuse.quantize: qfuse.glu already yields this very value; run cse first}}
+  %2 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1, %2 : !yq, !yq
+}

@@ -313,3 +313,179 @@ func.func @two_products(%x: !xq, %w: !w, %v: !w) -> !y {
   %2 = "qfuse.add"(%0, %1) : (!y, !y) -> !y
   return %2 : !y
 }
+
+// -----
+
+// The scheme that x is still to be quantized to stays with the product.
+// CHECK-LABEL: func.func @input_scheme
+// CHECK:           math.exp
+// CHECK:         qfuse.input_scheme = #qfuse.scheme
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @input_scheme(%x: !x, %w: !w) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{epilogue-silu: fired}}
+  %1 = "qfuse.silu"(%0) : (!y) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// A product is not moved into a loop, where it would be computed many times.
+// CHECK-LABEL: func.func @reader_in_a_loop
+// CHECK:         "qfuse.matmul"
+// CHECK:         scf.for
+// CHECK:           "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @reader_in_a_loop(%x: !xq, %w: !w, %n: index, %r: !y) -> !y {
+  %c0 = arith.constant 0 : index
+  %c1 = arith.constant 1 : index
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %2 = scf.for %i = %c0 to %n step %c1 iter_args(%sum = %r) -> (!y) {
+    // expected-remark @+1 {{refused at qfuse.add: qfuse.matmul stands in another block than qfuse.add, which may run more often}}
+    %1 = "qfuse.add"(%0, %sum) : (!y, !y) -> !y
+    scf.yield %1 : !y
+  }
+  return %2 : !y
+}
+
+// -----
+
+// The second product depends on the first: it takes the sum, the first keeps its two readers.
+// CHECK-LABEL: func.func @product_of_a_product
+// CHECK:         %[[A:.+]] = "qfuse.matmul"
+// CHECK:         "qfuse.matmul"(%{{.*}}, %{{.*}}, %[[A]]) ({
+// CHECK:           arith.addf
+// CHECK-NOT:     "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!v = !qfuse.qtensor<tensor<512x512xf8E4M3FN>, #weight>
+func.func @product_of_a_product(%x: !xq, %a: !v, %b: !v) -> !x {
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !v) -> !x
+  %1 = "qfuse.quantize"(%0) : (!x) -> !xq
+  %2 = "qfuse.matmul"(%1, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !v) -> !x
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %3 = "qfuse.add"(%0, %2) : (!x, !x) -> !x
+  return %3 : !x
+}
+
+// -----
+
+// With one row, [1, N] is a bias and [1, 1] a scalar; with one column, [1] is a bias.
+// CHECK-LABEL: func.func @single_row_and_column
+// CHECK:         maps = ["[N]", "[]"]
+// CHECK:         maps = ["[N]", "[]", "[M,N]"]
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @single_row_and_column(%x: tensor<1x512xbf16>, %w: !w, %r: tensor<1x1400xbf16>, %f: tensor<1x1xbf16>, %z: !xq, %v: !qfuse.qtensor<tensor<1x512xf8E4M3FN>, #weight>, %b: tensor<1xbf16>, %s: tensor<f32>, %c: tensor<?x1xbf16>) -> (tensor<1x1400xbf16>, tensor<?x1xbf16>) {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x512xbf16>, !w) -> tensor<1x1400xbf16>
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %1 = "qfuse.add"(%0, %r) : (tensor<1x1400xbf16>, tensor<1x1400xbf16>) -> tensor<1x1400xbf16>
+  // expected-remark @+1 {{epilogue-mul: fired}}
+  %2 = "qfuse.mul"(%1, %f) : (tensor<1x1400xbf16>, tensor<1x1xbf16>) -> tensor<1x1400xbf16>
+  %3 = "qfuse.matmul"(%z, %v) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<1x512xf8E4M3FN>, #weight>) -> tensor<?x1xbf16>
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %4 = "qfuse.add"(%3, %b) : (tensor<?x1xbf16>, tensor<1xbf16>) -> tensor<?x1xbf16>
+  // expected-remark @+1 {{epilogue-mul: fired}}
+  %5 = "qfuse.mul"(%4, %s) : (tensor<?x1xbf16>, tensor<f32>) -> tensor<?x1xbf16>
+  // expected-remark @+1 {{epilogue-add: fired}}
+  %6 = "qfuse.add"(%5, %c) : (tensor<?x1xbf16>, tensor<?x1xbf16>) -> tensor<?x1xbf16>
+  return %2, %6 : tensor<1x1400xbf16>, tensor<?x1xbf16>
+}
+
+// -----
+
+// A GLU of which one side is a product: the other side is its residual.
+// CHECK-LABEL: func.func @glu_of_one_product
+// CHECK:         ^bb0(%[[ACC:.+]]: f32, %[[UP:.+]]: f32):
+// CHECK:           math.exp
+// CHECK:           %[[A:.+]] = arith.divf
+// CHECK-NEXT:      %[[R:.+]] = arith.truncf %[[A]] : f32 to bf16
+// CHECK-NEXT:      %[[E:.+]] = arith.extf %[[R]] : bf16 to f32
+// CHECK-NEXT:      arith.mulf %[[E]], %[[UP]]
+// CHECK:         maps = ["[M,N]"]
+// CHECK-NOT:     "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @glu_of_one_product(%x: !xq, %w: !w, %up: !y) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-glu: fired}}
+  %1 = "qfuse.glu"(%0, %up) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  return %1 : !y
+}
+
+// -----
+
+// Gate and up of different schemes cannot be merged; the GLU joins one of them.
+// CHECK-LABEL: func.func @glu_of_two_schemes
+// CHECK:         %[[G:.+]] = "qfuse.matmul"
+// CHECK:         "qfuse.matmul"(%{{.*}}, %{{.*}}, %[[G]]) ({
+// CHECK-NOT:     "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!v = !qfuse.qtensor<tensor<1400x512xf8E5M2>, #weight>
+func.func @glu_of_two_schemes(%x: !xq, %g: !w, %u: !v) -> !y {
+  %0 = "qfuse.matmul"(%x, %g) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %u) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !v) -> !y
+  // expected-remark @+1 {{epilogue-glu: fired}}
+  %2 = "qfuse.glu"(%0, %1) {act = "gelu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  return %2 : !y
+}

@@ -253,3 +253,141 @@ func.func @epilogue_first(%x: !xq, %g: !w, %u: !w) -> !y {
   %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
+
+// -----
+
+// Merging two products that still quantize their inputs would lose that.
+// CHECK-LABEL: func.func @input_scheme
+// CHECK:         "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @input_scheme(%x: !x, %g: !w, %u: !w) -> !y {
+  %0 = "qfuse.matmul"(%x, %g) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %u) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.glu: the quantization of an input is still part of the product; run qfuse-expand-quantize first}}
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  return %2 : !y
+}
+
+// -----
+
+// The products run once, the GLU many times.
+// CHECK-LABEL: func.func @glu_in_a_loop
+// CHECK:         scf.for
+// CHECK-NOT:     "qfuse.matmul"
+// CHECK:         "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @glu_in_a_loop(%x: !xq, %g: !w, %u: !w, %n: index, %y: !y) -> !y {
+  %c0 = arith.constant 0 : index
+  %c1 = arith.constant 1 : index
+  %0 = "qfuse.matmul"(%x, %g) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %u) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %3 = scf.for %i = %c0 to %n step %c1 iter_args(%last = %y) -> (!y) {
+    // expected-remark @+1 {{refused at qfuse.glu: qfuse.matmul stands in another block than qfuse.glu}}
+    %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+    scf.yield %2 : !y
+  }
+  return %3 : !y
+}
+
+// -----
+
+// A weight carried around a loop is another one each time.
+// CHECK-LABEL: func.func @weight_of_a_loop
+// CHECK:         "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @weight_of_a_loop(%x: !xq, %g: !w, %u: !w, %n: index, %y: !y) -> !y {
+  %c0 = arith.constant 0 : index
+  %c1 = arith.constant 1 : index
+  %3:3 = scf.for %i = %c0 to %n step %c1 iter_args(%last = %y, %a = %g, %b = %u) -> (!y, !w, !w) {
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+    // expected-remark @+1 {{a weight is computed at run time}}
+    %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+    scf.yield %2, %b, %a : !y, !w, !w
+  }
+  return %3#0 : !y
+}
+
+// -----
+
+// The halves of one product are none of two.
+// CHECK-LABEL: func.func @halves
+// CHECK:         "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @halves(%x: !xq, %w: !w) -> tensor<?x700xbf16> {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{gate-up: refused at qfuse.glu: gate and up are halves of one value; compute them by two products}}
+  %1 = "qfuse.glu"(%0) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y) -> tensor<?x700xbf16>
+  return %1 : tensor<?x700xbf16>
+}
+
+// -----
+
+// A GLU that quantizes is not taken apart.
+// CHECK-LABEL: func.func @glu_quantizes
+// CHECK:         "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @glu_quantizes(%x: !xq, %g: !w, %u: !w) -> (!y, !yq) {
+  %0 = "qfuse.matmul"(%x, %g) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %u) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{refused at qfuse.glu: the GLU already quantizes its result; run this pass before qfuse-fuse-act-quantize}}
+  %2:2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 1>} : (!y, !y) -> (!y, !yq)
+  return %2#0, %2#1 : !y, !yq
+}

@@ -187,3 +187,68 @@ func.func @quantize_of_the_residual(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!x
   %1 = "qfuse.quantize"(%h) : (!x) -> !xq
   return %0, %1 : !x, !xq
 }
+
+// -----
+
+// The norm of a loop, whose weight changes there, does not move out to the add.
+// CHECK-LABEL: func.func @norm_in_a_loop
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @norm_in_a_loop(%x: !x, %r: !x, %n: index, %a: tensor<512xbf16>, %b: tensor<512xbf16>) -> !x {
+  %c0 = arith.constant 0 : index
+  %c1 = arith.constant 1 : index
+  %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
+  %0:3 = scf.for %i = %c0 to %n step %c1 iter_args(%y = %x, %w = %a, %v = %b) -> (!x, tensor<512xbf16>, tensor<512xbf16>) {
+    // expected-remark @+1 {{refused at qfuse.rms_norm: qfuse.add stands in another block than qfuse.rms_norm}}
+    %1 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+    scf.yield %1, %v, %w : !x, tensor<512xbf16>, tensor<512xbf16>
+  }
+  return %0#0 : !x
+}
+
+// -----
+
+// A second, equal quantization is what cse is for.
+// CHECK-LABEL: func.func @quantized_twice
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @quantized_twice(%h: !x, %w: tensor<512xbf16>) -> (!xq, !xq) {
+  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  // expected-remark @+1 {{norm-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!x) -> !xq
+  // expected-remark @+1 {{refused at qfuse.quantize: the norm already yields this very value; run cse first}}
+  %2 = "qfuse.quantize"(%0) : (!x) -> !xq
+  return %1, %2 : !xq, !xq
+}
+
+// -----
+
+// One sum, two norms: the first computes it, the second reads it from there.
+// CHECK-LABEL: func.func @two_norms
+// CHECK-NEXT:    %[[Y:.+]]:2 = "qfuse.rms_norm"
+// CHECK-NEXT:    "qfuse.rms_norm"(%[[Y]]#1
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @two_norms(%x: !x, %r: !x, %w: tensor<512xbf16>) -> (!x, !x) {
+  %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
+  // expected-remark @+1 {{norm-residual: fired}}
+  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %1 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  return %0, %1 : !x, !x
+}

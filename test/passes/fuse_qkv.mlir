@@ -198,3 +198,190 @@ func.func @five(%x: !xq, %a: !wk) -> (!k, !k, !k, !k, !k) {
   }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wk) -> !k
   return %0, %1, %2, %3, %4 : !k, !k, !k, !k, !k
 }
+
+// -----
+
+// Seven are four and three, and no one is refused.
+// CHECK-LABEL: func.func @seven
+// CHECK:         parts = array<i64: 1400, 1400, 1400, 1400>
+// CHECK:         parts = array<i64: 1400, 1400, 1400>
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @seven(%x: !xq, %a: !w, %b: !w, %c: !w, %d: !w, %e: !w, %f: !w, %g: !w) -> (!y, !y, !y, !y, !y, !y, !y) {
+  // expected-remark @+1 {{siblings: fired}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %2 = "qfuse.matmul"(%x, %c) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %3 = "qfuse.matmul"(%x, %d) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{siblings: fired}}
+  %4 = "qfuse.matmul"(%x, %e) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %5 = "qfuse.matmul"(%x, %f) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %6 = "qfuse.matmul"(%x, %g) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  return %0, %1, %2, %3, %4, %5, %6 : !y, !y, !y, !y, !y, !y, !y
+}
+
+// -----
+
+// The first product stands alone, the others are siblings all the same.
+// CHECK-LABEL: func.func @first_differs
+// CHECK:         parts = array<i64: 1400>
+// CHECK:         parts = array<i64: 1400, 1400>
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+!v = !qfuse.qtensor<tensor<1400x512xf8E5M2>, #weight>
+func.func @first_differs(%x: !xq, %a: !v, %b: !w, %c: !w) -> (!y, !y, !y) {
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !v) -> !y
+  // expected-remark @+1 {{siblings: fired}}
+  %1 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %2 = "qfuse.matmul"(%x, %c) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  return %0, %1, %2 : !y, !y, !y
+}
+
+// -----
+
+// In a branch, the products of that branch are siblings; its weights may come from outside.
+// CHECK-LABEL: func.func @branches
+// CHECK:         parts = array<i64: 1400>
+// CHECK:         scf.if
+// CHECK:           parts = array<i64: 1400, 1400>
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @branches(%x: !xq, %p: i1, %a: !w, %d: tensor<1400x512xf8E4M3FN>, %s: tensor<11x4xf32>) -> (!y, !y, !y) {
+  %b = "qfuse.pack"(%d, %s) : (tensor<1400x512xf8E4M3FN>, tensor<11x4xf32>) -> !w
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1:2 = scf.if %p -> (!y, !y) {
+    // expected-remark @+1 {{siblings: fired}}
+  %2 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %3 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+    scf.yield %2, %3 : !y, !y
+  } else {
+    scf.yield %0, %0 : !y, !y
+  }
+  return %0, %1#0, %1#1 : !y, !y, !y
+}
+
+// -----
+
+// A weight that is made later cannot be joined where the first product stands.
+// CHECK-LABEL: func.func @late_weight
+// CHECK-NOT:     "qfuse.concat"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @late_weight(%x: !xq, %a: !w, %d: tensor<1400x512xf8E4M3FN>, %s: tensor<11x4xf32>) -> (!y, !y) {
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %b = "qfuse.pack"(%d, %s) : (tensor<1400x512xf8E4M3FN>, tensor<11x4xf32>) -> !w
+  // expected-remark @+1 {{siblings: refused at qfuse.matmul: the weight is made after the first product; make weights at the top}}
+  %1 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  return %0, %1 : !y, !y
+}
+
+// -----
+
+// A product of a value with itself reads it twice, and is no sibling of its own.
+// CHECK-LABEL: func.func @square
+// CHECK-NOT:     "qfuse.concat"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @square(%x: tensor<16x512xbf16>) -> tensor<16x16xbf16> {
+  %0 = "qfuse.matmul"(%x, %x) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 16>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<16x512xbf16>, tensor<16x512xbf16>) -> tensor<16x16xbf16>
+  return %0 : tensor<16x16xbf16>
+}
+
+// -----
+
+// Merging would lose the quantization of the input.
+// CHECK-LABEL: func.func @input_scheme
+// CHECK-NOT:     "qfuse.concat"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @input_scheme(%x: !x, %a: !w, %b: !w) -> (!y, !y) {
+  // expected-remark @+1 {{the quantization of an input is still part of the product; run qfuse-expand-quantize first}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  // expected-remark @+1 {{the quantization of an input is still part of the product; run qfuse-expand-quantize first}}
+  %1 = "qfuse.matmul"(%x, %b) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  return %0, %1 : !y, !y
+}

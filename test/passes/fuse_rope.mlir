@@ -153,3 +153,32 @@ func.func @scaled_sum(%x: !torch.vtensor<[1,?,8,64],bf16>, %cos: !torch.vtensor<
   %y = torch.aten.add.Tensor %m0, %m1, %int2 : !torch.vtensor<[1,8,?,64],bf16>, !torch.vtensor<[1,8,?,64],bf16>, !torch.int -> !torch.vtensor<[1,8,?,64],bf16>
   return %y : !torch.vtensor<[1,8,?,64],bf16>
 }
+
+// -----
+
+// A slice without an end is not read; it stays with torch.
+// CHECK-LABEL: func.func @open_slice
+// CHECK-NOT:     "qfuse.rope"
+// CHECK:         torch.aten.cat
+func.func @open_slice(%x: !torch.vtensor<[1,?,8,64],bf16>, %cos: !torch.vtensor<[1,?,64],bf16>, %sin: !torch.vtensor<[1,?,64],bf16>) -> !torch.vtensor<[1,8,?,64],bf16> {
+  %int0 = torch.constant.int 0
+  %int1 = torch.constant.int 1
+  %int2 = torch.constant.int 2
+  %int3 = torch.constant.int 3
+  %int16 = torch.constant.int 16
+  %int32 = torch.constant.int 32
+  %int-1 = torch.constant.int -1
+  %end = torch.constant.none
+  %t = torch.aten.transpose.int %x, %int1, %int2 : !torch.vtensor<[1,?,8,64],bf16>, !torch.int, !torch.int -> !torch.vtensor<[1,8,?,64],bf16>
+  %c = torch.aten.unsqueeze %cos, %int1 : !torch.vtensor<[1,?,64],bf16>, !torch.int -> !torch.vtensor<[1,1,?,64],bf16>
+  %s = torch.aten.unsqueeze %sin, %int1 : !torch.vtensor<[1,?,64],bf16>, !torch.int -> !torch.vtensor<[1,1,?,64],bf16>
+  %lo = torch.aten.slice.Tensor %t, %int3, %int0, %int32, %int1 : !torch.vtensor<[1,8,?,64],bf16>, !torch.int, !torch.int, !torch.int, !torch.int -> !torch.vtensor<[1,8,?,32],bf16>
+  %hi = torch.aten.slice.Tensor %t, %int3, %int32, %end, %int1 : !torch.vtensor<[1,8,?,64],bf16>, !torch.int, !torch.int, !torch.none, !torch.int -> !torch.vtensor<[1,8,?,32],bf16>
+  %n = torch.aten.neg %hi : !torch.vtensor<[1,8,?,32],bf16> -> !torch.vtensor<[1,8,?,32],bf16>
+  %halves = torch.prim.ListConstruct %n, %lo : (!torch.vtensor<[1,8,?,32],bf16>, !torch.vtensor<[1,8,?,32],bf16>) -> !torch.list<vtensor>
+  %r = torch.aten.cat %halves, %int-1 : !torch.list<vtensor>, !torch.int -> !torch.vtensor<[1,8,?,64],bf16>
+  %m0 = torch.aten.mul.Tensor %c, %t : !torch.vtensor<[1,1,?,64],bf16>, !torch.vtensor<[1,8,?,64],bf16> -> !torch.vtensor<[1,8,?,64],bf16>
+  %m1 = torch.aten.mul.Tensor %r, %s : !torch.vtensor<[1,8,?,64],bf16>, !torch.vtensor<[1,1,?,64],bf16> -> !torch.vtensor<[1,8,?,64],bf16>
+  %y = torch.aten.add.Tensor %m0, %m1, %int1 : !torch.vtensor<[1,8,?,64],bf16>, !torch.vtensor<[1,8,?,64],bf16>, !torch.int -> !torch.vtensor<[1,8,?,64],bf16>
+  return %y : !torch.vtensor<[1,8,?,64],bf16>
+}

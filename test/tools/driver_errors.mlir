@@ -35,6 +35,12 @@
 // RUN: not qfuse-opt %s %s 2>&1 | filecheck %s --check-prefix TWO
 // TWO: qfuse-opt: error: unexpected argument
 
+// RUN: not qfuse-opt %s --remarks=xml 2>&1 | filecheck %s --check-prefix CHOICE
+// CHOICE: qfuse-opt: error: argument --remarks: invalid choice: 'xml'
+
+// RUN: not qfuse-opt %s -o 2>&1 | filecheck %s --check-prefix ARGUMENT
+// ARGUMENT: qfuse-opt: error: argument -o: expected one argument
+
 func.func @f() {
   return
 }

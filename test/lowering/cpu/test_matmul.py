@@ -179,6 +179,19 @@ def test_any_number_of_rows_and_threads(level: str, m: int, seed: int) -> None:
     )
 
 
+@levels
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_rows_than_one_chunk(level: str, threads: int) -> None:
+    n, k, m = 70, 33, 1030
+    x_type, w_type = plain(-1, k), quantized(n, k, block=(128, 128))
+    result = plain(-1, n, dtype="f32")
+    text = matmul_text(x_type, w_type, [result])
+    w, x = weight(n, k), activations(m, k)
+    args = [x, pack_weight([w], (128, 128))]
+    (got,) = run(text, level, args, [result], m, threads=threads)
+    check(got, x.double(), dequantize_reference(w, (128, 128)), k, 128, "f32")
+
+
 def test_scratch_may_come_from_outside() -> None:
     n, k, m = 130, 200, 17
     x_type, w_type, result = plain(-1, k), quantized(n, k, block=(128, 128)), plain(-1, n)

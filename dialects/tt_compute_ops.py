@@ -1,0 +1,231 @@
+"""Operations of `tt` that compute on values: products, reductions, conversions, inline assembly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qfuse.dialects.bindings import ext, ir
+from qfuse.dialects.tt_dialect import Block, TritonOp, block_of, pointee_of, same_error, shape_error
+
+FP8 = ("f8E4M3FN", "f8E5M2")
+DOT_INPUTS = (*FP8, "f16", "bf16", "f32", "i8")
+INPUT_PRECISIONS = {"tf32": 0, "tf32x3": 1, "ieee": 2}
+ROUNDINGS = {"rtz": 0, "rtne": 1}
+FULL_PRECISION_STEPS = 1 << 30
+"""`maxNumImpreciseAcc` that lets the FP8 tensor cores of sm_90 accumulate a whole `tt.dot`."""
+
+
+class DotOp(TritonOp, name="dot", traits=[ext.Pure]):
+    """a [M, K] times b [K, N] plus c [M, N].
+
+        %d = "tt.dot"(%a, %b, %c) {inputPrecision = 2 : i32,
+           maxNumImpreciseAcc = 1073741824 : i32}
+           : (tensor<64x128xf8E4M3FN>, tensor<128x128xf8E4M3FN>, tensor<64x128xf32>)
+           -> tensor<64x128xf32>
+
+    With FP8 operands `maxNumImpreciseAcc` below K keeps sm_90 off its FP8 tensor cores (it
+    multiplies in f16, at half the speed), so it is refused.
+    """
+
+    inputPrecision: ir.IntegerAttr  # Triton's spelling
+    maxNumImpreciseAcc: ir.IntegerAttr
+    a: ext.Operand[ir.RankedTensorType]
+    b: ext.Operand[ir.RankedTensorType]
+    c: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        a, b, c = (block_of(v) for v in self.operation.operands)
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
+            return f"cannot multiply {a} by {b}"
+        if str(a.dtype) not in DOT_INPUTS or a.dtype != b.dtype:
+            return f"multiplies {a.dtype} by {b.dtype}; use one of {', '.join(DOT_INPUTS)} twice"
+        total = "i32" if str(a.dtype) == "i8" else "f32"
+        if c.shape != (a.shape[0], b.shape[1]) or str(c.dtype) != total:
+            shape = "x".join(map(str, (a.shape[0], b.shape[1])))
+            return f"c is {c}; expected tensor<{shape}x{total}>"
+        attributes = self.operation.attributes
+        precision = ir.IntegerAttr(attributes["inputPrecision"]).value
+        if precision not in INPUT_PRECISIONS.values():
+            return f"inputPrecision {precision} is not one of {INPUT_PRECISIONS}"
+        imprecise = ir.IntegerAttr(attributes["maxNumImpreciseAcc"]).value
+        if str(a.dtype) in FP8 and imprecise < a.shape[1]:
+            return (
+                f"maxNumImpreciseAcc {imprecise} is below K = {a.shape[1]}, which keeps FP8 off "
+                "the tensor cores of sm_90"
+            )
+        return same_error("result", self.operation.results[0].type, c)
+
+
+class ReduceOp(TritonOp, name="reduce"):
+    """Fold one dimension of a tensor.
+
+    %m = "tt.reduce"(%x) ({
+    ^bb0(%a: f32, %b: f32):
+      %0 = arith.maximumf %a, %b : f32
+      "tt.reduce_return"(%0) : (f32) -> ()
+    }) {axis = 1 : i32} : (tensor<64x128xf32>) -> tensor<64xf32>
+    """
+
+    axis: ir.IntegerAttr
+    source: ext.Operand[ir.RankedTensorType]
+    combine: ext.Region
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        source = block_of(self.operation.operands[0])
+        axis = ir.IntegerAttr(self.operation.attributes["axis"]).value
+        if not 0 <= axis < len(source.shape):
+            return f"axis {axis} is outside of {source}"
+        blocks = self.operation.regions[0].blocks
+        if len(blocks) != 1 or [a.type for a in blocks[0].arguments] != [source.dtype] * 2:
+            return f"the region must be one block with two arguments of {source.dtype}"
+        operations = [op.operation for op in blocks[0].operations]
+        if not operations or operations[-1].name != ReduceReturnOp.OPERATION_NAME:
+            return "the region must end with tt.reduce_return"
+        if [v.type for v in operations[-1].operands] != [source.dtype]:
+            return f"the region must return one {source.dtype}"
+        shape = (*source.shape[:axis], *source.shape[axis + 1 :])
+        return same_error("result", self.operation.results[0].type, Block(shape, source.dtype))
+
+
+class ReduceReturnOp(TritonOp, name="reduce_return", traits=[ir.IsTerminatorTrait]):
+    """End the region of a reduction.
+
+        "tt.reduce_return"(%m) : (f32) -> ()
+
+    Triton calls it `tt.reduce.return`; IRDL takes no dot in a name, so printing renames it.
+    """
+
+    value: ext.Operand[Any]
+
+
+class FpToFpOp(TritonOp, name="fp_to_fp", traits=[ext.Pure]):
+    """Convert between float types, saturating where the result is FP8.
+
+        %q = "tt.fp_to_fp"(%x) {rounding = 1 : i32} : (tensor<64xf32>) -> tensor<64xf8E4M3FN>
+
+    rounding 1 is to nearest even, 0 toward zero; it has no meaning where the type gets wider.
+    """
+
+    rounding: ir.IntegerAttr
+    source: ext.Operand[Any]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        source, out = block_of(self.operation.operands[0]), block_of(self.operation.results[0])
+        for name, value in (("source", source), ("result", out)):
+            if not isinstance(value.dtype, ir.FloatType):
+                return f"{name} is {value}; expected floats"
+        rounding = ir.IntegerAttr(self.operation.attributes["rounding"]).value
+        if rounding not in ROUNDINGS.values():
+            return f"rounding {rounding} is not one of {ROUNDINGS}"
+        return shape_error("result", out, source.shape)
+
+
+class BitcastOp(TritonOp, name="bitcast", traits=[ext.Pure]):
+    """The same bits under another type of the same width.
+
+    %i = "tt.bitcast"(%x) : (tensor<64xf32>) -> tensor<64xi32>
+    """
+
+    source: ext.Operand[Any]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        source, out = block_of(self.operation.operands[0]), block_of(self.operation.results[0])
+        if bit_width(source.dtype) != bit_width(out.dtype):
+            return f"cannot cast {source} to {out}: widths differ"
+        return shape_error("result", out, source.shape)
+
+
+class PreciseDivFOp(TritonOp, name="precise_divf", traits=[ext.Pure]):
+    """Division rounded as IEEE 754 says; `arith.divf` may be two units off on NVIDIA.
+
+    %q = "tt.precise_divf"(%a, %b) : (tensor<64xf32>, tensor<64xf32>) -> tensor<64xf32>
+    """
+
+    lhs: ext.Operand[Any]
+    rhs: ext.Operand[Any]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        return _elementwise_f32_error(self.operation)
+
+
+class PreciseSqrtOp(TritonOp, name="precise_sqrt", traits=[ext.Pure]):
+    """Square root rounded as IEEE 754 says.
+
+    %s = "tt.precise_sqrt"(%a) : (tensor<64xf32>) -> tensor<64xf32>
+    """
+
+    source: ext.Operand[Any]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        return _elementwise_f32_error(self.operation)
+
+
+class ElementwiseInlineAsmOp(TritonOp, name="elementwise_inline_asm", traits=[ext.Pure]):
+    """Target instructions on each element; `$0` is the result, `$1` on are the operands.
+
+        %d = "tt.elementwise_inline_asm"(%a, %b, %c) {asm_string = "fma.rn.f32 $0, $1, $2, $3;",
+           constraints = "=f,f,f,f", packed_element = 1 : i32, pure = true}
+           : (tensor<64xf32>, tensor<64xf32>, tensor<64xf32>) -> tensor<64xf32>
+
+    Only pure text with one result is emitted: an impure one breaks warp specialization.
+    """
+
+    asm_string: ir.StringAttr
+    constraints: ir.StringAttr
+    packed_element: ir.IntegerAttr
+    pure: Any  # BoolAttr has no attr_name to constrain by
+    arguments: Sequence[ext.Operand[Any]]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        attributes, out = self.operation.attributes, block_of(self.operation.results[0])
+        if attributes["pure"] != ir.BoolAttr.get(True):
+            return "pure is not true, which breaks warp specialization"
+        constraints = ir.StringAttr(attributes["constraints"]).value.split(",")
+        count = len(self.operation.operands)
+        if len(constraints) != count + 1 or not constraints[0].startswith("="):
+            return f"constraints {','.join(constraints)} are not one result and {count} operands"
+        for i, value in enumerate(self.operation.operands):
+            if why := shape_error(f"operand {i}", block_of(value), out.shape):
+                return why
+        return None
+
+
+class ExternElementwiseOp(TritonOp, name="extern_elementwise", traits=[ext.Pure]):
+    """Call a function of the target's math library on each element.
+
+    %t = "tt.extern_elementwise"(%x) {libname = "", libpath = "", pure = true,
+       symbol = "__nv_tanhf"} : (tensor<64xf32>) -> tensor<64xf32>
+    """
+
+    libname: ir.StringAttr
+    libpath: ir.StringAttr
+    pure: Any
+    symbol: ir.StringAttr
+    source: ext.Operand[Any]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        return _elementwise_f32_error(self.operation)
+
+
+def bit_width(dtype: ir.Type) -> int | None:
+    """Bits of an integer, float or pointer type; None for any other."""
+    if isinstance(dtype, ir.IntegerType | ir.FloatType):
+        return dtype.width
+    return 64 if pointee_of(dtype) is not None else None
+
+
+def _elementwise_f32_error(op: ir.Operation) -> str | None:
+    out = block_of(op.results[0])
+    if not isinstance(out.dtype, ir.F32Type):
+        return f"result is {out}; expected f32"
+    for i, value in enumerate(op.operands):
+        if why := same_error(f"operand {i}", value.type, out):
+            return why
+    return None

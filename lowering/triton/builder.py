@@ -1,0 +1,422 @@
+"""Typed operations of the `tt` dialect, at the insertion point.
+
+Operands may be Python numbers, and blocks of different shapes: a number takes the type of the
+other operand, a scalar is splatted, and an extent of one is broadcast.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from qfuse.dialects import tt
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.tt_compute_ops import FULL_PRECISION_STEPS, INPUT_PRECISIONS, ROUNDINGS
+from qfuse.dialects.tt_dialect import (
+    Block,
+    block_of,
+    desc_block,
+    desc_type,
+    pointee_of,
+    pointer_type,
+)
+from qfuse.lowering.triton.gpu import Gpu
+
+Operand = ir.Value | int | float
+Shape = tuple[int, ...]
+
+_CACHE, _EVICT = 1, 1  # Triton's enums: no cache modifier, normal eviction
+_SLT, _SGE, _EQ, _UGT = 2, 5, 0, 8  # arith.cmpi
+
+
+class Builder:
+    """Emits into one kernel; made by `kernel`."""
+
+    def __init__(self, gpu: Gpu, context: ir.Context) -> None:
+        self.gpu = gpu
+        self.context = context
+
+    # Types and attributes
+
+    def type(self, name: str, shape: Shape = ()) -> ir.Type:
+        """The type of a scalar, or of a tensor of `shape`, of element type `name`."""
+        element = ir.Type.parse(name, self.context)
+        return ir.RankedTensorType.get(shape, element) if shape else element
+
+    def _i32(self, value: int) -> ir.Attribute:
+        return ir.IntegerAttr.get(ir.IntegerType.get_signless(32), value)
+
+    def op(
+        self,
+        name: str,
+        operands: Sequence[ir.Value],
+        results: Sequence[ir.Type],
+        regions: int = 0,
+        **attributes: ir.Attribute,
+    ) -> ir.Operation:
+        return ir.Operation.create(
+            name, results=results, operands=operands, attributes=attributes, regions=regions
+        )
+
+    def value(
+        self, name: str, operands: Sequence[ir.Value], result: ir.Type, **attributes: ir.Attribute
+    ) -> ir.Value:
+        return self.op(name, operands, [result], **attributes).result
+
+    # Constants and arithmetic
+
+    def full(self, value: int | float, dtype: str = "i32", shape: Shape = ()) -> ir.Value:
+        """A constant scalar or tensor."""
+        type_ = self.type(dtype, shape)
+        element = self.type(dtype)
+        if isinstance(element, ir.FloatType):
+            attribute = ir.FloatAttr.get(element, float(value))
+        else:
+            attribute = ir.IntegerAttr.get(element, int(value))
+        if shape:
+            attribute = ir.DenseElementsAttr.get_splat(type_, attribute)
+        return self.value("arith.constant", [], type_, value=attribute)
+
+    def i64(self, value: ir.Value) -> ir.Value:
+        return self.value("arith.extsi", [value], self._like(value, "i64"))
+
+    def add(self, a: Operand, b: Operand) -> ir.Value:
+        return self._binary("arith.addi", "arith.addf", a, b)
+
+    def sub(self, a: Operand, b: Operand) -> ir.Value:
+        return self._binary("arith.subi", "arith.subf", a, b)
+
+    def mul(self, a: Operand, b: Operand) -> ir.Value:
+        return self._binary("arith.muli", "arith.mulf", a, b)
+
+    def div(self, a: Operand, b: Operand) -> ir.Value:
+        """Of integers toward zero; of floats as fast as the target can (see precise_div)."""
+        return self._binary("arith.divsi", "arith.divf", a, b)
+
+    def rem(self, a: Operand, b: Operand) -> ir.Value:
+        return self.binary("arith.remsi", a, b)
+
+    def minimum(self, a: Operand, b: Operand) -> ir.Value:
+        """Of integers."""
+        return self.binary("arith.minsi", a, b)
+
+    def ceil_div(self, a: ir.Value, b: int) -> ir.Value:
+        return self.div(self.add(a, b - 1), b)
+
+    def less(self, a: Operand, b: Operand) -> ir.Value:
+        """a < b, of signed integers."""
+        return self.compare(_SLT, a, b)
+
+    def equal(self, a: Operand, b: Operand) -> ir.Value:
+        """a == b, of integers."""
+        return self.compare(_EQ, a, b)
+
+    def above(self, a: Operand, b: Operand) -> ir.Value:
+        """a > b, of unsigned integers."""
+        return self.compare(_UGT, a, b)
+
+    def compare(self, predicate: int, a: Operand, b: Operand, name: str = "arith.cmpi") -> ir.Value:
+        """A comparison of integers or, as "arith.cmpf", of floats, by MLIR's number for it."""
+        a, b = self.unify(a, b)
+        number = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), predicate)
+        return self.value(name, [a, b], self._like(a, "i1"), predicate=number)
+
+    def both(self, a: ir.Value | None, b: ir.Value | None) -> ir.Value | None:
+        """The conjunction of two masks; None is true."""
+        if a is None or b is None:
+            return b if a is None else a
+        return self.binary("arith.andi", a, b)
+
+    def select(self, condition: ir.Value, a: Operand, b: Operand) -> ir.Value:
+        a, b = self.unify(a, b)
+        shape = _joint([block_of(condition).shape, block_of(a).shape])
+        condition, a, b = (self.broadcast(v, shape) for v in (condition, a, b))
+        return self.value("arith.select", [condition, a, b], a.type)
+
+    def binary(self, name: str, a: Operand, b: Operand) -> ir.Value:
+        """`name`, on operands brought to one type."""
+        a, b = self.unify(a, b)
+        return self.value(name, [a, b], a.type)
+
+    def unary(self, name: str, a: ir.Value) -> ir.Value:
+        return self.value(name, [a], a.type)
+
+    def precise_div(self, a: Operand, b: Operand) -> ir.Value:
+        """The quotient of two f32 rounded once; several times the work of `div` on NVIDIA."""
+        return self.binary("tt.precise_divf", a, b)
+
+    def fma(self, a: Operand, b: Operand, c: Operand) -> ir.Value:
+        """a * b + c, rounded once, whatever fusion of floating-point operations is asked for.
+
+        On NVIDIA as inline assembly: LLVM 22's SLP vectorizer (Triton 3.6) merges `math.fma` of
+        two accumulators into one that waits for both products, and spills (TRITON.md, finding 3).
+        """
+        a, b = self.unify(a, b)
+        b, c = self.unify(b, c)
+        a, c = self.unify(a, c)
+        if not self.gpu.is_cuda:
+            return self.value("math.fma", [a, b, c], c.type)
+        return self.value(
+            "tt.elementwise_inline_asm",
+            [a, b, c],
+            c.type,
+            asm_string=ir.StringAttr.get("fma.rn.f32 $0, $1, $2, $3;"),
+            constraints=ir.StringAttr.get("=f,f,f,f"),
+            packed_element=self._i32(1),
+            pure=ir.BoolAttr.get(True),
+        )
+
+    def unify(self, a: Operand, b: Operand) -> tuple[ir.Value, ir.Value]:
+        """Both operands with one type and shape."""
+        if not isinstance(a, ir.Value):
+            assert isinstance(b, ir.Value)
+            a = self.full(a, str(block_of(b).dtype), block_of(b).shape)
+        elif not isinstance(b, ir.Value):
+            b = self.full(b, str(block_of(a).dtype), block_of(a).shape)
+        shape = _joint([block_of(a).shape, block_of(b).shape])
+        return self.broadcast(a, shape), self.broadcast(b, shape)
+
+    def _binary(self, of_integers: str, of_floats: str, a: Operand, b: Operand) -> ir.Value:
+        a, b = self.unify(a, b)
+        is_float = isinstance(block_of(a).dtype, ir.FloatType)
+        return self.value(of_floats if is_float else of_integers, [a, b], a.type)
+
+    def _like(self, value: ir.Value, dtype: str) -> ir.Type:
+        return self.type(dtype, block_of(value).shape)
+
+    # Shapes
+
+    def program_id(self, axis: int = 0) -> ir.Value:
+        return self.value("tt.get_program_id", [], self.type("i32"), axis=self._i32(axis))
+
+    def num_programs(self, axis: int = 0) -> ir.Value:
+        return self.value("tt.get_num_programs", [], self.type("i32"), axis=self._i32(axis))
+
+    def range(self, count: int) -> ir.Value:
+        """0, 1, ..., count - 1 as tensor<count x i32>."""
+        return self.value(
+            "tt.make_range",
+            [],
+            self.type("i32", (count,)),
+            start=self._i32(0),
+            end=self._i32(count),
+        )
+
+    def expand(self, value: ir.Value, axis: int) -> ir.Value:
+        """With a dimension of extent one before `axis`."""
+        block = block_of(value)
+        shape = (*block.shape[:axis], 1, *block.shape[axis:])
+        result = Block(shape, block.dtype).type()
+        return self.value("tt.expand_dims", [value], result, axis=self._i32(axis))
+
+    def broadcast(self, value: ir.Value, shape: Shape) -> ir.Value:
+        """`value` with `shape`: splatted if it is a scalar, repeated where its extent is one."""
+        block = block_of(value)
+        if block.shape == tuple(shape):
+            return value
+        name = "tt.broadcast" if block.shape else "tt.splat"
+        return self.value(name, [value], Block(tuple(shape), block.dtype).type())
+
+    def reshape(self, value: ir.Value, shape: Shape) -> ir.Value:
+        block = block_of(value)
+        if block.shape == tuple(shape):
+            return value
+        return self.value("tt.reshape", [value], Block(tuple(shape), block.dtype).type())
+
+    def transpose(self, value: ir.Value) -> ir.Value:
+        """Of a matrix."""
+        block = block_of(value)
+        result = Block(block.shape[::-1], block.dtype).type()
+        order = ir.DenseI32ArrayAttr.get([1, 0])
+        return self.value("tt.trans", [value], result, order=order)
+
+    # Conversions
+
+    def convert(self, value: ir.Value, dtype: str) -> ir.Value:
+        """A float as another float type, to nearest even; FP8 saturates."""
+        source, result = block_of(value).dtype, self._like(value, dtype)
+        if str(source) == dtype:
+            return value
+        if "f8" in dtype or "f8" in str(source):
+            return self.value("tt.fp_to_fp", [value], result, rounding=self._i32(ROUNDINGS["rtne"]))
+        wider = self.type(dtype).width > source.width
+        return self.value("arith.extf" if wider else "arith.truncf", [value], result)
+
+    def bitcast(self, value: ir.Value, dtype: str) -> ir.Value:
+        return self.value("tt.bitcast", [value], self._like(value, dtype))
+
+    def cast(self, name: str, value: ir.Value, dtype: str) -> ir.Value:
+        """A conversion of the arith dialect by its name: extui, trunci, sitofp, ..."""
+        return self.value(f"arith.{name}", [value], self._like(value, dtype))
+
+    # Memory
+
+    def offset(self, pointer: ir.Value, elements: Operand) -> ir.Value:
+        """Pointers moved by `elements`."""
+        if not isinstance(elements, ir.Value):
+            elements = self.full(elements)
+        shape = _joint([block_of(pointer).shape, block_of(elements).shape])
+        pointer, elements = self.broadcast(pointer, shape), self.broadcast(elements, shape)
+        return self.value("tt.addptr", [pointer, elements], pointer.type)
+
+    def load(self, pointer: ir.Value, mask: ir.Value | None = None) -> ir.Value:
+        """What is pointed to; zero where the mask is false."""
+        at = block_of(pointer)
+        assert at.pointee is not None
+        operands = [pointer]
+        if mask is not None:
+            operands += [
+                self.broadcast(mask, at.shape),
+                self.full(0, str(at.pointee), at.shape),
+            ]
+        return self.value(
+            "tt.load",
+            operands,
+            at.with_dtype(at.pointee).type(),
+            boundaryCheck=ir.DenseI32ArrayAttr.get([]),
+            cache=self._i32(_CACHE),
+            evict=self._i32(_EVICT),
+            isVolatile=ir.BoolAttr.get(False),
+            operandSegmentSizes=ir.DenseI32ArrayAttr.get([1] + [int(mask is not None)] * 2),
+        )
+
+    def store(self, pointer: ir.Value, value: ir.Value, mask: ir.Value | None = None) -> None:
+        shape = block_of(pointer).shape
+        operands = [pointer, self.broadcast(value, shape)]
+        if mask is not None:
+            operands.append(self.broadcast(mask, shape))
+        self.op(
+            "tt.store",
+            operands,
+            [],
+            boundaryCheck=ir.DenseI32ArrayAttr.get([]),
+            cache=self._i32(_CACHE),
+            evict=self._i32(_EVICT),
+        )
+
+    def descriptor(
+        self, base: ir.Value, extents: Sequence[Operand], row_stride: int, block: Shape
+    ) -> ir.Value:
+        """A descriptor of the row-major matrix at `base`, copied in blocks of `block`."""
+        sizes = [e if isinstance(e, ir.Value) else self.full(e) for e in extents]
+        strides = [self.full(row_stride, "i64"), self.full(1, "i64")]
+        return self.value(
+            "tt.make_tensor_descriptor",
+            [base, *sizes, *strides],
+            desc_type(block, pointee_of(base.type)),
+            operandSegmentSizes=ir.DenseI32ArrayAttr.get([1, 2, 2]),
+        )
+
+    def load_block(self, descriptor: ir.Value, row: ir.Value, column: ir.Value) -> ir.Value:
+        return self.value(
+            "tt.descriptor_load",
+            [descriptor, row, column],
+            desc_block(descriptor.type).type(),
+            cache=self._i32(_CACHE),
+            evict=self._i32(_EVICT),
+        )
+
+    def store_block(
+        self, descriptor: ir.Value, value: ir.Value, row: ir.Value, column: ir.Value
+    ) -> None:
+        self.op("tt.descriptor_store", [descriptor, value, row, column], [])
+
+    # Products, reductions, control flow
+
+    def dot(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """a [M, K] times b [K, N] plus c; f32 factors are multiplied as f32, not as tf32."""
+        ieee = str(block_of(a).dtype) == "f32"
+        return self.value(
+            "tt.dot",
+            [a, b, c],
+            c.type,
+            inputPrecision=self._i32(INPUT_PRECISIONS["ieee" if ieee else "tf32"]),
+            maxNumImpreciseAcc=self._i32(FULL_PRECISION_STEPS),
+        )
+
+    def reduce(self, value: ir.Value, axis: int, combine: str) -> ir.Value:
+        """Fold dimension `axis` with the operation `combine`, such as "arith.addf"."""
+        block = block_of(value)
+        result = Block((*block.shape[:axis], *block.shape[axis + 1 :]), block.dtype).type()
+        op = self.op("tt.reduce", [value], [result], regions=1, axis=self._i32(axis))
+        location = op.location
+        body = op.regions[0].blocks.append(block.dtype, block.dtype, arg_locs=[location] * 2)
+        with ir.InsertionPoint(body):
+            folded = self.value(combine, list(body.arguments), block.dtype)
+            self.op("tt.reduce_return", [folded], [])
+        return op.result
+
+    def loop(
+        self,
+        bounds: tuple[Operand, Operand, Operand],
+        carried: Sequence[ir.Value],
+        body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]],
+        **attributes: ir.Attribute,
+    ) -> list[ir.Value]:
+        """for i in range(start, stop, step): carried = body(i, carried), with i32 bounds."""
+        limits = [v if isinstance(v, ir.Value) else self.full(v) for v in bounds]
+        types = [v.type for v in carried]
+        op = self.op("scf.for", [*limits, *carried], types, regions=1, **attributes)
+        arguments = [self.type("i32"), *types]
+        block = op.regions[0].blocks.append(*arguments, arg_locs=[op.location] * len(arguments))
+        with ir.InsertionPoint(block):
+            counter, *values = block.arguments
+            self.op("scf.yield", list(body(counter, values)), [])
+        return list(op.results)
+
+
+Argument = tuple[str, bool]
+"""A type, and whether the launcher guarantees that the pointer is a multiple of 16 bytes."""
+
+
+@contextmanager
+def kernel(
+    gpu: Gpu, name: str, arguments: Sequence[tuple[str, int]]
+) -> Iterator[tuple[Builder, list[ir.Value], ir.Module]]:
+    """A module with one kernel, whose body the caller emits; the module is verified at the end.
+
+    `arguments` are element types: "bf16" becomes `!tt.ptr<bf16>`, "=i32" a plain i32; each with
+    the divisibility that the launcher guarantees, 1 for none.
+    """
+    with ir.Location.unknown():
+        tt.load()
+        module = ir.Module.create()
+        context = module.context
+        types = [
+            ir.Type.parse(t[1:]) if t.startswith("=") else pointer_type(ir.Type.parse(t))
+            for t, _ in arguments
+        ]
+        builder = Builder(gpu, context)
+        i32 = builder._i32
+        with ir.InsertionPoint(module.body):
+            function = builder.op(
+                "tt.func",
+                [],
+                [],
+                regions=1,
+                sym_name=ir.StringAttr.get(name),
+                sym_visibility=ir.StringAttr.get("public"),
+                function_type=ir.TypeAttr.get(ir.FunctionType.get(types, [])),
+                arg_attrs=ir.ArrayAttr.get(
+                    [
+                        ir.DictAttr.get({"tt.divisibility": i32(n)} if n > 1 else {})
+                        for _, n in arguments
+                    ]
+                ),
+            )
+        block = function.regions[0].blocks.append(
+            *types, arg_locs=[function.location] * len(types)
+        )
+        with ir.InsertionPoint(block):
+            yield builder, list(block.arguments), module
+            builder.op("tt.return", [], [])
+    module.operation.verify()
+
+
+def _joint(shapes: Sequence[Shape]) -> Shape:
+    """The shape to which all of `shapes` broadcast; scalars go with any."""
+    ranked = [s for s in shapes if s]
+    if not ranked:
+        return ()
+    assert len({len(s) for s in ranked}) == 1, f"ranks differ: {ranked}"
+    joint = tuple(max(extents) for extents in zip(*ranked, strict=True))
+    assert all(a in (b, 1) for s in ranked for a, b in zip(s, joint, strict=True)), ranked
+    return joint
