@@ -45,7 +45,7 @@ class Remarks:
     """The remarks of one run, in order.
 
     A refusal counts once for each operation however often the driver tried it, and not at all
-    where another pattern, or the same one in another operand order, fired on that operation.
+    where the same pattern, in another operand order say, fired on that operation.
     """
 
     def __init__(self) -> None:

@@ -128,7 +128,7 @@ def outputs_error(op: ir.OpView, names: tuple[str, ...], value: Shaped) -> str |
     return None
 
 
-def _verify_elementwise(op: ir.OpView) -> bool:
+def _verify_elementwise(op: ir.OpView) -> str | None:
     operands = [shaped(v.type) for v in op.operation.operands]
     out = shaped(op.operation.results[0].type)
     for value in (*operands, out):

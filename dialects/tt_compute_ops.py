@@ -100,14 +100,14 @@ class ReduceReturnOp(TritonOp, name="reduce_return", traits=[ir.IsTerminatorTrai
 
 
 class FpToFpOp(TritonOp, name="fp_to_fp", traits=[ext.Pure]):
-    """Convert between float types, saturating where the result is FP8.
+    """Convert between float types of which one is FP8; FP8 results saturate.
 
         %q = "tt.fp_to_fp"(%x) {rounding = 1 : i32} : (tensor<64xf32>) -> tensor<64xf8E4M3FN>
+        %w = "tt.fp_to_fp"(%q) : (tensor<64xf8E4M3FN>) -> tensor<64xf16>
 
-    rounding 1 is to nearest even, 0 toward zero; it has no meaning where the type gets wider.
+    rounding 1 is to nearest even, 0 toward zero; a conversion to a wider type has none.
     """
 
-    rounding: ir.IntegerAttr
     source: ext.Operand[Any]
     out: ext.Result[Any]
 
@@ -116,9 +116,14 @@ class FpToFpOp(TritonOp, name="fp_to_fp", traits=[ext.Pure]):
         for name, value in (("source", source), ("result", out)):
             if not isinstance(value.dtype, ir.FloatType):
                 return f"{name} is {value}; expected floats"
-        rounding = ir.IntegerAttr(self.operation.attributes["rounding"]).value
-        if rounding not in ROUNDINGS.values():
-            return f"rounding {rounding} is not one of {ROUNDINGS}"
+        attributes = self.operation.attributes
+        if out.dtype.width >= source.dtype.width:
+            if "rounding" in attributes:
+                return f"rounds although {out.dtype} holds every {source.dtype}"
+        elif "rounding" not in attributes:
+            return "needs the attribute rounding, because the result is narrower"
+        elif attributes["rounding"].value not in ROUNDINGS.values():
+            return f"rounding {attributes['rounding'].value} is not one of {ROUNDINGS}"
         return shape_error("result", out, source.shape)
 
 

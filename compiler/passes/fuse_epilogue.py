@@ -119,6 +119,7 @@ def _binary(name: str, side: int, allowed: frozenset[str]) -> Callable[[Pattern]
             return [_BINARY[name](*operands)]
 
         kind = _map(product, other)
+        assert kind is not None
         fused = extend_epilogue(product, [op.results[0].type], extend, extra=[other], maps=[kind])
         remarks.fired(f"epilogue-{name}", op, _subject(product))
         rewriter.replace_op(op, fused.results)
@@ -159,6 +160,7 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
             return [arith.mulf(activated, up)]
 
         kind = _map(product, other)
+        assert kind is not None
         fused = extend_epilogue(product, [glu.results[0].type], extend, extra=[other], maps=[kind])
         remarks.fired("epilogue-glu", glu, _subject(product))
         rewriter.replace_op(glu, fused.results)

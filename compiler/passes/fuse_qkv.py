@@ -70,8 +70,8 @@ def _explain(groups: list[list[ir.Operation]]) -> None:
     for sibling in alone:
         error = _error(first, sibling) or Refusal(f"{MAX_PARTS} products are merged already")
         remarks.refused("siblings", sibling, sibling, error.cause, error.cure)
-    if len(groups[0]) == 1 and alone and (error := merge_error(first, alone[0])):
-        remarks.refused("siblings", first, first, error.cause, error.cure)
+    if len(groups[0]) == 1 and alone and (why := merge_error(first, alone[0])):
+        remarks.refused("siblings", first, first, why.cause, why.cure)
 
 
 def merge_siblings(rewriter, product: ir.Operation) -> None:

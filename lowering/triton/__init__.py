@@ -1,10 +1,10 @@
 """GPU kernels: qfuse operations as Triton IR, and what the installed Triton makes of it.
 
-    signature.py   an outlined kernel as data: its operation, and the parameters that serve it
-    lower.py       kernel -> `TritonKernel`: launches of Triton IR, per range of M
-    gemm.py, norm.py, rowwise.py   the families of kernels; epilogue.py, tile.py what they share
-    builder.py     typed operations of the `tt` dialect
-    text.py        the module as text that a given Triton reads
-    binary.py      text -> ttgir, ptx, cubin, amdgcn; cached
-    sass.py        what is in a cubin: registers, spills, tensor-core instructions
+signature.py   an outlined kernel as data: its operation, and the parameters that serve it
+lower.py       kernel -> `TritonKernel`: launches of Triton IR, per range of M
+gemm.py, norm.py, rowwise.py   the families of kernels; epilogue.py, tile.py what they share
+builder.py     typed operations of the `tt` dialect
+text.py        the module as text that a given Triton reads
+binary.py      text -> ttgir, ptx, cubin, amdgcn; cached
+sass.py        what is in a cubin: registers, spills, tensor-core instructions
 """

@@ -4,10 +4,8 @@ Operands may be Python numbers, and blocks of different shapes: a number takes t
 other operand, a scalar is splatted, and an extent of one is broadcast.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
-from qfuse.dialects import tt
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.tt_compute_ops import FULL_PRECISION_STEPS, INPUT_PRECISIONS, ROUNDINGS
 from qfuse.dialects.tt_dialect import (
@@ -16,7 +14,6 @@ from qfuse.dialects.tt_dialect import (
     desc_block,
     desc_type,
     pointee_of,
-    pointer_type,
 )
 from qfuse.lowering.triton.gpu import Gpu
 
@@ -27,8 +24,12 @@ _CACHE, _EVICT = 1, 1  # Triton's enums: no cache modifier, normal eviction
 _SLT, _SGE, _EQ, _UGT = 2, 5, 0, 8  # arith.cmpi
 
 
+def i32_attr(value: int) -> ir.Attribute:
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(32), value)
+
+
 class Builder:
-    """Emits into one kernel; made by `kernel`."""
+    """Emits into one kernel; made by `module.kernel`."""
 
     def __init__(self, gpu: Gpu, context: ir.Context) -> None:
         self.gpu = gpu
@@ -40,9 +41,6 @@ class Builder:
         """The type of a scalar, or of a tensor of `shape`, of element type `name`."""
         element = ir.Type.parse(name, self.context)
         return ir.RankedTensorType.get(shape, element) if shape else element
-
-    def _i32(self, value: int) -> ir.Attribute:
-        return ir.IntegerAttr.get(ir.IntegerType.get_signless(32), value)
 
     def op(
         self,
@@ -160,7 +158,7 @@ class Builder:
             c.type,
             asm_string=ir.StringAttr.get("fma.rn.f32 $0, $1, $2, $3;"),
             constraints=ir.StringAttr.get("=f,f,f,f"),
-            packed_element=self._i32(1),
+            packed_element=i32_attr(1),
             pure=ir.BoolAttr.get(True),
         )
 
@@ -185,10 +183,10 @@ class Builder:
     # Shapes
 
     def program_id(self, axis: int = 0) -> ir.Value:
-        return self.value("tt.get_program_id", [], self.type("i32"), axis=self._i32(axis))
+        return self.value("tt.get_program_id", [], self.type("i32"), axis=i32_attr(axis))
 
     def num_programs(self, axis: int = 0) -> ir.Value:
-        return self.value("tt.get_num_programs", [], self.type("i32"), axis=self._i32(axis))
+        return self.value("tt.get_num_programs", [], self.type("i32"), axis=i32_attr(axis))
 
     def range(self, count: int) -> ir.Value:
         """0, 1, ..., count - 1 as tensor<count x i32>."""
@@ -196,8 +194,8 @@ class Builder:
             "tt.make_range",
             [],
             self.type("i32", (count,)),
-            start=self._i32(0),
-            end=self._i32(count),
+            start=i32_attr(0),
+            end=i32_attr(count),
         )
 
     def expand(self, value: ir.Value, axis: int) -> ir.Value:
@@ -205,7 +203,7 @@ class Builder:
         block = block_of(value)
         shape = (*block.shape[:axis], 1, *block.shape[axis:])
         result = Block(shape, block.dtype).type()
-        return self.value("tt.expand_dims", [value], result, axis=self._i32(axis))
+        return self.value("tt.expand_dims", [value], result, axis=i32_attr(axis))
 
     def broadcast(self, value: ir.Value, shape: Shape) -> ir.Value:
         """`value` with `shape`: splatted if it is a scalar, repeated where its extent is one."""
@@ -235,9 +233,10 @@ class Builder:
         source, result = block_of(value).dtype, self._like(value, dtype)
         if str(source) == dtype:
             return value
-        if "f8" in dtype or "f8" in str(source):
-            return self.value("tt.fp_to_fp", [value], result, rounding=self._i32(ROUNDINGS["rtne"]))
         wider = self.type(dtype).width > source.width
+        if "f8" in dtype or "f8" in str(source):
+            rounding = {} if wider else {"rounding": i32_attr(ROUNDINGS["rtne"])}
+            return self.value("tt.fp_to_fp", [value], result, **rounding)
         return self.value("arith.extf" if wider else "arith.truncf", [value], result)
 
     def bitcast(self, value: ir.Value, dtype: str) -> ir.Value:
@@ -272,8 +271,8 @@ class Builder:
             operands,
             at.with_dtype(at.pointee).type(),
             boundaryCheck=ir.DenseI32ArrayAttr.get([]),
-            cache=self._i32(_CACHE),
-            evict=self._i32(_EVICT),
+            cache=i32_attr(_CACHE),
+            evict=i32_attr(_EVICT),
             isVolatile=ir.BoolAttr.get(False),
             operandSegmentSizes=ir.DenseI32ArrayAttr.get([1] + [int(mask is not None)] * 2),
         )
@@ -288,8 +287,8 @@ class Builder:
             operands,
             [],
             boundaryCheck=ir.DenseI32ArrayAttr.get([]),
-            cache=self._i32(_CACHE),
-            evict=self._i32(_EVICT),
+            cache=i32_attr(_CACHE),
+            evict=i32_attr(_EVICT),
         )
 
     def descriptor(
@@ -310,8 +309,8 @@ class Builder:
             "tt.descriptor_load",
             [descriptor, row, column],
             desc_block(descriptor.type).type(),
-            cache=self._i32(_CACHE),
-            evict=self._i32(_EVICT),
+            cache=i32_attr(_CACHE),
+            evict=i32_attr(_EVICT),
         )
 
     def store_block(
@@ -328,15 +327,15 @@ class Builder:
             "tt.dot",
             [a, b, c],
             c.type,
-            inputPrecision=self._i32(INPUT_PRECISIONS["ieee" if ieee else "tf32"]),
-            maxNumImpreciseAcc=self._i32(FULL_PRECISION_STEPS),
+            inputPrecision=i32_attr(INPUT_PRECISIONS["ieee" if ieee else "tf32"]),
+            maxNumImpreciseAcc=i32_attr(FULL_PRECISION_STEPS),
         )
 
     def reduce(self, value: ir.Value, axis: int, combine: str) -> ir.Value:
         """Fold dimension `axis` with the operation `combine`, such as "arith.addf"."""
         block = block_of(value)
         result = Block((*block.shape[:axis], *block.shape[axis + 1 :]), block.dtype).type()
-        op = self.op("tt.reduce", [value], [result], regions=1, axis=self._i32(axis))
+        op = self.op("tt.reduce", [value], [result], regions=1, axis=i32_attr(axis))
         location = op.location
         body = op.regions[0].blocks.append(block.dtype, block.dtype, arg_locs=[location] * 2)
         with ir.InsertionPoint(body):
@@ -361,54 +360,6 @@ class Builder:
             counter, *values = block.arguments
             self.op("scf.yield", list(body(counter, values)), [])
         return list(op.results)
-
-
-Argument = tuple[str, bool]
-"""A type, and whether the launcher guarantees that the pointer is a multiple of 16 bytes."""
-
-
-@contextmanager
-def kernel(
-    gpu: Gpu, name: str, arguments: Sequence[tuple[str, int]]
-) -> Iterator[tuple[Builder, list[ir.Value], ir.Module]]:
-    """A module with one kernel, whose body the caller emits; the module is verified at the end.
-
-    `arguments` are element types: "bf16" becomes `!tt.ptr<bf16>`, "=i32" a plain i32; each with
-    the divisibility that the launcher guarantees, 1 for none.
-    """
-    with ir.Location.unknown():
-        tt.load()
-        module = ir.Module.create()
-        context = module.context
-        types = [
-            ir.Type.parse(t[1:]) if t.startswith("=") else pointer_type(ir.Type.parse(t))
-            for t, _ in arguments
-        ]
-        builder = Builder(gpu, context)
-        i32 = builder._i32
-        with ir.InsertionPoint(module.body):
-            function = builder.op(
-                "tt.func",
-                [],
-                [],
-                regions=1,
-                sym_name=ir.StringAttr.get(name),
-                sym_visibility=ir.StringAttr.get("public"),
-                function_type=ir.TypeAttr.get(ir.FunctionType.get(types, [])),
-                arg_attrs=ir.ArrayAttr.get(
-                    [
-                        ir.DictAttr.get({"tt.divisibility": i32(n)} if n > 1 else {})
-                        for _, n in arguments
-                    ]
-                ),
-            )
-        block = function.regions[0].blocks.append(
-            *types, arg_locs=[function.location] * len(types)
-        )
-        with ir.InsertionPoint(block):
-            yield builder, list(block.arguments), module
-            builder.op("tt.return", [], [])
-    module.operation.verify()
 
 
 def _joint(shapes: Sequence[Shape]) -> Shape:

@@ -22,8 +22,8 @@ class Gpu:
     warp_size: int = 32
     fp8_products: tuple[str, ...] = ()
     """FP8 types that its matrix instructions multiply; codes of others are decoded to f16."""
-    fp8_conversions: bool = True
-    """Whether Triton converts f32 to FP8 and back for it; otherwise we do, on the bits."""
+    unconverted: tuple[str, ...] = ()
+    """FP8 types that Triton cannot convert for it; we do, on the bits."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.arch}"
@@ -48,7 +48,7 @@ _OCP = ("f8E4M3FN", "f8E5M2")
 GPUS: dict[str, Gpu] = {
     str(gpu): gpu
     for gpu in (
-        Gpu("cuda", "sm_80", 166_912, 108, fp8_conversions=False),
+        Gpu("cuda", "sm_80", 166_912, 108, unconverted=("f8E4M3FN",)),
         Gpu("cuda", "sm_89", 101_376, 142, fp8_products=_OCP),
         Gpu("cuda", "sm_90", 232_448, 132, fp8_products=_OCP),
         Gpu("cuda", "sm_100", 232_448, 148, fp8_products=_OCP),

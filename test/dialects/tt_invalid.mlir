@@ -224,6 +224,24 @@ func.func @case(%a: tensor<16xf32>) {
 
 // -----
 
+// A conversion to a wider type has nothing to round.
+func.func @case(%a: tensor<16xf8E4M3FN>) {
+  // expected-error @+1 {{rounds although f32 holds every f8E4M3FN}}
+  %0 = "tt.fp_to_fp"(%a) {rounding = 1 : i32} : (tensor<16xf8E4M3FN>) -> tensor<16xf32>
+  return
+}
+
+// -----
+
+// A narrower result is rounded somehow.
+func.func @case(%a: tensor<16xf32>) {
+  // expected-error @+1 {{needs the attribute rounding, because the result is narrower}}
+  %0 = "tt.fp_to_fp"(%a) : (tensor<16xf32>) -> tensor<16xf8E4M3FN>
+  return
+}
+
+// -----
+
 // A cast keeps the bits.
 func.func @case(%a: tensor<16xf32>) {
   // expected-error @+1 {{cannot cast tensor<16xf32> to tensor<16xi16>: widths differ}}

@@ -57,6 +57,8 @@
   %tanh = "tt.extern_elementwise"(%fma) {libname = "", libpath = "", pure = true, symbol = "__nv_tanhf"} : (tensor<64x64xf32>) -> tensor<64x64xf32>
   // CHECK-NEXT: %[[CODES:.+]] = "tt.fp_to_fp"(%{{.+}}) {rounding = 1 : i32} : (tensor<64x64xf32>) -> tensor<64x64xf8E4M3FN>
   %codes = "tt.fp_to_fp"(%tanh) {rounding = 1 : i32} : (tensor<64x64xf32>) -> tensor<64x64xf8E4M3FN>
+  // CHECK-NEXT: "tt.fp_to_fp"(%[[CODES]]) : (tensor<64x64xf8E4M3FN>) -> tensor<64x64xf16>
+  %wide = "tt.fp_to_fp"(%codes) : (tensor<64x64xf8E4M3FN>) -> tensor<64x64xf16>
   %stride = arith.constant 64 : i64
   %one = arith.constant 1 : i64
   // CHECK: "tt.make_tensor_descriptor"(%[[Q]], %[[M]], %[[M]], %{{.+}}, %{{.+}}) {operandSegmentSizes = array<i32: 1, 2, 2>} : (!tt.ptr<f8E4M3FN>, i32, i32, i64, i64) -> !tt.tensordesc<tensor<64x64xf8E4M3FN>>

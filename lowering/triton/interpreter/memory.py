@@ -102,6 +102,8 @@ class Memory:
         size = 0
         if array.size:
             low, high = np.lib.array_utils.byte_bounds(array)
+            if low != array.ctypes.data:
+                raise QfuseError(f"{name} has a negative stride; copy it first")
             size = high - low
         self._allocations.append(Allocation(name, start, size, storage, offset))
         return start
@@ -113,8 +115,6 @@ class Memory:
             root, initialised = memory, None
             while isinstance(root.base, np.ndarray):
                 root = root.base
-            if root.itemsize != memory.itemsize and root.flags.c_contiguous:
-                root = root.reshape(-1).view(memory.dtype) if _fits(root, memory) else root
         low, high = root.ctypes.data, root.ctypes.data + root.nbytes
         for storage in self._storages:
             if root.size and storage.start < high and low < storage.start + len(storage.bytes):
@@ -135,6 +135,9 @@ class Memory:
 
     def load(self, access: Access, dtype: np.dtype) -> np.ndarray:
         """The values at the addresses of an access; traps what must not be read."""
+        if access.repeats > 1 and self._written(access):
+            # Whether a program may read it depends on the program: check them one by one.
+            return self.load(access.repeated(), dtype)[: len(access.addresses)]
         values = np.empty(len(access.addresses), dtype)
         for storage, at, where in self._resolve(access, dtype, "reads"):
             units = storage.units(at, dtype.itemsize)
@@ -176,6 +179,13 @@ class Memory:
             self.stored += dtype.itemsize
             return storage.view(dtype), int(at[0]) // dtype.itemsize
         raise AssertionError("an address was neither resolved nor trapped")
+
+    def _written(self, access: Access) -> bool:
+        """Whether this launch wrote to the allocation that a load of shared addresses reads."""
+        if not len(access.addresses):
+            return False
+        storage = self.locate(int(access.addresses[0]))[0].storage
+        return storage is not None and storage.writer is not None
 
     def _resolve(
         self, access: Access, dtype: np.dtype, verb: str
@@ -219,19 +229,14 @@ class Memory:
         self, storage: _Storage, units: np.ndarray, access: Access, where: np.ndarray | slice
     ) -> None:
         """Trap a read of what another program wrote, and remember the reader."""
-        if storage.writer is not None:
-            access.spread()  # a read that is the same in all programs is theirs one by one
-            if access.repeated:
-                for one in access.each():
-                    self._check_read(storage, units, one, where)
-                return
-            readers = _align(access.owners()[where], units)
-            self._ordered(storage, units, readers, access, where, "reads what {} wrote")
         if access.repeats > 1:
             storage.reader[units] = _MANY
             return
-        mine = _align(access.owners()[where], units) + 1
+        readers = np.broadcast_to(_align(access.owners()[where], units), units.shape)
+        if storage.writer is not None:
+            self._ordered(storage, units, readers, access, where, "reads what {} wrote")
         before = storage.reader[units]
+        mine = readers + 1
         storage.reader[units] = np.where((before == 0) | (before == mine), mine, _MANY)
         clash = storage.reader[units] != mine
         storage.reader[units[clash]] = _MANY
@@ -265,8 +270,8 @@ class Memory:
         storage.stamp[units] = self.ordering.stamp(mine)
         if storage.initialised is not None:
             storage.initialised[units] = True
-        clash = (np.abs(storage.writer[units]) != mine + 1) & ~exempt
-        if clash.any():
+        clash = np.abs(storage.writer[units]) != mine + 1
+        if clash.any() and not self.same_value:
             other = int(abs(storage.writer[units][clash][0])) - 1
             access.fault(
                 _first(clash, where),
@@ -303,10 +308,6 @@ class Memory:
                 f"{complaint.format(who)} in the same launch, with no barrier and"
                 " acquire/release atomics between them",
             )
-
-
-def _fits(root: np.ndarray, memory: np.ndarray) -> bool:
-    return root.nbytes % memory.itemsize == 0
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

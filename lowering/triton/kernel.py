@@ -1,0 +1,103 @@
+"""What a qfuse kernel becomes on a GPU, as plain data: no MLIR, so that a run time can read it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Source = Literal["operand", "result", "scratch"]
+Part = Literal["data", "scale"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a pointer argument of a launch points to.
+
+    `index` counts operands or results of the qfuse kernel; scratch has only index 0.
+    """
+
+    source: Source
+    index: int = 0
+    part: Part = "data"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many programs a launch starts for M rows.
+
+    x = ceil(M / rows) * per_block, but at most `at_most` (programs that loop over tiles); y as is.
+    """
+
+    rows: int
+    per_block: int = 1
+    at_most: int | None = None
+    y: int = 1
+
+    def of(self, m: int) -> tuple[int, int, int]:
+        x = -(-m // self.rows) * self.per_block
+        return (min(x, self.at_most) if self.at_most else x, self.y, 1)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One Triton kernel: its IR and how it is started.
+
+    `text` is the module as `text.module_text` prints it.  The arguments are the pointers of
+    `parameters`, each a multiple of 16 bytes, then M as i32.
+    """
+
+    name: str
+    text: str
+    parameters: tuple[Parameter, ...]
+    grid: Grid
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The launches, in order, that serve first_m <= M <= last_m (None: any larger M).
+
+    `scratch_per_row` bytes times M, shared by the launches, need no initial value.
+    """
+
+    first_m: int
+    last_m: int | None
+    launches: tuple[Launch, ...]
+    scratch_per_row: int = 0
+
+    @property
+    def range_text(self) -> str:
+        return f"M >= {self.first_m}" if self.last_m is None else f"M {self.first_m}..{self.last_m}"
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """A qfuse kernel lowered for one GPU: variants that together serve every M >= 1."""
+
+    name: str
+    target: str
+    variants: tuple[Variant, ...]
+
+    def variant(self, m: int) -> Variant:
+        """The variant that serves `m` rows, m >= 1."""
+        return next(v for v in self.variants if v.last_m is None or m <= v.last_m)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "TritonKernel":
+        """The inverse of `to_json`, also after a round trip through JSON text."""
+        variants = []
+        for v in data["variants"]:
+            launches = tuple(
+                Launch(
+                    **{
+                        **launch,
+                        "parameters": tuple(Parameter(**p) for p in launch["parameters"]),
+                        "grid": Grid(**launch["grid"]),
+                    }
+                )
+                for launch in v["launches"]
+            )
+            variants.append(Variant(**{**v, "launches": launches}))
+        return TritonKernel(data["name"], data["target"], tuple(variants))

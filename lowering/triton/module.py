@@ -1,0 +1,56 @@
+"""A module that holds one kernel."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from qfuse.dialects import tt
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.tt_dialect import pointer_type
+from qfuse.lowering.triton.builder import Builder, i32_attr
+from qfuse.lowering.triton.gpu import Gpu
+
+ALIGNMENT = 16
+"""Bytes that every pointer given to a kernel is a multiple of; the launcher checks it."""
+
+
+@dataclass
+class OpenKernel:
+    """A kernel while its body is emitted: pointers first, then i32 arguments."""
+
+    builder: Builder
+    arguments: list[ir.Value]
+    module: ir.Module
+
+
+@contextmanager
+def kernel(gpu: Gpu, name: str, pointers: Sequence[str], integers: int = 1) -> Iterator[OpenKernel]:
+    """A kernel in the current context, verified when its body is complete.
+
+    It takes a pointer to each of the element types `pointers`, then `integers` arguments of i32.
+    """
+    with ir.Location.unknown():
+        tt.load()
+        module = ir.Module.create()
+        builder = Builder(gpu, module.context)
+        types = [pointer_type(ir.Type.parse(p)) for p in pointers]
+        types += [builder.type("i32")] * integers
+        aligned = ir.DictAttr.get({"tt.divisibility": i32_attr(ALIGNMENT)})
+        attributes = [aligned] * len(pointers) + [ir.DictAttr.get({})] * integers
+        with ir.InsertionPoint(module.body):
+            function = builder.op(
+                "tt.func",
+                [],
+                [],
+                regions=1,
+                sym_name=ir.StringAttr.get(name),
+                sym_visibility=ir.StringAttr.get("public"),
+                function_type=ir.TypeAttr.get(ir.FunctionType.get(types, [])),
+                arg_attrs=ir.ArrayAttr.get(attributes),
+            )
+        locations = [function.location] * len(types)
+        block = function.regions[0].blocks.append(*types, arg_locs=locations)
+        with ir.InsertionPoint(block):
+            yield OpenKernel(builder, list(block.arguments), module)
+            builder.op("tt.return", [], [])
+        module.operation.verify()
