@@ -29,6 +29,7 @@ from qfuse.lowering.cpu.kernel import CompiledKernel
 
 if TYPE_CHECKING:
     import torch
+
     from qfuse.compiler.frontend.imported import Imported
 
 

@@ -86,9 +86,10 @@ def collect() -> Iterator[Remarks]:
         _current.reset(token)
 
 
-def fired(pattern: str, root: ir.Operation, detail: str = "") -> None:
-    """Record that `pattern` replaces `root`."""
-    _record(Remark("fired", pattern, root.name, str(root.location), subject(root), detail), root)
+def fired(pattern: str, root: ir.Operation, about: str = "") -> None:
+    """Record that `pattern` replaces `root`; `about` names what tells it apart in a model."""
+    about = about or subject(root)
+    _record(Remark("fired", pattern, root.name, str(root.location), about), root)
 
 
 def refused(pattern: str, root: ir.Operation, at: ir.Operation, cause: str, cure: str = "") -> None:

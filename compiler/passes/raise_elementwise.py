@@ -123,6 +123,8 @@ def broadcasts_by_rows(root: ir.Operation, *operands: ir.Value) -> Verdict:
     """One operand has the result's shape, the other is [N], [M,1], [M,N] or a scalar over it."""
     y = shaped(builtin_type(root.results[0].type))
     values = [shaped(builtin_type(v.type)) for v in operands]
+    if any(not v.shape and v.dtype != y.dtype for v in values):
+        return MISMATCH  # torch rounds a scalar tensor to the other operand's type first
     if any(v.shape == y.shape for v in values) and all(
         map_of(v, y.rows, y.shape[-1]) is not None for v in values
     ):

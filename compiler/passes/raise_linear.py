@@ -36,6 +36,25 @@ def quantized_linear(p: Pattern) -> None:
     p.rewrite(root, make_product, x, weight, scale, bias, weight_block, input_block)
 
 
+def plain_linear(p: Pattern) -> None:
+    """Matches a linear layer that is not quantized, to say that it stays on torch."""
+    root = p.op("torch.aten.linear", p.values())
+    p.require(weight_is_quantized, root)
+    p.rewrite(root, _never)
+
+
+plain_linear.__name__ = "quantized_linear"  # it reports as the pattern that it speaks for
+
+
+def weight_is_quantized(root: ir.Operation) -> Verdict:
+    weight = builtin_type(root.operands[1].type)
+    kind = "of unknown type" if weight is None else str(weight.element_type)
+    return Refusal(
+        f"the weight is {kind}, not quantized, so the product runs on torch",
+        "quantize the layer, for example with quantize_linears",
+    )
+
+
 def is_typed_product(
     _root: ir.Operation, x: ir.Value, weight: ir.Value, scale: ir.Value
 ) -> Verdict:
@@ -103,4 +122,8 @@ def _pack_here(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
     ).result
 
 
-LINEAR = (quantized_linear,)
+def _never(*_: object) -> None:
+    raise AssertionError("plain_linear only explains")
+
+
+LINEAR = (quantized_linear, plain_linear)

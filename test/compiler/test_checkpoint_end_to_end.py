@@ -61,7 +61,11 @@ def test_saved_program_generates_the_same(checkpoints, tmp_path):
 def test_unquantized_checkpoint_runs(checkpoints):
     exe = compile(checkpoints(quantized=False), max_len=32)
     assert len(exe.generate(PROMPT, 4, eos=())) == 4
-    assert all(p.name not in ("gate-up", "quantized-linear") for p in exe.report().patterns)
+    patterns = {p.name: p for p in exe.report().patterns}
+    assert "gate-up" not in patterns
+    linear = patterns["quantized-linear"]
+    assert (linear.fired, linear.refused) == (0, 15)  # seven layers in each of two, and lm_head
+    assert "the weight is bf16, not quantized" in linear.reasons[0][0]
 
 
 def test_identical_layers_share_kernels(checkpoints):

@@ -198,3 +198,31 @@ func.func @left_to_torch(%x: !torch.vtensor<[?,512],bf16>, %i: !torch.vtensor<[?
   %c = torch.aten.mul.Tensor %i, %i : !torch.vtensor<[?],si64>, !torch.vtensor<[?],si64> -> !torch.vtensor<[?],si64>
   return %b, %c : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[?],si64>
 }
+
+// -----
+
+// A linear layer whose weight is not quantized stays on torch, and says so.
+// CHECK-LABEL: func.func @plain_linear
+// CHECK:         torch.aten.linear
+func.func @plain_linear(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[4096,512],bf16>) -> !torch.vtensor<[1,?,4096],bf16> {
+  %none = torch.constant.none
+  // expected-remark @+1 {{quantized-linear: refused at torch.aten.linear: the weight is bf16, not quantized, so the product runs on torch; quantize the layer}}
+  %y = torch.aten.linear %x, %w, %none : !torch.vtensor<[1,?,512],bf16>, !torch.vtensor<[4096,512],bf16>, !torch.none -> !torch.vtensor<[1,?,4096],bf16>
+  return %y : !torch.vtensor<[1,?,4096],bf16>
+}
+
+// -----
+
+// torch rounds a scalar tensor to bf16 before it multiplies; qfuse.mul would not.
+// CHECK-LABEL: func.func @scalar_of_another_type
+// CHECK:         torch.aten.mul.Tensor
+// CHECK-NOT:     "qfuse.mul"
+func.func @scalar_of_another_type(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[512],bf16>, %s: !torch.vtensor<[],f32>) -> !torch.vtensor<[?,512],bf16> {
+  %int512 = torch.constant.int 512
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: fired}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !torch.vtensor<[?,512],bf16>, !torch.list<int>, !torch.vtensor<[512],bf16>, !torch.float -> !torch.vtensor<[?,512],bf16>
+  %z = torch.aten.mul.Tensor %y, %s : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[],f32> -> !torch.vtensor<[?,512],bf16>
+  return %z : !torch.vtensor<[?,512],bf16>
+}

@@ -59,7 +59,8 @@ def _fp_to_fp(instruction: Instruction, x: np.ndarray) -> np.ndarray:
     target = instruction.result_types[0]
     if target.dtype.itemsize > x.dtype.itemsize:
         return widen(x).astype(target.dtype)
-    rounding = instruction.attribute("rounding")
+    same_width = target.dtype.itemsize == x.dtype.itemsize
+    rounding = instruction.attribute("rounding", _RTNE if same_width else None)
     if rounding not in (_RTZ, _RTNE):
         raise instruction.refuse("rounding must be 0 (towards zero) or 1 (to nearest even)")
     return narrow(x, target.element, rounding == _RTZ)
