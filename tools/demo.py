@@ -17,7 +17,7 @@ from qfuse.compiler.frontend import baseline
 from qfuse.compiler.frontend.checkpoint import Checkpoint
 from qfuse.compiler.options import cache_dir
 from qfuse.compiler.runtime.executable import Executable
-from qfuse.compiler.runtime.report import Report, size_text
+from qfuse.compiler.runtime.report import Report
 from qfuse.tools.demo_checkpoint import write_demo_checkpoint
 
 PROMPT_TOKENS = 16
@@ -195,11 +195,7 @@ def _prompt(checkpoint: Checkpoint, count: int) -> list[int]:
 def show(console: Console, report: Report, result: DemoResult) -> None:
     """The report and the comparison, for people."""
     console.print(report)
-    table = Table("per decoded token", "unfused", "fused", title=result.model)
-    table.add_row("launches", str(result.kernels_before), str(result.kernels_after))
-    table.add_row("bytes moved", size_text(result.bytes_before), size_text(result.bytes_after))
-    console.print(table)
-    table = Table("check", "value")
+    table = Table("check", "value", title=result.model)
     table.add_row("greedy tokens equal unfused", "yes" if result.greedy_tokens_equal else "NO")
     table.add_row("largest logit error vs unfused", f"{result.max_rel_err_vs_unfused:.2e}")
     for name, error in (

@@ -20,6 +20,10 @@ class Gpu:
     shared_bytes: int
     processors: int
     warp_size: int = 32
+    warps: int = 64
+    """Warps of 32 that one processor holds (NVIDIA)."""
+    programs: int = 32
+    """Programs that one processor holds (NVIDIA)."""
     fp8_products: tuple[str, ...] = ()
     """FP8 types that its matrix instructions multiply; codes of others are decoded to f16."""
     unconverted: tuple[str, ...] = ()
@@ -49,7 +53,7 @@ GPUS: dict[str, Gpu] = {
     str(gpu): gpu
     for gpu in (
         Gpu("cuda", "sm_80", 166_912, 108, unconverted=("f8E4M3FN",)),
-        Gpu("cuda", "sm_89", 101_376, 142, fp8_products=_OCP),
+        Gpu("cuda", "sm_89", 101_376, 142, warps=48, programs=24, fp8_products=_OCP),
         Gpu("cuda", "sm_90", 232_448, 132, fp8_products=_OCP),
         Gpu("cuda", "sm_100", 232_448, 148, fp8_products=_OCP),
         Gpu("hip", "gfx942", 65_536, 304, warp_size=64),

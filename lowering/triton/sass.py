@@ -21,9 +21,9 @@ _BRANCH = re.compile(r"\bBRA(?:\.\w+)*\s+.*?`\((\.L_\w+)\)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 # CUDA C Programming Guide, technical specifications per compute capability: registers per
-# processor and their unit of allocation per warp, warps and programs per processor, and the bytes
-# of shared memory that the driver takes for each program.
-_REGISTERS, _REGISTER_UNIT, _WARPS, _PROGRAMS, _RESERVED = 65536, 256, 64, 32, 1024
+# processor and their unit of allocation per warp, and the bytes of shared memory that the driver
+# takes for each program.
+_REGISTERS, _REGISTER_UNIT, _RESERVED = 65536, 256, 1024
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def sass_report(binary: Binary) -> dict[str, Any]:
 def occupancy(target: str, registers: int, shared: int, warps: int) -> int:
     """Programs that one processor runs at a time."""
     of_registers = -(-registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT * warps
-    memory = GPUS[target].shared_bytes + _RESERVED
+    gpu = GPUS[target]
+    memory = gpu.shared_bytes + _RESERVED
     limits = [_REGISTERS // max(of_registers, 1), memory // (shared + _RESERVED)]
-    return min(*limits, _WARPS // warps, _PROGRAMS)
+    return min(*limits, gpu.warps // warps, gpu.programs)
 
 
 def _mnemonic(line: str) -> str:

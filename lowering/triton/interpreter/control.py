@@ -25,9 +25,7 @@ def _some(values: Sequence[Held], rows: np.ndarray) -> list[Held]:
     return [value.take(rows) for value in values]
 
 
-def _replace(
-    old: Sequence[Held], rows: np.ndarray, new: Sequence[Held], count: int
-) -> list[Held]:
+def _replace(old: Sequence[Held], rows: np.ndarray, new: Sequence[Held], count: int) -> list[Held]:
     """Values of all programs, after those in `rows` got new ones."""
     everyone = np.arange(count)
     return [scatter([(everyone, a), (rows, b)], count) for a, b in zip(old, new, strict=True)]

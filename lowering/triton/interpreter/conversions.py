@@ -45,7 +45,7 @@ def _to_result(
 
 def _truncate_integer(instruction: Instruction, x: np.ndarray) -> np.ndarray:
     dtype = instruction.result_types[0].dtype
-    return (x & 1).astype(bool) if dtype == bool else x.astype(dtype)
+    return (x & 1).astype(bool) if dtype.kind == "b" else x.astype(dtype)
 
 
 def _arith_float(instruction: Instruction, x: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ def _reduce(
         cell, index = machine.memory.cell(access, of.dtype, position)
         one = slice(index, index + 1)
         cell[one] = _KINDS[kind](cell[one], flat[position : position + 1])
-    machine.report_atomics(len(flat))
+    machine.atomics += len(flat)
 
 
 def _fence(machine: "Machine", instruction: Instruction, pointer: Value) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from qfuse.lowering.triton.interpreter.conversions import CONVERSIONS, signed, unsigned
 from qfuse.lowering.triton.interpreter.inline_asm import inline_asm
-from qfuse.lowering.triton.interpreter.rounding import fma
 from qfuse.lowering.triton.interpreter.program import Instruction
+from qfuse.lowering.triton.interpreter.rounding import fma
 from qfuse.lowering.triton.interpreter.values import Value, lift, mark, undefined_lanes
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def _select(
     return mark(data, marks, undefined_lanes((condition,), data.shape))
 
 
-def _clamp(machine: "Machine", instruction: Instruction, x: Value, low: Value, high: Value) -> Value:
+def _clamp(
+    machine: "Machine", instruction: Instruction, x: Value, low: Value, high: Value
+) -> Value:
     nan_wins = instruction.attribute("propagateNan", 0) != 0
     up, down = (np.maximum, np.minimum) if nan_wins else (np.fmax, np.fmin)
     return elementwise(lambda a, b, c: down(up(a, b), c))(machine, instruction, x, low, high)

@@ -172,7 +172,7 @@ def _atomic(
         old = cell[index : index + 1].copy()
         before[position] = old[0]
         cell[index : index + 1] = update(old, *(v[position : position + 1] for v in flat))
-    machine.report_atomics(len(before))
+    machine.atomics += len(before)
     tile = np.empty(access.shape, dtype)
     tile[...] = poison(dtype)
     if access.lanes is None:

@@ -17,7 +17,7 @@ class Ordering:
 
     def __init__(self, count: int) -> None:
         self._clock = np.ones(count, np.int32)
-        self._known: np.ndarray | None = None  # [reader, writer]: newest clock that reader relies on
+        self._known: np.ndarray | None = None  # [reader, writer]: newest clock it relies on
         self._published: dict[int, np.ndarray] = {}  # address -> what an acquire there learns
 
     @property

@@ -119,7 +119,7 @@ def _dot(machine: "Machine", instruction: Instruction, a: Value, b: Value, c: Va
         marks.append(a.undefined.any(axis=-1, keepdims=True))
     if b.undefined is not None:
         marks.append(b.undefined.any(axis=-2, keepdims=True))
-    machine.report_dot(depth * data.size, data)
+    machine.count_dot(depth, data)
     return mark(data, *marks)
 
 

@@ -1,0 +1,148 @@
+"""A tile of the result that one program makes: where it lies, what it reads and writes there."""
+
+from dataclasses import dataclass, field
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.verify import ceil_div
+from qfuse.lowering.triton.builder import Builder, Shape
+from qfuse.lowering.triton.fp8 import quantize
+from qfuse.lowering.triton.signature import Pointers, Tensor
+
+
+@dataclass
+class Tile:
+    """`rows` x `columns` elements of a matrix with M rows of `width`, from (row, column) on.
+
+    `row` and `column` are scalars of i32.  `swapped` tiles hold the transposed block: columns
+    along dimension 0 (weights ride the long side of a product with few rows).
+    """
+
+    b: Builder
+    pointers: Pointers
+    row: ir.Value
+    rows: int
+    column: ir.Value
+    columns: int
+    width: int
+    swapped: bool = False
+    _vectors: dict[str, ir.Value] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        return (self.columns, self.rows) if self.swapped else (self.rows, self.columns)
+
+    @property
+    def row_axis(self) -> int:
+        return int(self.swapped)
+
+    @property
+    def column_axis(self) -> int:
+        return 1 - self.row_axis
+
+    def row_range(self) -> ir.Value:
+        """0, 1, ... along the rows, as [rows, 1] (or [1, rows] where swapped)."""
+        return self._vector("row", self.rows, self.column_axis)
+
+    def column_range(self) -> ir.Value:
+        return self._vector("column", self.columns, self.row_axis)
+
+    def row_mask(self) -> ir.Value:
+        left = self.b.sub(self.pointers.m, self.row)
+        return self._masked("row_mask", self.row_range(), left)
+
+    def column_mask(self) -> ir.Value | None:
+        """None where every tile is full."""
+        if self.width % self.columns == 0:
+            return None
+        left = self.b.sub(self.width, self.column)
+        return self._masked("column_mask", self.column_range(), left)
+
+    def mask(self) -> ir.Value:
+        mask = self.b.both(self.row_mask(), self.column_mask())
+        assert mask is not None
+        return mask
+
+    def at(self, base: ir.Value) -> ir.Value:
+        """Pointers to the tile's elements of a row-major [M, width] matrix."""
+        b = self.b
+        start = b.offset(base, b.mul(b.i64(self.row), self.width))
+        start = b.offset(start, self.column)
+        return b.offset(start, b.add(b.mul(self.row_range(), self.width), self.column_range()))
+
+    def load(self, tensor: Tensor, kind: str) -> ir.Value:
+        """What each element sees of a plain operand under map `kind`, as f32.
+
+        The shape is a scalar, or has extents of one where the operand does not vary.
+        """
+        b, base = self.b, self.pointers.data(tensor)
+        if kind == "[]":
+            loaded = b.load(base)
+        elif kind == "[N]":
+            at = b.offset(b.offset(base, self.column), self.column_range())
+            loaded = b.load(at, self.column_mask())
+        elif kind == "[M,1]":
+            at = b.offset(b.offset(base, self.row), self.row_range())
+            loaded = b.load(at, self.row_mask())
+        else:
+            loaded = b.load(self.at(base), self.mask())
+        return b.convert(loaded, "f32")
+
+    def store(self, value: ir.Value, result: Tensor) -> None:
+        """Write a block of f32 as `result` wants it: rounded, or quantized."""
+        if result.shaped.quantized:
+            self._store_quantized(value, result)
+            return
+        rounded = self.b.convert(self.b.broadcast(value, self.shape), result.dtype)
+        self.b.store(self.at(self.pointers.data(result)), rounded, self.mask())
+
+    def _store_quantized(self, value: ir.Value, result: Tensor) -> None:
+        codes = self.quantize_rows(value, result)
+        self.b.store(self.at(self.pointers.data(result)), codes, self.mask())
+
+    def quantize_rows(self, value: ir.Value, result: Tensor) -> ir.Value:
+        """The codes of a block of f32; its scales are stored."""
+        b = self.b
+        value = b.broadcast(value, self.shape)
+        inside = self.column_mask()
+        if inside is not None:  # what lies beyond the row must not raise a maximum
+            value = b.select(inside, value, 0.0)
+        group, axis = min(result.group, self.columns), self.column_axis
+        groups = ceil_div(self.columns, group)
+        if groups == 1:
+            codes, scale = quantize(b, value, axis, result.dtype)
+        else:
+            grouped = (*self.shape[:axis], groups, group, *self.shape[axis + 1 :])
+            codes, scale = quantize(b, b.reshape(value, grouped), axis + 1, result.dtype)
+            codes = b.reshape(codes, self.shape)
+        self._store_scale(scale, groups, result)
+        return codes
+
+    def _store_scale(self, scale: ir.Value, groups: int, result: Tensor) -> None:
+        b, scheme = self.b, result.shaped.scheme
+        assert scheme is not None
+        if groups == 1:
+            scale = b.expand(scale, self.column_axis)
+        row_stride, group_stride = result.scale_strides(self.pointers.m)
+        first = b.div(self.column, scheme.block[1])
+        numbers = self._vector(f"group{groups}", groups, self.row_axis)
+        base = self.pointers.scale(result)
+        base = b.offset(base, b.mul(b.i64(self.row), row_stride))
+        base = b.offset(base, b.mul(first, group_stride))
+        at = b.offset(
+            base, b.add(b.mul(self.row_range(), row_stride), b.mul(numbers, group_stride))
+        )
+        mask = self.row_mask()
+        if self.width % self.columns and groups > 1:
+            inside = b.less(numbers, b.sub(ceil_div(self.width, scheme.block[1]), first))
+            mask = b.both(mask, inside)
+        b.store(at, b.convert(scale, scheme.scale), mask)
+
+    def _vector(self, name: str, count: int, other_axis: int) -> ir.Value:
+        if name not in self._vectors:
+            self._vectors[name] = self.b.expand(self.b.range(count), other_axis)
+        return self._vectors[name]
+
+    def _masked(self, name: str, numbers: ir.Value, left: ir.Value) -> ir.Value:
+        if name not in self._vectors:
+            self._vectors[name] = self.b.less(numbers, left)
+        return self._vectors[name]
