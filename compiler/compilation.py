@@ -94,7 +94,7 @@ def compile_imported(
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
     collected = fuse(module, options, progress)
-    with module.context, ir.Location.unknown():
+    with _errors_as_one_line(), module.context, ir.Location.unknown():
         pipeline.run(module, pipeline.stages_of([ConvertToCpu.name]))
     kernels = compile_kernels(module, options, progress)
     with module.context:

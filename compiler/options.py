@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.cpu.cpu import choose_level
 from qfuse.lowering.target import Target
 
 FUSIONS: dict[str, str] = {
@@ -44,10 +45,13 @@ class CompileOptions:
         """
         from_environment = environment.get("QFUSE_DISABLE", "")
         names = [*disable, *filter(None, from_environment.split(","))]
+        level = environment.get("QFUSE_CPU_LEVEL") or None
+        if level is not None:
+            choose_level(level)
         return CompileOptions(
             Target.parse(target),
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
-            environment.get("QFUSE_CPU_LEVEL") or None,
+            level,
             cache_dir(environment) / "kernels",
         )
 
@@ -71,8 +75,12 @@ def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """Directory for what can be made again: compiled kernels, the demo's checkpoint."""
     if explicit := environment.get("QFUSE_CACHE_DIR"):
         return Path(explicit)
-    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "qfuse"
+    if base := environment.get("XDG_CACHE_HOME"):
+        return Path(base) / "qfuse"
+    try:
+        return Path.home() / ".cache" / "qfuse"
+    except RuntimeError:  # no HOME, and a user that the system does not know
+        raise QfuseError("there is no home directory to cache in; set QFUSE_CACHE_DIR") from None
 
 
 def _fusions(name: str) -> list[str]:

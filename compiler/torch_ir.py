@@ -11,8 +11,8 @@ _VTENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],([A-Za-z0-9]+)>")
 TO_BUILTIN = "torch_c.to_builtin_tensor"
 FROM_BUILTIN = "torch_c.from_builtin_tensor"
 
-DTYPE_CODES = {5: "f16", 6: "f32", 7: "f64", 15: "bf16"}
-"""torch's ScalarType numbers of the float types (c10/core/ScalarType.h)."""
+F32_CODE = 6
+"""torch's ScalarType number of float32 (c10/core/ScalarType.h)."""
 
 
 class NotConstant(Exception):

@@ -105,8 +105,7 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
         elif operands[-1] != gate:
             return f"gate is {gate} but up is {operands[1]}"
         value = Shaped((*gate.shape[:-1], width), gate.dtype)
-        why = outputs_error(self, ("value", "quantized"), value)
-        return why
+        return outputs_error(self, ("value", "quantized"), value)
 
 
 def outputs_error(op: ir.OpView, names: tuple[str, ...], value: Shaped) -> str | None:

@@ -81,23 +81,12 @@ class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
         outs = [shaped(r.type) for r in self.operation.results]
         parts = [int(n) for n in self.operation.attributes["parts"]]
         maps = [m.value for m in self.operation.attributes["maps"]]
-        why = (
+        return (
             _product_error(x, w, parts)
             or _extra_error(x, parts, extra, maps)
             or _result_error(x, parts, outs)
             or _region_error(self.operation.regions[0], parts, extra, outs)
         )
-        return why
-
-
-def matmul_rows(x: Shaped) -> int:
-    """M: the product of x's leading extents, DYNAMIC if one of them is."""
-    m = 1
-    for d in x.rows:
-        if d == DYNAMIC:
-            return DYNAMIC
-        m *= d
-    return m
 
 
 def map_of(operand: Shaped, rows: Sequence[int], n: int) -> str | None:

@@ -53,8 +53,7 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
                 f'rounding "{attributes["rounding"].value}" is not one of '
                 f"{', '.join(WEIGHT_ROUNDINGS)}"
             )
-        why = outputs_error(self, RMS_NORM_OUTPUTS, Shaped(x.shape, x.dtype))
-        return why
+        return outputs_error(self, RMS_NORM_OUTPUTS, Shaped(x.shape, x.dtype))
 
 
 class RopeOp(Op, name="rope", traits=[ext.Pure]):

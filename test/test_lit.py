@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = sorted(p.relative_to(HERE).as_posix() for p in HERE.rglob("*.mlir") if "Output" not in p.parts)
+FILES = sorted(
+    p.relative_to(HERE).as_posix() for p in HERE.rglob("*.mlir") if "Output" not in p.parts
+)
 
 
 @pytest.mark.parametrize("name", FILES)

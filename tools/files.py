@@ -8,13 +8,20 @@ from qfuse.dialects.errors import QfuseError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write all of `text`, or leave what was there; raises QfuseError if it cannot."""
+    """Write all of `text`, or leave what was there; raises QfuseError if it cannot.
+
+    What is no regular file itself is written through: /dev/null, /dev/stdout, a link.
+    """
     try:
+        if path.is_symlink() or _is_special(path):
+            path.write_text(text, encoding="utf-8")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets nobody else read it
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -28,8 +35,21 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise QfuseError(f"cannot write {path}: Is a directory")
+        if _is_special(path):
+            raise QfuseError(f"cannot write {path}: Not a regular file")
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         os.unlink(temporary)
     except OSError as error:
         raise QfuseError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _is_special(path: Path) -> bool:
+    """A device or a pipe, /dev/null say, which no file may take the place of."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

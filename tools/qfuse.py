@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.tools.ending import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `qfuse`; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except QfuseError as error:
-        print(f"qfuse: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    return exit_code("qfuse", lambda: args.run(args))
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -30,6 +24,8 @@ def _demo(args: argparse.Namespace) -> int:
 
     from qfuse.tools import demo
 
+    if args.tokens < 2:
+        raise QfuseError(f"--tokens {args.tokens} leaves no speed to measure; use 2 or more")
     console = Console(stderr=args.json)
     with _progress(console) as progress:
         result = demo.run(args.model, console, progress, tokens=args.tokens)
@@ -46,15 +42,18 @@ def _compile(args: argparse.Namespace) -> int:
     options = CompileOptions.make(args.target, args.disable.split(",") if args.disable else ())
     console = Console(stderr=True)
     if args.config_only:
+        if args.model is not None or args.max_len is not None:
+            raise QfuseError("--config-only takes neither a checkpoint directory nor --max-len")
         return _compile_config(args, options)
+    if args.emit != "artifact":
+        raise QfuseError(f"--emit={args.emit} needs --config-only")
     if args.model is None:
         raise QfuseError("name a checkpoint directory, or a config.json with --config-only")
-    if args.emit == "artifact" and args.output is None:
+    if args.output is None:
         raise QfuseError("name the file to write with -o")
     from qfuse.compiler.compilation import compile
 
-    if args.output is not None:
-        _check_writable(args.output)  # before minutes of work
+    _check_writable(args.output)  # before minutes of work
     with _progress(console) as progress:
         exe = compile(
             args.model,

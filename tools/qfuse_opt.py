@@ -14,6 +14,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.tools import diagnostics
 from qfuse.tools.diagnostics import Diagnostic
+from qfuse.tools.ending import exit_code
 from qfuse.tools.files import write_text
 
 SEPARATOR = "// -----"
@@ -21,18 +22,15 @@ SEPARATOR = "// -----"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `qfuse-opt`; returns the exit code."""
-    try:
-        args, stages = _parse(list(sys.argv[1:] if argv is None else argv))
-        if args.list_passes:
-            _list_passes()
-            return 0
-        return _run(args, stages)
-    except QfuseError as error:
-        print(f"qfuse-opt: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    return exit_code("qfuse-opt", lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(argv: list[str]) -> int:
+    args, stages = _parse(argv)
+    if args.list_passes:
+        _list_passes()
+        return 0
+    return _run(args, stages)
 
 
 def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
@@ -50,7 +48,7 @@ def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
     if not args.verify_diagnostics:
         result = f"{SEPARATOR}\n".join(outputs)
         if args.output == "-":
-            sys.stdout.write(result)
+            print(result, end="")
         else:
             write_text(Path(args.output), result)
     return 0
@@ -138,10 +136,9 @@ def _split(text: str) -> list[str]:
 
 
 def _read(name: str) -> str:
-    if name == "-":
-        return sys.stdin.read()
     try:
-        return Path(name).read_text()
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise QfuseError(f"cannot read {name}: {reason}") from None

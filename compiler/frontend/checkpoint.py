@@ -88,8 +88,12 @@ def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization |
             f"{source}: weight_block_size is {json.dumps(block)}, not two positive integers; "
             "supported: block-scaled weights such as [128, 128]"
         )
-    skip = entry.get("modules_to_not_convert") or entry.get("ignored_layers") or ()
-    return Quantization((block[0], block[1]), tuple(str(name) for name in skip))
+    skip = entry.get("modules_to_not_convert") or entry.get("ignored_layers") or []
+    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
+        raise QfuseError(
+            f"{source}: modules_to_not_convert is {json.dumps(skip)}, not a list of names"
+        )
+    return Quantization((block[0], block[1]), tuple(skip))
 
 
 class Checkpoint:
@@ -161,7 +165,13 @@ class Checkpoint:
                 f"ceil-div shape {list(expected)}"
             )
         self._check(name + SCALE_SUFFIX, scale, expected, SCALE_DTYPES)
-        return weight, scale.float()
+        multipliers = scale.float()
+        if not multipliers.isfinite().all():
+            raise QfuseError(
+                f"tensor {name + SCALE_SUFFIX} of {self.file_of(name + SCALE_SUFFIX)} has values "
+                "that are not finite; the weight they scale would be NaN"
+            )
+        return weight, multipliers
 
     def _check(
         self,

@@ -43,7 +43,8 @@ def qfuse_backend(
     """The torch.compile backend; `options` are `target` and `disable`, as for `compile`.
 
     Parameters and buffers become weights, packed once; changing them afterwards is noticed at
-    the next call and packs them again.  `mode` has no meaning here.
+    the next call and packs them again, unless the change goes through `.data`, of which torch
+    keeps no record.  `mode` has no meaning here.
     """
     if mode not in (None, "default"):
         log.warning("remark: torch.compile mode %r has no effect on the backend qfuse", mode)

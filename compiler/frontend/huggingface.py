@@ -9,6 +9,8 @@ out, for every T >= 1.
 """
 
 import difflib
+import re
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,8 +146,11 @@ def empty_model(
     except QfuseError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise QfuseError(f"{source}: transformers refuses this config: {reason[0]}") from error
+        # of several lines the first names the field, the next what is wrong with it
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise QfuseError(
+            f"{source}: transformers refuses this config: {textwrap.shorten(reason, 200)}"
+        ) from error
     rope = (parsed.rope_parameters or {}).get("rope_type", "default")
     if rope not in ROPE_TYPES:
         raise QfuseError(
@@ -213,8 +218,11 @@ def _quantize_all(model: PreTrained, quantization: Quantization) -> None:
     skip = list(quantization.skip) or ["lm_head"]
 
     def convert(name: str, linear: nn.Linear) -> nn.Module | None:
-        if not should_convert_module(name, skip):
-            return None
+        try:
+            if not should_convert_module(name, skip):
+                return None
+        except re.error as error:
+            raise QfuseError(f"modules_to_not_convert {skip}: {error}") from error
         return empty_quantized_linear(linear, quantization.weight_block)
 
     replace_linears(model, convert)

@@ -64,6 +64,11 @@ def import_module(
         if arguments[node.name].kind == "parameter":
             graph.erase_node(node)
     live = next(node for node in graph.nodes if node.op == "output").args[0]
+    for i, value in enumerate(live):
+        if not isinstance(value, torch.fx.Node) or not isinstance(value.meta["val"], torch.Tensor):
+            raise QfuseError(
+                f"result {i} of {type(model).__name__} is {value}; results must be tensors"
+            )
     results = tuple(Argument("output", f"output.{i}") for i in range(len(live)))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node in placeholders:

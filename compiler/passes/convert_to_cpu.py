@@ -5,7 +5,9 @@ from itertools import count
 from typing import ClassVar
 
 from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
 from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.registry import COMPUTE_OPS
 
 KERNEL = "qfuse.kernel"
@@ -29,7 +31,8 @@ class ConvertToCpu(Pass):
           return %y
         }
 
-    `qfuse.pack` and `qfuse.concat` stay: they prepare weights, once, and are no kernels.
+    `qfuse.pack` and `qfuse.concat` stay: they prepare weights, once, and are no kernels.  A product
+    that is still to quantize its input raises QfuseError: qfuse-expand-quantize comes first.
     """
 
     name: ClassVar[str] = "qfuse-convert-to-cpu"
@@ -76,6 +79,11 @@ class _Kernels:
 
 
 def _outline(op: ir.Operation, kernels: _Kernels) -> None:
+    if INPUT_SCHEME in op.attributes:
+        raise QfuseError(
+            f"{op.name} at {op.location}: the quantization of its input is still part of it; "
+            "run qfuse-expand-quantize first, and see why it declines"
+        )
     name = kernels.name_of(op)
     with ir.InsertionPoint(op), op.location:
         call = func.CallOp([r.type for r in op.results], name, list(op.operands))

@@ -109,9 +109,13 @@ def split_quantize(rewriter, product: ir.Operation) -> None:
 
 
 def _quantized_input(product: ir.Operation) -> Shaped:
-    """The type of x quantized: stored as the weight is, scaled as the attribute says."""
+    """The type of x quantized: E4M3 for an FP8 weight, else as w is, scaled as the attribute says.
+
+    An E5M2 weight goes with E4M3 activations, too, as in `qfuse::quantized_linear`.
+    """
     x, w = (shaped(v.type) for v in list(product.operands)[:2])
-    return replace(x, dtype=w.dtype, scheme=_scheme(product))
+    dtype = "f8E4M3FN" if w.dtype == "f8E5M2" else w.dtype
+    return replace(x, dtype=dtype, scheme=_scheme(product))
 
 
 def _scheme(product: ir.Operation) -> Scheme:

@@ -15,7 +15,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import AddOp
 from qfuse.dialects.matmul_op import build_matmul
 from qfuse.dialects.quantization_ops import PackOp
-from qfuse.dialects.types import Scheme, Shaped, is_float, shaped
+from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 
 
 def quantized_linear(p: Pattern) -> None:
@@ -33,6 +33,8 @@ def quantized_linear(p: Pattern) -> None:
     )
     p.require(is_typed_product, root, x, weight, scale)
     p.require(blocks_are_constant, root, weight_block, input_block)
+    p.require(weight_is_legal, root, weight, scale, weight_block)
+    p.require(input_has_same_groups, root, weight_block, input_block)
     p.rewrite(root, make_product, x, weight, scale, bias, weight_block, input_block)
 
 
@@ -62,8 +64,12 @@ def is_typed_product(
     if None in types:
         return MISMATCH
     x_type, w_type, _ = (shaped(t) for t in types)
-    if not is_float(x_type) or min(w_type.shape) < 0 or x_type.shape[-1] < 0:
-        return Refusal(f"x is {x_type} and weight {w_type}", "use float x and a static weight")
+    is_static = len(w_type.shape) == 2 and min(w_type.shape) > 0 and len(x_type.shape) > 1
+    if not is_float(x_type) or not is_static or x_type.shape[-1] != w_type.shape[1]:
+        return Refusal(
+            f"x is {x_type} and weight {w_type}",
+            "use float x [.., M, K] and a static weight [N, K]",
+        )
     return None
 
 
@@ -76,6 +82,27 @@ def blocks_are_constant(_root: ir.Operation, *blocks: ir.Value) -> Verdict:
     return None
 
 
+def weight_is_legal(
+    _root: ir.Operation, weight: ir.Value, scale: ir.Value, weight_block: ir.Value
+) -> Verdict:
+    packed, scales = _weight_type(weight, scale, weight_block), shaped(builtin_type(scale.type))
+    if why := scheme_error(packed):
+        return Refusal(why)
+    if scales.shape != packed.scale_shape:
+        return Refusal(f"the scales are {scales}, which does not fit {packed}")
+    return None
+
+
+def input_has_same_groups(
+    _root: ir.Operation, weight_block: ir.Value, input_block: ir.Value
+) -> Verdict:
+    """x is quantized per row in groups of the weight's block, or not at all."""
+    block, wanted = constant_of(input_block), [1, constant_of(weight_block)[1]]
+    if block in ([], wanted):
+        return None
+    return Refusal(f"x is to be scaled in blocks of {block}", f"use {wanted}, as the weight is")
+
+
 def make_product(
     rewriter,
     root: ir.Operation,
@@ -86,12 +113,11 @@ def make_product(
     weight_block: ir.Value,
     input_block: ir.Value,
 ) -> None:
-    weight_dtype = shaped(builtin_type(weight.type))
-    scheme = Scheme(tuple(constant_of(weight_block)), shaped(builtin_type(scale.type)).dtype)
-    packed = _pack(weight, scale, Shaped(weight_dtype.shape, weight_dtype.dtype, scheme))
+    weight_type = _weight_type(weight, scale, weight_block)
+    packed = _pack(weight, scale, weight_type)
     value = to_builtin(x)
     x_type = shaped(value.type)
-    y_type = Shaped((*x_type.rows, weight_dtype.shape[0]), x_type.dtype).type()
+    y_type = Shaped((*x_type.rows, weight_type.shape[0]), x_type.dtype).type()
     product, block = build_matmul(value, packed, [y_type])
     with ir.InsertionPoint(block):
         build_yield(list(block.arguments))
@@ -104,6 +130,11 @@ def make_product(
         ).result
     remarks.fired("quantized-linear", root, remarks.argument_name(weight))
     rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])
+
+
+def _weight_type(weight: ir.Value, scale: ir.Value, block: ir.Value) -> Shaped:
+    codes, scales = (shaped(builtin_type(v.type)) for v in (weight, scale))
+    return Shaped(codes.shape, codes.dtype, Scheme(tuple(constant_of(block)), scales.dtype))
 
 
 def _pack(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:

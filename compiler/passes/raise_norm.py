@@ -6,6 +6,7 @@ from itertools import product as combinations
 from qfuse.compiler import remarks
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
+    F32_CODE,
     NotConstant,
     builtin_type,
     constant_of,
@@ -33,9 +34,11 @@ def _spelled_out(cast: bool, n_first: bool, weight_first: bool) -> Callable[[Pat
             p.result(square),
             dims := p.value(),
             keepdim := p.value(),
-            p.value(),
+            dtype := p.value(),
         )
-        shifted = p.op("torch.aten.add.Scalar", p.result(mean), eps := p.value(), p.value())
+        shifted = p.op(
+            "torch.aten.add.Scalar", p.result(mean), eps := p.value(), alpha := p.value()
+        )
         rsqrt = p.op("torch.aten.rsqrt", p.result(shifted))
         factors = (x32, p.result(rsqrt)) if n_first else (p.result(rsqrt), x32)
         normed = p.result(p.op("torch.aten.mul.Tensor", *factors))
@@ -45,10 +48,11 @@ def _spelled_out(cast: bool, n_first: bool, weight_first: bool) -> Callable[[Pat
         root = p.op(
             "torch.aten.mul.Tensor", *((weight, normed) if weight_first else (normed, weight))
         )
-        p.require(is_mean_of_squares, exponent, dims, keepdim)
+        p.require(is_mean_of_squares, exponent, dims, keepdim, dtype, alpha)
         p.require(is_float_constant, eps)
         p.require(computes_in_f32, root, x, x32)
         p.require(weights_last_dimension, root, x, weight)
+        p.require(rounds_to_input_type, normed, x)
         p.rewrite(root, make_norm_before, x, weight, eps)
 
     spelled_out_norm.__name__ = "rms_norm"
@@ -64,9 +68,16 @@ def torch_rms_norm(p: Pattern) -> None:
     p.rewrite(root, make_norm_after, x, weight, eps)
 
 
-def is_mean_of_squares(exponent: ir.Value, dims: ir.Value, keepdim: ir.Value) -> Verdict:
+def is_mean_of_squares(
+    exponent: ir.Value, dims: ir.Value, keepdim: ir.Value, dtype: ir.Value, alpha: ir.Value
+) -> Verdict:
     good = is_constant(exponent, 2, 2.0) and is_constant(dims, [-1]) and is_constant(keepdim, True)
+    good &= is_constant(dtype, None, F32_CODE) and is_constant(alpha, 1)  # eps is added times alpha
     return None if good else MISMATCH
+
+
+def rounds_to_input_type(normed: ir.Value, x: ir.Value) -> Verdict:
+    return None if normed.type == x.type else MISMATCH
 
 
 def is_float_constant(eps: ir.Value) -> Verdict:

@@ -72,6 +72,9 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     if not path.name:
         raise QfuseError(f"cannot write {path}: it is a directory")
+    path = Path(os.path.realpath(path))  # a link stays one
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null, say
+        raise QfuseError(f"cannot write {path}: it is not a regular file")
     # in the same directory, so that the rename is atomic
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

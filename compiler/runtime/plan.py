@@ -259,10 +259,12 @@ def _dump_step(step: Step) -> list[Any]:
 def _load_step(data: list[Any]) -> Step:
     if data[0] == "kernel":
         _, kernel, operands, results, where = data
-        return KernelStep(kernel, tuple(operands), tuple(results), where)
+        return KernelStep(kernel, tuple(map(int, operands)), tuple(map(int, results)), where)
     _, op, args, kwargs, results, where = data
     named = tuple((name, _load(arg)) for name, arg in kwargs.items())
-    return TorchStep(op, tuple(_load(args)), named, tuple(results), where)
+    if not all(name.isidentifier() for name, _ in named):
+        raise ValueError(f"argument names {list(kwargs)}")
+    return TorchStep(op, tuple(_load(args)), named, tuple(map(int, results)), where)
 
 
 def _load_type(data: dict[str, Any]) -> TensorType:
@@ -274,5 +276,5 @@ def _load_type(data: dict[str, Any]) -> TensorType:
 def _load_argument(data: dict[str, Any]) -> Argument:
     type_ = data["type"]
     return Argument(
-        data["name"], data["value"], type_ if isinstance(type_, str) else _load_type(type_)
+        data["name"], int(data["value"]), type_ if isinstance(type_, str) else _load_type(type_)
     )

@@ -1,8 +1,8 @@
 """Compiled objects on disk, shared by processes.
 
 A file is named by a digest of everything its content depends on: the kernel's text with its name
-made neutral, the level, the CPU's features, and the versions of the code generator and of the
-toolchain.  It holds a digest of its own bytes, so a damaged file is noticed and made again.
+made neutral, the level, the CPU's features, the source of the code generator and the version of
+the toolchain.  It holds a digest of its own bytes, so a damaged file is noticed and made again.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from qfuse.dialects import activations
 from qfuse.dialects.bindings import func, ir
-from qfuse.lowering.cpu.codegen import CODEGEN_VERSION, compile_kernel
+from qfuse.lowering.cpu.codegen import compile_kernel
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 
@@ -47,8 +48,15 @@ def kernel_key(kernel: func.FuncOp, level: str) -> str:
         neutral.attributes["sym_name"] = ir.StringAttr.get("kernel")
         text = neutral.get_asm(enable_debug_info=False, print_generic_op_form=True)
         neutral.erase()
-    fields = [text, level, " ".join(cpu_features()), str(CODEGEN_VERSION), _toolchain()]
+    fields = [text, level, " ".join(cpu_features()), _code_generator(), _toolchain()]
     return hashlib.sha256("\0".join(fields).encode()).hexdigest()[:40]
+
+
+@lru_cache(maxsize=1)
+def _code_generator() -> str:
+    """A digest of the source that kernels come from: no change of it can meet an older kernel."""
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(activations.__file__)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -18,9 +18,6 @@ from qfuse.lowering.cpu.cpu import choose_level, cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.signature import Built, read_signature
 
-CODEGEN_VERSION = 1
-"""Part of the key of cached objects: raise it when the code that kernels consist of changes."""
-
 _FAMILIES: dict[str, ModuleType] = {
     op: family for family in (matmul, norm, elementwise) for op in family.OPS
 }

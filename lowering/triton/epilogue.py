@@ -70,8 +70,8 @@ def _convert(b: Builder, op: ir.Operation, operands: list[ir.Value]) -> ir.Value
 
 
 def _negf(b: Builder, op: ir.Operation, operands: list[ir.Value]) -> ir.Value:
-    """-0 - x is -x for every x, zeros included; Triton before 3.9 has no arith.negf."""
-    return b.sub(-0.0, operands[0])
+    """Times -1, which is exact; Triton before 3.9 has no arith.negf, and -0 - x folds to it."""
+    return b.mul(operands[0], -1.0)
 
 
 def _cmpf(b: Builder, op: ir.Operation, operands: list[ir.Value]) -> ir.Value:

@@ -26,7 +26,8 @@ def decode(b: Builder, codes: ir.Value, dtype: str) -> ir.Value:
         return b.cast("sitofp", codes, dtype)
     if stored not in b.gpu.unconverted:
         return b.convert(codes, dtype)
-    return b.convert(_decode_e4m3(b, codes), dtype)
+    value = _decode_e4m3(b, codes)
+    return b.convert(b.convert(value, "f32") if dtype == "bf16" else value, dtype)
 
 
 def encode(b: Builder, value: ir.Value, dtype: str) -> ir.Value:

@@ -5,13 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qfuse.dialects import tt
-from qfuse.dialects.bindings import ir
+from qfuse.dialects.bindings import ir, passmanager
 from qfuse.dialects.tt_dialect import pointer_type
 from qfuse.lowering.triton.builder import Builder, i32_attr
 from qfuse.lowering.triton.gpu import Gpu
 
 ALIGNMENT = 16
 """Bytes that every pointer given to a kernel is a multiple of; the launcher checks it."""
+
+
+# Triton runs no passes on IR that is handed to it as such, not even these.
+_CLEANUP = "builtin.module(canonicalize,cse)"
 
 
 @dataclass
@@ -25,7 +29,7 @@ class OpenKernel:
 
 @contextmanager
 def kernel(gpu: Gpu, name: str, pointers: Sequence[str], integers: int = 1) -> Iterator[OpenKernel]:
-    """A kernel in the current context, verified when its body is complete.
+    """A kernel in the current context, verified and simplified when its body is complete.
 
     It takes a pointer to each of the element types `pointers`, then `integers` arguments of i32.
     """
@@ -54,3 +58,4 @@ def kernel(gpu: Gpu, name: str, pointers: Sequence[str], integers: int = 1) -> I
             yield OpenKernel(builder, list(block.arguments), module)
             builder.op("tt.return", [], [])
         module.operation.verify()
+        passmanager.PassManager.parse(_CLEANUP).run(module.operation)

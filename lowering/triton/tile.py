@@ -62,12 +62,22 @@ class Tile:
         assert mask is not None
         return mask
 
-    def at(self, base: ir.Value) -> ir.Value:
-        """Pointers to the tile's elements of a row-major [M, width] matrix."""
+    def at(self, base: ir.Value, stride: int | None = None, first: int = 0) -> ir.Value:
+        """Pointers to the tile's elements of a row-major matrix.
+
+        Its rows are `stride` elements apart, by default `width`, and begin at element `first`.
+
+        Each part of the offsets depends on the place of the tile, so that no pass moves it out of
+        a loop over tiles, where it would hold registers during the product: hence the minimum,
+        which changes only rows that are masked.
+        """
         b = self.b
-        start = b.offset(base, b.mul(b.i64(self.row), self.width))
-        start = b.offset(start, self.column)
-        return b.offset(start, b.add(b.mul(self.row_range(), self.width), self.column_range()))
+        stride = self.width if stride is None else stride
+        start = b.offset(base, b.mul(b.i64(self.row), stride))
+        column = b.add(self.column, first) if first else self.column
+        columns = b.add(self.column_range(), column)
+        rows = b.minimum(self.row_range(), b.sub(b.sub(self.pointers.m, self.row), 1))
+        return b.offset(start, b.add(b.mul(rows, stride), columns))
 
     def load(self, tensor: Tensor, kind: str) -> ir.Value:
         """What each element sees of a plain operand under map `kind`, as f32.
@@ -106,7 +116,8 @@ class Tile:
         inside = self.column_mask()
         if inside is not None:  # what lies beyond the row must not raise a maximum
             value = b.select(inside, value, 0.0)
-        group, axis = min(result.group, self.columns), self.column_axis
+        group = self.columns if result.group >= self.width else result.group
+        axis = self.column_axis
         groups = ceil_div(self.columns, group)
         if groups == 1:
             codes, scale = quantize(b, value, axis, result.dtype)

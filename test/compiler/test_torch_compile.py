@@ -10,7 +10,8 @@ from torch.nn import functional
 from qfuse.compiler import compile
 from qfuse.compiler.frontend.baseline import eager_model
 from qfuse.compiler.frontend.checkpoint import Checkpoint
-from qfuse.compiler.frontend.linear import quantize_linears
+from qfuse.compiler.frontend.linear import QuantizedLinear, quantize_linears
+from qfuse.compiler.torch_ops import quantize_blocks
 from qfuse.dialects.errors import QfuseError
 
 # Kernels and the eager reference round in the same places but add up in another order: results
@@ -172,3 +173,30 @@ def test_model_that_changes_its_buffers():
 def test_compile_needs_inputs(block):
     with pytest.raises(QfuseError, match="needs example_inputs"):
         compile(block)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "input_block", "kernels"),
+    [
+        (torch.float8_e5m2, (1, 128), 2),  # activations are E4M3 all the same
+        (torch.float8_e4m3fn, (1, 64), 0),  # no kernel scales x and w by different groups
+        (torch.float8_e4m3fn, (), 1),
+    ],
+)
+def test_every_quantized_linear_computes_what_its_operator_says(dtype, input_block, kernels):
+    torch.manual_seed(0)
+    codes, scale = quantize_blocks(torch.randn(200, 256), (128, 128), dtype)
+    layer, x = QuantizedLinear(codes, scale, None, (128, 128), input_block), inputs(5, 256)
+    exe = compile(layer, (x,))
+    torch.testing.assert_close(exe(x)[0], layer(x), **BF16)
+    assert len(exe.program.kernels) == kernels
+
+
+@pytest.mark.parametrize("extra", [None, 3])
+def test_results_that_are_no_tensors(extra):
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+            return x + x, extra
+
+    with pytest.raises(QfuseError, match=f"result 1 of Pair is {extra}; results must be tensors"):
+        compile(Pair(), (inputs(2, 8),))

@@ -237,3 +237,23 @@ def test_other_float_types_are_converted_to_the_models(editable):
     model = editable()
     model.tensors(lambda t: t.update({"model.norm.weight": t["model.norm.weight"].float()}))
     assert load(model.path)["model.norm.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scale_that_is_not_finite(editable, value):
+    model = editable()
+    model.tensors(lambda tensors: tensors[f"{UP}_scale_inv"].fill_(value))
+    refuse(model.path, f"{UP}_scale_inv", "model.safetensors", "not finite")
+
+
+@pytest.mark.parametrize("names", [5, "lm_head", [1]])
+def test_modules_to_not_convert_is_a_list_of_names(editable, names):
+    model = editable()
+    model.quantization(modules_to_not_convert=names)
+    refuse(model.path, "modules_to_not_convert", "not a list of names")
+
+
+def test_config_of_unexpected_types_says_what_is_wrong(editable):
+    model = editable()
+    model.config(hidden_size="128")
+    refuse(model.path, "hidden_size", "expected int, got str")

@@ -57,7 +57,9 @@ def test_packages_of_pyproject_are_the_folders() -> None:
     """A sub-package missing from the list works in a checkout and fails installed."""
     import tomllib
 
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
     found = {
         "qfuse." + path.parent.relative_to(ROOT).as_posix().replace("/", ".")
         for package in BELOW

@@ -147,3 +147,22 @@ func.func @int4_weight(%x: !x, %a: !w4) -> !y {
   }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w4) -> !y
   return %0 : !y
 }
+
+// -----
+
+// Activations are E4M3 also beside an E5M2 weight, as the torch operator computes it.
+// CHECK-LABEL: func.func @e5m2_weight
+// CHECK:         "qfuse.quantize"(%arg0) : (tensor<?x512xbf16>) -> !qfuse.qtensor<tensor<?x512xf8E4M3FN>
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!y = tensor<?x1400xbf16>
+!w5 = !qfuse.qtensor<tensor<1400x512xf8E5M2>, #weight>
+func.func @e5m2_weight(%x: !x, %a: !w5) -> !y {
+  // expected-remark @+1 {{expand-quantized-input: fired at qfuse.matmul}}
+  %0 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w5) -> !y
+  return %0 : !y
+}

@@ -226,3 +226,60 @@ func.func @scalar_of_another_type(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.v
   %z = torch.aten.mul.Tensor %y, %s : !torch.vtensor<[?,512],bf16>, !torch.vtensor<[],f32> -> !torch.vtensor<[?,512],bf16>
   return %z : !torch.vtensor<[?,512],bf16>
 }
+
+// -----
+
+// Groups of x that are not the weight's stay on torch, which computes what the operator says.
+// CHECK-LABEL: func.func @other_groups
+// CHECK:         torch.operator
+// CHECK-NOT:     qfuse.matmul
+func.func @other_groups(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>) -> !torch.vtensor<[?,1400],bf16> {
+  %none = torch.constant.none
+  %int1 = torch.constant.int 1
+  %int64 = torch.constant.int 64
+  %int128 = torch.constant.int 128
+  %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  %xb = torch.prim.ListConstruct %int1, %int64 : (!torch.int, !torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: x is to be scaled in blocks of [1, 64]; use [1, 128], as the weight is}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  return %y : !torch.vtensor<[?,1400],bf16>
+}
+
+// -----
+
+// Scales of another shape or type make no qtensor.
+// CHECK-LABEL: func.func @scales_that_do_not_fit
+// CHECK-NOT:     qfuse.matmul
+func.func @scales_that_do_not_fit(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[10,4],f32>, %b: !torch.vtensor<[11,4],bf16>) -> (!torch.vtensor<[?,1400],bf16>, !torch.vtensor<[?,1400],bf16>) {
+  %none = torch.constant.none
+  %int128 = torch.constant.int 128
+  %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  %xb = torch.prim.ListConstruct : () -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: the scales are tensor<10x4xf32>, which does not fit}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[10,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: scale type bf16 does not go with f8E4M3FN}}
+  %z = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %b, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],bf16>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  return %y, %z : !torch.vtensor<[?,1400],bf16>, !torch.vtensor<[?,1400],bf16>
+}
+
+// -----
+
+// eps times an alpha of two is another eps.
+// CHECK-LABEL: func.func @norm_with_alpha
+// CHECK:         torch.aten.rsqrt
+// CHECK-NOT:     qfuse
+func.func @norm_with_alpha(%x: !torch.vtensor<[4,512],f32>, %w: !torch.vtensor<[512],f32>) -> !torch.vtensor<[4,512],f32> {
+  %true = torch.constant.bool true
+  %none = torch.constant.none
+  %int2 = torch.constant.int 2
+  %int-1 = torch.constant.int -1
+  %eps = torch.constant.float 1.0E-6
+  %dims = torch.prim.ListConstruct %int-1 : (!torch.int) -> !torch.list<int>
+  %1 = torch.aten.pow.Tensor_Scalar %x, %int2 : !torch.vtensor<[4,512],f32>, !torch.int -> !torch.vtensor<[4,512],f32>
+  %2 = torch.aten.mean.dim %1, %dims, %true, %none : !torch.vtensor<[4,512],f32>, !torch.list<int>, !torch.bool, !torch.none -> !torch.vtensor<[4,1],f32>
+  %3 = torch.aten.add.Scalar %2, %eps, %int2 : !torch.vtensor<[4,1],f32>, !torch.float, !torch.int -> !torch.vtensor<[4,1],f32>
+  %4 = torch.aten.rsqrt %3 : !torch.vtensor<[4,1],f32> -> !torch.vtensor<[4,1],f32>
+  %5 = torch.aten.mul.Tensor %x, %4 : !torch.vtensor<[4,512],f32>, !torch.vtensor<[4,1],f32> -> !torch.vtensor<[4,512],f32>
+  %7 = torch.aten.mul.Tensor %5, %w : !torch.vtensor<[4,512],f32>, !torch.vtensor<[512],f32> -> !torch.vtensor<[4,512],f32>
+  return %7 : !torch.vtensor<[4,512],f32>
+}

@@ -1,6 +1,7 @@
 """Saved programs: equal, aligned, mapped, portable to a machine without MLIR, or refused."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -96,6 +97,13 @@ def test_a_path_that_cannot_be_written(program: Program, tmp_path: Path, where: 
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
     assert not list(tmp_path.parent.glob("*.tmp"))
+
+
+def test_a_device_is_not_replaced(program: Program, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(QfuseError, match="pipe: it is not a regular file"):
+        program.save(tmp_path / "pipe")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_files_that_are_no_artifacts(program: Program, tmp_path: Path) -> None:

@@ -364,3 +364,17 @@ def test_arguments_must_say_what_they_are() -> None:
 def test_a_damaged_plan_is_one_line() -> None:
     with pytest.raises(QfuseError, match="damaged"):
         Plan.from_json({"parameters": []})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "results"), [({"dtype=print()": None}, [1]), ({}, ["1 = print()"])]
+)
+def test_a_plan_from_a_file_brings_no_source(
+    kwargs: dict[str, None], results: list[object]
+) -> None:
+    """Names of arguments and numbers of values become part of a Python function."""
+    plan = Plan(*[()] * 9).to_json()
+    assert Plan.from_json(plan) == Plan(*[()] * 9)
+    plan["steps"] = [["torch", "aten.relu", [{"value": 0}], kwargs, results, ""]]
+    with pytest.raises(QfuseError, match="damaged"):
+        Plan.from_json(plan)

@@ -168,6 +168,17 @@ def test_missing_arguments(checkpoints, capsys):
     assert "-o" in fails(capsys, "compile", str(checkpoints()))
 
 
+def test_arguments_that_do_not_go_together(checkpoints, tmp_path, capsys):
+    model, config = str(checkpoints()), str(checkpoints() / "config.json")
+    out = tmp_path / "out"
+    message = fails(capsys, "compile", model, "--emit=fused-ir", "-o", str(out))
+    assert message == "--emit=fused-ir needs --config-only"
+    assert "takes neither" in fails(capsys, "compile", model, "--config-only", config)
+    assert "takes neither" in fails(capsys, "compile", "--config-only", config, "--max-len", "9")
+    assert "use 2 or more" in fails(capsys, "demo", "--tokens", "1")
+    assert not out.exists()
+
+
 def test_bad_artifact(artifact, tmp_path, capsys):
     message = fails(capsys, "run", str(tmp_path / "no.qfuse"), "--prompt-ids", "1")
     assert "no.qfuse" in message

@@ -1,12 +1,13 @@
 """Element-wise operations of `arith`, `math` and `tt`."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qfuse.lowering.triton.interpreter.conversions import CONVERSIONS, signed, unsigned
-from qfuse.lowering.triton.interpreter.inline_asm import inline_asm
+from qfuse.lowering.triton.interpreter.inline_asm import inline_asm, library_call
 from qfuse.lowering.triton.interpreter.program import Instruction
 from qfuse.lowering.triton.interpreter.rounding import fma
 from qfuse.lowering.triton.interpreter.values import Value, lift, mark, undefined_lanes
@@ -57,7 +58,8 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _ceiling(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return -(-a // b)
+    inexact = (np.fmod(a, b) != 0) & ((a > 0) == (b > 0))
+    return _divide(a, b) + inexact.astype(a.dtype)
 
 
 def _shift(function: Function) -> Handler:
@@ -76,9 +78,8 @@ def _by_zero(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
-    from math import erf
-
-    return np.frompyfunc(erf, 1, 1)(x.astype(np.float64)).astype(np.float64).astype(x.dtype)
+    values = [math.erf(value) for value in x.reshape(-1).tolist()]
+    return np.array(values, np.float64).astype(x.dtype).reshape(x.shape)
 
 
 def _rsqrt(x: np.ndarray) -> np.ndarray:
@@ -232,4 +233,5 @@ HANDLERS: dict[str, Handler] = {
     "arith.select": _select,
     "tt.clampf": _clamp,
     "tt.elementwise_inline_asm": inline_asm,
+    "tt.extern_elementwise": library_call,
 }

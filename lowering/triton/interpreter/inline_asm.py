@@ -1,4 +1,4 @@
-"""The assembly strings that our kernels print, by what they compute."""
+"""The assembly strings and library functions that our kernels name, by what they compute."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -36,5 +36,28 @@ def inline_asm(machine: "Machine", instruction: Instruction, *values: Value) -> 
         raise instruction.refuse(f"assembly '{text}' works on f32")
     if len(values) != constraints.count(","):
         raise instruction.refuse(f"{len(values)} operands for constraints '{constraints}'")
+    data = function(*(value.data for value in values))
+    return Value(data, undefined_lanes(values, data.shape))
+
+
+LIBRARY: dict[str, Callable[..., np.ndarray]] = {
+    "__nv_tanhf": np.tanh,
+    "__ocml_tanh_f32": np.tanh,
+    "__nv_expf": np.exp,
+    "__ocml_exp_f32": np.exp,
+    "__nv_fmaf": fma,
+    "__ocml_fma_f32": fma,
+}
+"""Symbol of NVIDIA's libdevice or AMD's ocml -> the function, on f32."""
+
+
+def library_call(machine: "Machine", instruction: Instruction, *values: Value) -> Value:
+    """`tt.extern_elementwise` of a function of the table; others are refused."""
+    symbol = instruction.attribute("symbol")
+    function = LIBRARY.get(symbol)
+    if function is None:
+        raise instruction.refuse(f"function '{symbol}' is not one of {', '.join(LIBRARY)}")
+    if any(of.element != "f32" for of in (*instruction.operand_types, *instruction.result_types)):
+        raise instruction.refuse(f"function '{symbol}' works on f32")
     data = function(*(value.data for value in values))
     return Value(data, undefined_lanes(values, data.shape))

@@ -18,6 +18,7 @@ from qfuse.lowering.triton.interpreter import (
 )
 from qfuse.lowering.triton.interpreter.access import Trap
 from qfuse.lowering.triton.interpreter.arguments import Argument, bind
+from qfuse.lowering.triton.interpreter.descriptors import TensorMap
 from qfuse.lowering.triton.interpreter.hints import check_hints
 from qfuse.lowering.triton.interpreter.memory import Buffer, Memory
 from qfuse.lowering.triton.interpreter.ordering import Ordering
@@ -38,7 +39,8 @@ _TOGETHER = 1 << 19
 class Report:
     """What a launch did.
 
-    `unwritten`: for each argument that is a Buffer, how many of its elements still hold no value.
+    `unwritten`: for each argument that is a Buffer (or a tensor map of one), how many of its
+    elements still hold no value.
     Bytes count what is transferred by lanes that are active, per program.
     """
 
@@ -87,9 +89,14 @@ def run(
         store_bytes=machine.memory.stored,
         atomics=machine.atomics,
         flops=machine.flops,
-        unwritten={i: a.missing for i, a in enumerate(args) if isinstance(a, Buffer)},
+        unwritten=_unwritten(args),
         warnings=tuple(machine.warnings),
     )
+
+
+def _unwritten(args: Sequence[Argument]) -> dict[int, int]:
+    memory = {i: a.array if isinstance(a, TensorMap) else a for i, a in enumerate(args)}
+    return {i: a.missing for i, a in memory.items() if isinstance(a, Buffer)}
 
 
 def _launch(

@@ -27,6 +27,8 @@ class Buffer:
     """
 
     def __init__(self, shape: int | Sequence[int], dtype: str | np.dtype | type) -> None:
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise QfuseError(f"a Buffer of '{dtype}'; elements may be {', '.join(DTYPES)}")
         self.array = np.empty(shape, DTYPES[dtype] if isinstance(dtype, str) else np.dtype(dtype))
         self.array[...] = poison(self.array.dtype)
         self.initialised = np.zeros(self.array.size, bool)
@@ -213,17 +215,17 @@ class Memory:
             where = np.flatnonzero(numbers == number)
             some = addresses[where]
             allocation, _ = self.locate(int(some[0]))
-            offset = some - allocation.start
-            outside = (offset < 0) | (offset + dtype.itemsize > allocation.size)
+            offsets = some - allocation.start
+            outside = (offsets < 0) | (offsets + dtype.itemsize > allocation.size)
             if outside.any() or allocation.storage is None:
                 position = int(np.argmax(outside))
                 access.fault(
                     int(where[position]),
-                    f"{verb} out of bounds: element {offset[position] // dtype.itemsize} of"
+                    f"{verb} out of bounds: element {offsets[position] // dtype.itemsize} of"
                     f" {allocation.name}, which holds {allocation.size // dtype.itemsize}",
                 )
             else:
-                yield allocation.storage, offset + allocation.offset, where
+                yield allocation.storage, offsets + allocation.offset, where
 
     def _check_read(
         self, storage: _Storage, units: np.ndarray, access: Access, where: np.ndarray | slice

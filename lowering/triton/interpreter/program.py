@@ -11,7 +11,14 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton.interpreter.types import Type, parse_type
 
 TERMINATORS = frozenset(
-    {"scf.yield", "scf.condition", "tt.return", "tt.reduce.return", "tt.scan.return"}
+    {
+        "scf.yield",
+        "scf.condition",
+        "tt.return",
+        "tt.reduce.return",
+        "tt.reduce_return",  # as our own dialect has to call it
+        "tt.scan.return",
+    }
 )
 HINTS = ("tt.divisibility", "tt.contiguity", "tt.constancy")
 """Promises about an integer value, on which Triton builds the width of its memory accesses."""
@@ -170,19 +177,17 @@ class _Reader:
 
 
 def _plain(attribute: ir.Attribute) -> Any:
-    for kind in (ir.BoolAttr, ir.IntegerAttr, ir.FloatAttr, ir.StringAttr):
-        if kind.isinstance(attribute):
-            return kind(attribute).value
-    for kind in (ir.DenseI32ArrayAttr, ir.DenseI64ArrayAttr):
-        if kind.isinstance(attribute):
-            return tuple(kind(attribute))
-    return True if ir.UnitAttr.isinstance(attribute) else str(attribute)
+    if isinstance(attribute, ir.BoolAttr | ir.IntegerAttr | ir.FloatAttr | ir.StringAttr):
+        return attribute.value
+    if isinstance(attribute, ir.DenseI32ArrayAttr | ir.DenseI64ArrayAttr):
+        return tuple(attribute)
+    return True if isinstance(attribute, ir.UnitAttr) else str(attribute)
 
 
 def _integers(attribute: ir.Attribute) -> tuple[int, ...]:
-    if ir.IntegerAttr.isinstance(attribute):
-        return (ir.IntegerAttr(attribute).value,)
-    return tuple(int(x) for x in np.array(ir.DenseIntElementsAttr(attribute)).reshape(-1))
+    if isinstance(attribute, ir.IntegerAttr):
+        return (attribute.value,)
+    return tuple(int(x) for x in np.array(attribute).reshape(-1))
 
 
 def _constant(attribute: ir.Attribute, of: Type) -> np.ndarray:
@@ -190,18 +195,17 @@ def _constant(attribute: ir.Attribute, of: Type) -> np.ndarray:
     shape = (1, *of.shape)
     if not of.shape:
         return _cast([_plain(attribute)], of)
-    if not ir.DenseElementsAttr.isinstance(attribute):
+    if not isinstance(attribute, ir.DenseElementsAttr):
         raise QfuseError("a tensor constant must be dense<...>")
-    dense = ir.DenseElementsAttr(attribute)
-    if dense.is_splat:
-        return np.broadcast_to(_cast([_plain(dense.get_splat_value())], of), shape)
+    if attribute.is_splat:
+        return np.broadcast_to(_cast([_plain(attribute.get_splat_value())], of), shape)
     try:
-        values: Sequence[Any] = np.array(dense).reshape(shape)
+        values = np.array(attribute).reshape(shape)
     except (ValueError, TypeError) as error:
         raise QfuseError(f"a {of.element} constant with differing elements: {error}") from None
     return _cast(values, of)
 
 
-def _cast(values: Sequence[Any], of: Type) -> np.ndarray:
+def _cast(values: Sequence[Any] | np.ndarray, of: Type) -> np.ndarray:
     # An i8 of -1 may arrive as 255: go through a wide integer, which wraps.
     return np.array(values, None if of.is_float else np.int64).astype(of.dtype)

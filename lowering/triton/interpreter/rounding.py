@@ -50,7 +50,10 @@ def narrow(array: np.ndarray, element: str, to_zero: bool) -> np.ndarray:
     if to_zero:
         bits = np.ascontiguousarray(result).view(f"u{dtype.itemsize}")
         away = np.abs(widen(result)) > np.abs(wide)
-        result = (bits - away.astype(bits.dtype)).view(dtype)
+        bits = bits - away.astype(bits.dtype)
+        if element.endswith("FNUZ"):
+            bits[bits == 0x80] = 0  # there is no -0, its code is NaN
+        result = bits.view(dtype)
     return result
 
 

@@ -7,12 +7,13 @@ import numpy as np
 
 from qfuse.lowering.triton.interpreter.program import Instruction
 from qfuse.lowering.triton.interpreter.rounding import truncated_tf32, widen
-from qfuse.lowering.triton.interpreter.types import FP8
+from qfuse.lowering.triton.interpreter.types import DTYPES, FP8
 from qfuse.lowering.triton.interpreter.values import Value, lift, mark, undefined_lanes
 
 if TYPE_CHECKING:
     from qfuse.lowering.triton.interpreter.machine import Machine
 
+_ONE_THREAD = 1 << 18  # M * N * K up to which OpenBLAS does not start threads
 _TF32 = 0
 _IEEE = 2
 
@@ -95,6 +96,21 @@ def _gather(machine: "Machine", instruction: Instruction, x: Value, index: Value
     return x.map(lambda a: np.take_along_axis(a, index.data.astype(np.int64), axis))
 
 
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a [.., M, K] @ b [.., K, N], in pieces that OpenBLAS gives to one thread.
+
+    Where other processes hold the cores, its threads wait 16 ms for each other per tile.
+    """
+    # Arrays of other layouts numpy leaves to loops of its own instead of BLAS.
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    *batch, m, _ = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + a.shape[-2:]
+    out = np.empty((*batch, m, b.shape[-1]), a.dtype)
+    rows = max(1, _ONE_THREAD // (b.shape[-2] * b.shape[-1]))
+    for row in range(0, m, rows):
+        np.matmul(a[..., row : row + rows, :], b, out=out[..., row : row + rows, :])
+    return out
+
+
 def _dot(machine: "Machine", instruction: Instruction, a: Value, b: Value, c: Value) -> Value:
     """a [.., M, K] times b [.., K, N] plus c [.., M, N], in f32 (i32 exactly) in any order."""
     left, right = (of.element for of in instruction.operand_types[:2])
@@ -107,18 +123,18 @@ def _dot(machine: "Machine", instruction: Instruction, a: Value, b: Value, c: Va
     if (total == "i32") != (left == "i8"):
         raise instruction.refuse(f"{left} operands with an accumulator of {total}")
     if left == "i8":
-        product = (a.data.astype(np.float64) @ b.data.astype(np.float64)).astype(np.int64)
-        data = (product + c.data).astype(np.int32)
+        product = _product(a.data.astype(np.float64), b.data.astype(np.float64))
+        data = (product.astype(np.int64) + c.data).astype(np.int32)
     else:
         wide = [widen(a.data), widen(b.data)]
         if left == "f32" and instruction.attribute("inputPrecision", _IEEE) == _TF32:
             wide = [truncated_tf32(array) for array in wide]
-        data = (np.matmul(*wide) + widen(c.data)).astype(c.data.dtype)
+        data = (_product(*wide) + widen(c.data)).astype(c.data.dtype)
     marks = [c.undefined]
     if a.undefined is not None:
-        marks.append(a.undefined.any(axis=-1, keepdims=True))
+        marks.append(np.any(a.undefined, axis=-1, keepdims=True))
     if b.undefined is not None:
-        marks.append(b.undefined.any(axis=-2, keepdims=True))
+        marks.append(np.any(b.undefined, axis=-2, keepdims=True))
     machine.count_dot(depth, data)
     return mark(data, *marks)
 
@@ -189,15 +205,9 @@ def _joined(values: Sequence[Value], axis: int) -> Value:
 
 
 def _add_pointer(machine: "Machine", instruction: Instruction, p: Value, offset: Value) -> Value:
-    size = _pointee_size(instruction)
+    size = DTYPES[instruction.operand_types[0].element].itemsize
     data = p.data + offset.data.astype(np.int64) * size
     return Value(data, undefined_lanes((p, offset), data.shape))
-
-
-def _pointee_size(instruction: Instruction) -> int:
-    from qfuse.lowering.triton.interpreter.types import DTYPES
-
-    return DTYPES[instruction.operand_types[0].element].itemsize
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {

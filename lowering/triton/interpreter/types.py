@@ -3,6 +3,7 @@
 import functools
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -84,7 +85,7 @@ def _element(name: str, text: str) -> str:
     return name
 
 
-def poison(dtype: np.dtype) -> np.generic:
+def poison(dtype: np.dtype) -> Any:
     """What memory and lanes hold that nothing has written: NaN, or a conspicuous integer."""
     if dtype.kind in "ib":
         return np.array(0xA5A5A5A5A5A5A5A5, np.uint64).astype(dtype)[()]

@@ -1,0 +1,261 @@
+"""Products: dense GEMM with block scales, its epilogue, split K, and warp specialization.
+
+One program makes a tile, for each part of the weight that the results need:
+
+    for k in steps of K:                               # operands.py reads x, w and their scales
+        total[p] = fma(dot(x_k, w_k[p]), scale_x * scale_w, total[p])
+    results = epilogue(total..., extra operands...)    # tile.py reads and stores
+
+The product of one step starts from zero and is added in f32, because the FP8 tensor cores of sm_90
+keep 14 bits of a running sum (DeepSeek-V3, section 3.3.2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import shaped
+from qfuse.dialects.verify import ceil_div
+from qfuse.lowering.triton import product as product_module
+from qfuse.lowering.triton.builder import Builder
+from qfuse.lowering.triton.epilogue import emit_region
+from qfuse.lowering.triton.gpu import Gpu
+from qfuse.lowering.triton.kernel import Grid, Launch, Variant
+from qfuse.lowering.triton.operands import Operands
+from qfuse.lowering.triton.product import (
+    Config,
+    Group,
+    Product,
+    choose_configs,
+    read_product,
+    tma_stores,
+)
+from qfuse.lowering.triton.signature import Pointers, Signature, Tensor, open_launch
+from qfuse.lowering.triton.tile import Tile
+
+OPS = ("qfuse.matmul",)
+
+_REDUCE_COLUMNS = 128
+
+
+def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
+    """Why `op` cannot become a GPU kernel, or None."""
+    x, w, *_ = (shaped(v.type) for v in op.operands)
+    return product_module.refuse(op, x, w, [shaped(r.type) for r in op.results], gpu)
+
+
+def build(signature: Signature, gpu: Gpu) -> list[Variant]:
+    """The launches of a product for every range of M."""
+    product = read_product(signature)
+    per_group = [choose_configs(product, group, gpu) for group in product.groups]
+    variants = []
+    for choices in zip(*per_group, strict=True):
+        first, last, _ = choices[0]
+        launches: list[Launch] = []
+        scratch = 0
+        for number, (group, (_, _, config)) in enumerate(zip(product.groups, choices, strict=True)):
+            place = f"_{number}" if len(product.groups) > 1 else ""
+            kernel = _Kernel(product, group, gpu, config, f"{signature.name}_{config.name}{place}")
+            launches += kernel.launches()
+            scratch = max(scratch, kernel.scratch_per_row)
+        variants.append(Variant(first, last, tuple(launches), scratch))
+    return variants
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """The launches of one group of a product, cut as `config` says."""
+
+    product: Product
+    group: Group
+    gpu: Gpu
+    config: Config
+    name: str
+
+    @property
+    def column_tiles(self) -> int:
+        return ceil_div(self.group.width, self.config.columns * self.config.adjacent)
+
+    @property
+    def extras(self) -> list[Tensor]:
+        """The extra operands that this group's epilogue may read."""
+        return [e for e, kind in zip(self.product.extras, self.product.maps, strict=True)
+                if self._serves(e, kind)]  # fmt: skip
+
+    @property
+    def results(self) -> list[Tensor]:
+        return [self.product.signature.results[i] for i in self.group.results]
+
+    @property
+    def scratch_per_row(self) -> int:
+        if self.config.slices == 1:
+            return 0
+        return self.config.slices * len(self.group.parts) * self.group.width * 4
+
+    def launches(self) -> list[Launch]:
+        config, product = self.config, self.product
+        split = config.slices > 1
+        grid = Grid(
+            config.rows,
+            self.column_tiles,
+            self.gpu.processors if config.persistent else None,
+            config.slices,
+        )
+        inputs = [product.x, product.w]
+        tensors = inputs if split else [*inputs, *self.extras, *self.results]
+        stages = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        with open_launch(
+            self.gpu, self.name, _once(tensors), grid, scratch=split, **stages
+        ) as launch:
+            self._emit(launch.b, launch.pointers)
+        assert launch.launch is not None
+        return [launch.launch, self._reduction()] if split else [launch.launch]
+
+    def _serves(self, extra: Tensor, kind: str) -> bool:
+        return kind in ("[]", "[M,1]") or extra.width == self.group.width
+
+    def _emit(self, b: Builder, pointers: Pointers) -> None:
+        config = self.config
+        operands = Operands(b, pointers, self.product, self.group, config, self.gpu)
+        stores = self._descriptors(b, pointers)
+        if not config.persistent:
+            row, column = self._place(b, pointers, b.program_id(0))
+            self._tile(b, pointers, operands, stores, row, column)
+            return
+        row_tiles = b.ceil_div(pointers.m, config.rows)
+        bounds = (b.program_id(0), b.mul(row_tiles, self.column_tiles), b.num_programs(0))
+
+        def body(number: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
+            row, column = self._place(b, pointers, number)
+            self._tile(b, pointers, operands, stores, row, column)
+            return []
+
+        # On the loop over tiles, so that the producer fetches the next one during the epilogue.
+        b.loop(bounds, [], body, **{"tt.warp_specialize": ir.UnitAttr.get()})
+
+    def _place(self, b: Builder, pointers: Pointers, number: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """First row and column of tile `number`: bands of rows, column by column within one."""
+        config, columns = self.config, self.column_tiles
+        if config.swap:  # one tile holds all rows
+            return b.full(0), b.mul(number, config.columns)
+        per_band = config.band * columns
+        first = b.mul(b.div(number, per_band), config.band)
+        in_band = b.minimum(b.sub(b.ceil_div(pointers.m, config.rows), first), config.band)
+        within = b.rem(number, per_band)
+        row_tile = b.add(first, b.rem(within, in_band))
+        column_tile = b.div(within, in_band)
+        return (
+            b.mul(row_tile, config.rows),
+            b.mul(column_tile, config.columns * config.adjacent),
+        )
+
+    def _tile(
+        self,
+        b: Builder,
+        pointers: Pointers,
+        operands: Operands,
+        stores: dict[int, ir.Value],
+        row: ir.Value,
+        column: ir.Value,
+    ) -> None:
+        config, group = self.config, self.group
+        starts = [b.add(column, j * config.columns) if j else column
+                  for j in range(config.adjacent)]  # fmt: skip
+        totals = operands.accumulate(row, starts)
+        for j, start in enumerate(starts):
+            tile = Tile(
+                b, pointers, row, config.rows, start, config.columns, group.width, config.swap
+            )
+            sums = {p: totals[j * len(group.parts) + i] for i, p in enumerate(group.parts)}
+            if config.slices > 1:
+                self._store_partial(b, tile, sums)
+            else:
+                self._finish(b, tile, sums, stores)
+
+    def _finish(
+        self, b: Builder, tile: Tile, sums: dict[int, ir.Value], stores: dict[int, ir.Value]
+    ) -> None:
+        """The epilogue region and the stores of a tile."""
+        product = self.product
+        nothing = b.full(0.0, "f32")
+        arguments = [sums.get(p, nothing) for p in range(len(product.widths))]
+        for extra, kind in zip(product.extras, product.maps, strict=True):
+            # One that serves results of another width yields nothing that is stored here.
+            arguments.append(tile.load(extra, kind) if self._serves(extra, kind) else nothing)
+        yielded = emit_region(b, product.region, arguments)
+        for index in self.group.results:
+            result, value = product.signature.results[index], yielded[index]
+            if index not in stores:
+                tile.store(value, result)
+            elif result.shaped.quantized:
+                b.store_block(
+                    stores[index], tile.quantize_rows(value, result), tile.row, tile.column
+                )
+            else:
+                rounded = b.convert(b.broadcast(value, tile.shape), result.dtype)
+                b.store_block(stores[index], rounded, tile.row, tile.column)
+
+    def _descriptors(self, b: Builder, pointers: Pointers) -> dict[int, ir.Value]:
+        """Descriptors of those results that TMA can store."""
+        if not self.config.persistent:
+            return {}
+        found = {}
+        for index in self.group.results:
+            result = self.product.signature.results[index]
+            if tma_stores(result):
+                found[index] = b.descriptor(
+                    pointers.data(result),
+                    (pointers.m, result.width),
+                    result.width,
+                    (self.config.rows, self.config.columns),
+                )
+        return found
+
+    def _partial(self, b: Builder, pointers: Pointers, part: int, number: ir.Value) -> ir.Value:
+        """Where the sums of slice `number` begin: scratch is [slices][parts][M][width]."""
+        matrix = b.mul(b.i64(pointers.m), self.group.width)
+        place = b.add(b.mul(number, len(self.group.parts)), self.group.parts.index(part))
+        return b.offset(pointers.scratch, b.mul(b.i64(place), matrix))
+
+    def _store_partial(self, b: Builder, tile: Tile, sums: dict[int, ir.Value]) -> None:
+        number = b.program_id(1)
+        for part, value in sums.items():
+            base = self._partial(b, tile.pointers, part, number)
+            b.store(tile.at(base), value, tile.mask())
+
+    def _reduction(self) -> Launch:
+        """Add the slices in order, then the epilogue; one row and some columns per program."""
+        columns = max([_REDUCE_COLUMNS, *self.product.quantized_groups()])
+        tiles = ceil_div(self.group.width, columns)
+        tensors = _once([*self.extras, *self.results])
+        with open_launch(
+            self.gpu,
+            f"{self.name}_sum",
+            tensors,
+            Grid(1, tiles),
+            scratch=True,
+            num_warps=1,
+            num_stages=1,
+        ) as launch:
+            b, pointers = launch.b, launch.pointers
+            number = b.program_id(0)
+            row, column = b.div(number, tiles), b.mul(b.rem(number, tiles), columns)
+            tile = Tile(b, pointers, row, 1, column, columns, self.group.width)
+            sums = {}
+            for part in self.group.parts:
+                slices = [
+                    b.load(tile.at(self._partial(b, pointers, part, b.full(i))), tile.mask())
+                    for i in range(self.config.slices)
+                ]
+                total = slices[0]
+                for value in slices[1:]:
+                    total = b.add(total, value)
+                sums[part] = total
+            self._finish(b, tile, sums, {})
+        assert launch.launch is not None
+        return launch.launch
+
+
+def _once(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Without repetitions: an operand may be given twice."""
+    return list({(t.source, t.index): t for t in tensors}.values())

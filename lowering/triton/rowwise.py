@@ -1,0 +1,109 @@
+"""Element-wise operations, GLU, and quantization on its own."""
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import ACTIVATIONS
+from qfuse.dialects.matmul_op import map_of
+from qfuse.dialects.types import Shaped, shaped
+from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.triton.epilogue import emit_activation
+from qfuse.lowering.triton.fp8 import decode
+from qfuse.lowering.triton.gpu import Gpu
+from qfuse.lowering.triton.kernel import Variant
+from qfuse.lowering.triton.product import SCALE_TYPES
+from qfuse.lowering.triton.rows import build_rows, results_error
+from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor
+from qfuse.lowering.triton.tile import Tile
+
+_BINARY = {"qfuse.add": "arith.addf", "qfuse.mul": "arith.mulf"}
+_UNARY = {f"qfuse.{name}": name for name in ACTIVATIONS}
+OPS = ("qfuse.quantize", "qfuse.dequantize", "qfuse.glu", *_BINARY, *_UNARY)
+
+
+def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
+    """Why `op` cannot become a GPU kernel, or None."""
+    operands = [shaped(v.type) for v in op.operands]
+    results = [shaped(r.type) for r in op.results]
+    if not results[0].shape or results[0].shape[-1] == DYNAMIC:
+        return f"the last dimension of {results[0]} must be static"
+    if op.name == "qfuse.dequantize" and (why := _stored_error(operands[0])):
+        return why
+    if op.name in _BINARY:
+        for i, operand in enumerate(operands):
+            if _map(operand, results[0]) is None:
+                return (
+                    f"operand {i} is {operand}, which GPU kernels cannot broadcast to "
+                    f"{results[0]}; they take scalars, [N], [M, 1] and the result's own shape"
+                )
+    return results_error(results)
+
+
+def build(signature: Signature, gpu: Gpu) -> list[Variant]:
+    """One launch for any number of rows of the result."""
+    op, result = signature.op, signature.results[0]
+
+    def body(launch: LaunchBuilder, tile: Tile) -> None:
+        b = launch.b
+        if op.name == "qfuse.glu":
+            value = _glu(tile, signature)
+        elif op.name == "qfuse.dequantize":
+            value = _dequantized(tile, signature.operands[0])
+        else:
+            values = [tile.load(t, _map(t.shaped, result.shaped) or "") for t in signature.operands]
+            if op.name in _BINARY:
+                value = b.binary(_BINARY[op.name], *values)
+            elif op.name in _UNARY:
+                value = emit_activation(b, _UNARY[op.name], values[0])
+            else:
+                value = values[0]
+        for each in signature.results:
+            tile.store(value, each)
+
+    return build_rows(signature, gpu, result.width, whole_rows=False, body=body)
+
+
+def _map(operand: Shaped, result: Shaped) -> str | None:
+    return map_of(operand, result.rows, result.shape[-1])
+
+
+def _glu(tile: Tile, signature: Signature) -> ir.Value:
+    """act(gate), rounded, times up, rounded, as the separate operations would."""
+    b = tile.b
+    gate, *up = signature.operands
+    act = ir.StringAttr(signature.op.attributes["act"]).value
+
+    def rounded(value: ir.Value) -> ir.Value:
+        return b.convert(b.convert(value, gate.dtype), "f32")
+
+    def load(tensor: Tensor, first: int) -> ir.Value:
+        at = tile.at(tile.pointers.data(tensor), tensor.width, first)
+        return b.convert(b.load(at, tile.mask()), "f32")
+
+    first = load(gate, 0)
+    second = load(up[0], 0) if up else load(gate, tile.width)
+    return rounded(b.mul(rounded(emit_activation(b, act, first)), second))
+
+
+def _dequantized(tile: Tile, x: Tensor) -> ir.Value:
+    """Codes times the scale of the block that each is in."""
+    b, scheme = tile.b, x.shaped.scheme
+    assert scheme is not None
+    codes = b.load(tile.at(tile.pointers.data(x)), tile.mask())
+    rows_of_scales = b.ceil_div(tile.pointers.m, scheme.block[0])
+    row_stride, group_stride = x.scale_strides(rows_of_scales)
+    row = b.div(b.add(tile.row_range(), tile.row), scheme.block[0])
+    column = b.div(b.add(tile.column_range(), tile.column), scheme.block[1])
+    at = b.add(b.mul(row, row_stride), b.mul(column, group_stride))
+    scale = b.load(b.offset(tile.pointers.scale(x), at), tile.mask())
+    return b.mul(decode(b, codes, "f32"), b.convert(scale, "f32"))
+
+
+def _stored_error(x: Shaped) -> str | None:
+    scheme = x.scheme
+    assert scheme is not None
+    if scheme.packing != "none" or scheme.zero_point != "none" or x.dtype == "i4":
+        return f"stores {x.dtype} packed as {scheme.packing}; GPU kernels read unpacked FP8 and i8"
+    if scheme.scale not in SCALE_TYPES:
+        return f"has scales of {scheme.scale}; GPU kernels read {', '.join(SCALE_TYPES)}"
+    if scheme.block[0] > 1 and len(x.shape) > 2:
+        return f"blocks of {scheme.block[0]} rows in {len(x.shape)} dimensions; use two dimensions"
+    return None

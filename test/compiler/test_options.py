@@ -1,0 +1,36 @@
+"""What the environment may say, and what it is told when that is nonsense."""
+
+from pathlib import Path
+
+import pytest
+
+from qfuse.compiler.options import FUSIONS, CompileOptions, cache_dir
+from qfuse.dialects.errors import QfuseError
+
+
+def test_environment():
+    environment = {
+        "QFUSE_DISABLE": "gate-up, qkv",
+        "QFUSE_CPU_LEVEL": "generic",
+        "QFUSE_CACHE_DIR": "/somewhere",
+    }
+    options = CompileOptions.make(disable=["rope"], environment=environment)
+    assert options.disable == {"gate-up", "qkv", "rope"}
+    assert options.level == "generic"
+    assert options.cache_dir == Path("/somewhere/kernels")
+    assert CompileOptions.make(disable=["all"], environment=environment).disable == set(FUSIONS)
+
+
+def test_unknown_level_is_refused_before_any_work():
+    with pytest.raises(QfuseError, match='CPU level "sse9" is not one of avx512, avx2, generic'):
+        CompileOptions.make(environment={"QFUSE_CPU_LEVEL": "sse9"})
+
+
+def test_nowhere_to_cache(monkeypatch):
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert cache_dir({"XDG_CACHE_HOME": "/cache"}) == Path("/cache/qfuse")
+    with pytest.raises(QfuseError, match="set QFUSE_CACHE_DIR"):
+        cache_dir({})

@@ -1,0 +1,174 @@
+"""Norms, GLU, quantization and element-wise kernels on the interpreter, against numpy."""
+
+from math import erf, pi, sqrt
+
+import numpy as np
+import pytest
+from gpu_kernels import (
+    Array,
+    assert_close,
+    assert_quantized,
+    dequantized,
+    kernel_text,
+    plain,
+    quantize,
+    quantized,
+    random,
+    random_codes,
+    run,
+    segment_sizes,
+    silu,
+)
+
+from qfuse.dialects.types import Shaped
+
+ROWS = (1, 3, 50)
+
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": lambda x: x / 2 * (1 + np.vectorize(erf)(x / sqrt(2))),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def rounded(values: Array, dtype: str = "bf16") -> Array:
+    """f64 values rounded to a float type, as f64."""
+    return values.astype(np.float32).astype(random((1,), dtype, 0).dtype).astype(np.float64)
+
+
+@pytest.mark.parametrize("m", ROWS)
+@pytest.mark.parametrize(
+    "out",
+    [
+        quantized(-1, 1400),
+        quantized(-1, 1400, block=(1, 1400)),
+        quantized(-1, 200, block=(1, 32), dtype="i8", scale="f16"),
+        quantized(-1, 4096, layout="col_major"),
+        quantized(-1, 96, dtype="f8E5M2"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("target", ["cuda:sm_90", "cuda:sm_80"])
+def test_quantize_bit_for_bit(m: int, out: Shaped, target: str) -> None:
+    """Also where codes are made on the bits (sm_80), with a row of zeros and one of tiny values."""
+    x = random((m, out.shape[-1]), "bf16", m)
+    x[0] = 0
+    if m > 2:
+        x[1] = x[1] * np.asarray(1e-12, x.dtype)
+        x[2, ::3] = x[2, ::3] * np.asarray(1e-3, x.dtype)
+    text = kernel_text("quantize", [plain(-1, out.shape[-1])], [out])
+    ((codes, scale),) = run(text, [x], [out], m, target)
+    expected, expected_scale = quantize(x.astype(np.float32), out)
+    assert out.scheme is not None
+    if out.scheme.scale_layout == "col_major":
+        expected_scale = expected_scale.T
+    np.testing.assert_array_equal(scale, expected_scale)
+    np.testing.assert_array_equal(codes.view(np.uint8) & 0x7F, expected.view(np.uint8) & 0x7F)
+    np.testing.assert_array_equal(codes.astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "cuda:sm_80"])
+def test_nan_stays_nan_in_its_block_only(target: str) -> None:
+    x = random((2, 256), "f32", 1)
+    x[0, 5] = np.nan
+    out = quantized(-1, 256)
+    text = kernel_text("quantize", [plain(-1, 256, dtype="f32")], [out])
+    ((codes, scale),) = run(text, [x], [out], 2, target)
+    values = codes.astype(np.float32)
+    assert np.isnan(values[0, :128]).all() and np.isnan(scale[0, 0])
+    assert np.isfinite(values[0, 128:]).all() and np.isfinite(values[1]).all()
+
+
+@pytest.mark.parametrize("m", ROWS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        quantized(-1, 1400),
+        quantized(-1, 512, layout="col_major"),
+        quantized(-1, 300, block=(128, 128)),
+        quantized(-1, 200, block=(1, 32), dtype="i8", scale="f16"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("target", ["cuda:sm_90", "cuda:sm_80"])
+def test_dequantize(m: int, value: Shaped, target: str) -> None:
+    codes = random_codes(value, m, m)
+    out = plain(-1, value.shape[-1], dtype="f32")
+    (made,) = run(kernel_text("dequantize", [value], [out]), [codes], [out], m, target)
+    np.testing.assert_array_equal(made, dequantized(codes, value).astype(np.float32))
+
+
+@pytest.mark.parametrize("m", ROWS)
+@pytest.mark.parametrize("width", [64, 1400, 4096])
+@pytest.mark.parametrize("rounding", ["before", "after"])
+@pytest.mark.parametrize("present", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 1, 1)])
+def test_rms_norm(m: int, width: int, rounding: str, present: tuple[int, int, int]) -> None:
+    """Any subset of the results, with and without a residual."""
+    offset = 1.0 if rounding == "after" else 0.0
+    row = plain(-1, width)
+    outs = [t for t, there in zip((row, quantized(-1, width), row), present, strict=True) if there]
+    residual = [row] if present[2] else []
+    attributes = (
+        f'eps = 1.0e-6 : f64, offset = {offset} : f64, rounding = "{rounding}", '
+        + segment_sizes("result", present)
+    )
+    text = kernel_text("rms_norm", [row, plain(width), *residual], outs, attributes)
+    x, weight = random((m, width), "bf16", 1), random((width,), "bf16", 2)
+    more = [random((m, width), "bf16", 3)] if residual else []
+    h = x.astype(np.float64)
+    if more:
+        h = rounded(h + more[0].astype(np.float64))
+    normed = h / np.sqrt((h * h).mean(1, keepdims=True) + 1e-6)
+    normed = rounded(normed) if rounding == "before" else normed
+    value = rounded(normed * (weight.astype(np.float64) + offset))
+    made = iter(run(text, [x, weight, *more], outs, m))
+    if present[0]:
+        assert_close(next(made), value, "bf16")
+    if present[1]:
+        assert_quantized(next(made), value, quantized(-1, width))
+    if present[2]:
+        np.testing.assert_array_equal(next(made).astype(np.float64), h)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("halves", [False, True])
+def test_glu(act: str, halves: bool) -> None:
+    m, width = 5, 1400
+    row, out = plain(-1, width), quantized(-1, width)
+    operands = [plain(-1, 2 * width)] if halves else [row, row]
+    attributes = f'act = "{act}", ' + segment_sizes("result", [True, True])
+    both = random((m, 2 * width), "bf16", 4)
+    gate, up = (both[:, :width].copy(), both[:, width:].copy())
+    text = kernel_text("glu", operands, [row, out], attributes)
+    value, codes = run(text, [both] if halves else [gate, up], [row, out], m)
+    acted = rounded(ACTIVATIONS[act](gate.astype(np.float64)))
+    expected = acted * up.astype(np.float64)
+    assert_close(value, expected, "bf16")
+    assert_quantized(codes, expected, out)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
+def test_activations(act: str, target: str) -> None:
+    x = random((3, 200), "f32", 5, 4)
+    x[0, :4] = [0.0, -0.0, 100.0, -100.0]
+    row = plain(-1, 200, dtype="f32")
+    (made,) = run(kernel_text(act, [row], [row]), [x], [row], 3, target)
+    assert_close(made, ACTIVATIONS[act](x.astype(np.float64)), "f32")
+
+
+@pytest.mark.parametrize("op", ["add", "mul"])
+@pytest.mark.parametrize("shape", [(-1, 300), (300,), (-1, 1), (), (1,)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_binary_operations_broadcast(op: str, shape: tuple[int, ...], swapped: bool) -> None:
+    m = 20
+    x = random((m, 300), "bf16", 6)
+    other = random([m if d < 0 else d for d in shape], "f16", 7)
+    types, values = [plain(-1, 300), plain(*shape, dtype="f16")], [x, other]
+    if swapped:
+        types, values = types[::-1], values[::-1]
+    out = plain(-1, 300)
+    (made,) = run(kernel_text(op, types, [out]), values, [out], m)
+    a, b = x.astype(np.float32), other.astype(np.float32)
+    np.testing.assert_array_equal(made, (a + b if op == "add" else a * b).astype(x.dtype))
