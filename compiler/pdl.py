@@ -51,23 +51,17 @@ class Pattern:
         self.requirements: list[tuple[Predicate, tuple[ir.Value, ...]]] = []
         self.rewriters: dict[str, Rewriter] = {}
 
-    def op(
-        self,
-        name: str,
-        *operands: ir.Value,
-        many: bool = False,
-        attributes: dict[str, ir.Value] | None = None,
-    ) -> ir.Value:
-        """An operation `name` that reads `operands`; `many`: with any number of results."""
+    def op(self, name: str, *operands: ir.Value, many: bool = False) -> ir.Value:
+        """An operation `name` that reads `operands`; `many`: with any number of results.
+
+        Attributes are for predicates to look at: PDL may compare one after it asked a predicate
+        that counts on it.
+        """
         if many:
             types = _range("pdl.types", pdl.RangeType.get(pdl.TypeType.get()))
         else:
             types = pdl.TypeOp().result
-        return pdl.OperationOp(name, list(operands), attributes or {}, [types]).result
-
-    def attribute(self, value: ir.Attribute | None = None) -> ir.Value:
-        """An attribute: `value`, or any."""
-        return pdl.AttributeOp(value=value).result
+        return pdl.OperationOp(name, list(operands), {}, [types]).result
 
     def value(self) -> ir.Value:
         """Any operand."""

@@ -112,7 +112,7 @@ class GraphProgram:
         try:
             weights = {i: args[i] for i in self._fixed}
             self._run = compile_graph(self._graph, weights, self._names, self._options)
-        except QfuseError as error:
+        except Exception as error:  # a fault of ours must not fail a program that torch can run
             _remark("a graph runs on torch", error)
             self._fixed, self._stamps, self._run = (), (), self._graph.forward
         return self._run

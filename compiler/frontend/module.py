@@ -26,6 +26,7 @@ def import_module(
     torch cannot export the model, if it changes a buffer or an input, or if an operator cannot
     be imported.
     """
+    training = model.training
     try:
         with torch.no_grad():
             exported = torch.export.export(
@@ -35,6 +36,8 @@ def import_module(
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise QfuseError(f"torch.export cannot export {type(model).__name__}: {reason}") from error
+    finally:
+        model.train(training)
 
     tensors = {**exported.state_dict, **exported.constants}
     arguments: dict[str, Argument] = {}

@@ -20,17 +20,8 @@ from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 
 def quantized_linear(p: Pattern) -> None:
     x, weight, scale, bias, weight_block, input_block = (p.value() for _ in range(6))
-    name = p.attribute(ir.StringAttr.get("torch.qfuse.quantized_linear"))
-    root = p.op(
-        "torch.operator",
-        x,
-        weight,
-        scale,
-        bias,
-        weight_block,
-        input_block,
-        attributes={"name": name},
-    )
+    root = p.op("torch.operator", x, weight, scale, bias, weight_block, input_block)
+    p.require(is_quantized_linear, root)
     p.require(is_typed_product, root, x, weight, scale)
     p.require(blocks_are_constant, root, weight_block, input_block)
     p.require(weight_is_legal, root, weight, scale, weight_block)
@@ -55,6 +46,12 @@ def weight_is_quantized(root: ir.Operation) -> Verdict:
         f"the weight is {kind}, not quantized, so the product runs on torch",
         "quantize the layer, for example with quantize_linears",
     )
+
+
+def is_quantized_linear(root: ir.Operation) -> Verdict:
+    # A predicate, because PDL may ask the others before it compares an attribute.
+    name = ir.StringAttr(root.attributes["name"]).value
+    return None if name == "torch.qfuse.quantized_linear" else MISMATCH
 
 
 def is_typed_product(

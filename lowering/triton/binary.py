@@ -19,7 +19,7 @@ from typing import Any
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Launch
-from qfuse.lowering.triton.text import Spelling, respell
+from qfuse.lowering.triton.text import Spelling, respell, without_locations
 
 FORMAT_VERSION = 1
 """Part of the key of cached binaries: raise it when what is stored changes."""
@@ -150,6 +150,8 @@ def _compile(launch: Launch, gpu: Gpu) -> Binary:
     stages = {}
     for stage in STAGES[gpu.kind]:
         code = compiled.asm[stage]
+        if stage == "ttgir":
+            code = without_locations(code)
         stages[stage] = code if isinstance(code, bytes) else code.encode()
     metadata = {name: getattr(compiled.metadata, name, None) for name in _METADATA}
     metadata["num_stages"] = launch.num_stages
@@ -180,7 +182,11 @@ def _failure(launch: Launch, gpu: Gpu, text: str, error: Exception, said: str) -
 @contextlib.contextmanager
 def _environment(cache: str, gpu: Gpu) -> Iterator[None]:
     """Triton's settings during one compilation: its own cache in a place that goes away."""
-    changes = {"TRITON_CACHE_DIR": cache, "TRITON_DEFAULT_FP_FUSION": "0"}
+    changes = {
+        "TRITON_CACHE_DIR": cache,
+        "TRITON_DEFAULT_FP_FUSION": "0",
+        "TRITON_DISABLE_LINE_INFO": "1",  # lines of a temporary file, and its name, in the code
+    }
     old_ptxas = triton_version().startswith("3.6.") and gpu.arch == "sm_90"
     if old_ptxas and "TRITON_PTXAS_PATH" not in os.environ:
         # Triton 3.6 assembles sm_90 with ptxas 12.8, which does not interleave the promotion of

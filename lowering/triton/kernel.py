@@ -40,7 +40,7 @@ class Grid:
 class Launch:
     """One Triton kernel: its IR and how it is started.
 
-    `text` is the module as `text.module_text` prints it.  The arguments are the pointers of
+    `text` is the module as `module.module_text` prints it.  The arguments are the pointers of
     `parameters`, each a multiple of 16 bytes, then M as i32.
     """
 

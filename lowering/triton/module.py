@@ -59,3 +59,8 @@ def kernel(gpu: Gpu, name: str, pointers: Sequence[str], integers: int = 1) -> I
             builder.op("tt.return", [], [])
         module.operation.verify()
         passmanager.PassManager.parse(_CLEANUP).run(module.operation)
+
+
+def module_text(module: ir.Module) -> str:
+    """The module as text for `text.respell`; operations are named as in Triton."""
+    return str(module).replace('"tt.reduce_return"', '"tt.reduce.return"')

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,23 +35,28 @@ class Sass:
         """How many instructions are `name`, whatever their modifiers."""
         return sum(_mnemonic(line) == name for line in self.lines)
 
-    def loops(self) -> Iterator["Sass"]:
-        """The bodies of loops: from the target of each backward branch to the branch."""
+    def ranges(self) -> list[tuple[int, int]]:
+        """First and last line of each loop: from the target of a backward branch to the branch."""
         labels = {line[:-1]: i for i, line in enumerate(self.lines) if line.endswith(":")}
+        found = []
         for i, line in enumerate(self.lines):
             match = _BRANCH.search(line)
             if match and labels.get(match[1], i) < i:
-                yield Sass(self.lines[labels[match[1]] : i + 1])
+                found.append((labels[match[1]], i))
+        return found
 
     def mma(self) -> dict[str, int]:
         """Matrix instructions by kind."""
         return {name: n for name in MMA if (n := self.count(name))}
 
     def product_loops(self) -> list["Sass"]:
-        """Innermost loops with matrix instructions: those that hold no other such loop."""
-        found = [loop for loop in self.loops() if loop.mma()]
+        """Loops with matrix instructions that hold no other such loop."""
+        bodies = {(a, b): Sass(self.lines[a : b + 1]) for a, b in self.ranges()}
+        found = {place: body for place, body in bodies.items() if body.mma()}
         return [
-            a for a in found if not any(b is not a and set(b.lines) < set(a.lines) for b in found)
+            body
+            for (a, b), body in found.items()
+            if not any((c, d) != (a, b) and a <= c and d <= b for c, d in found)
         ]
 
 

@@ -11,8 +11,7 @@ from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Launch, Parameter, Source
-from qfuse.lowering.triton.module import kernel
-from qfuse.lowering.triton.text import module_text
+from qfuse.lowering.triton.module import kernel, module_text
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Kernels as text that Triton reads.
+"""Kernels as text that Triton reads; needs no MLIR.
 
 Operations of `tt` are in generic form, which every version reads.  Two spellings are not ours:
 
@@ -11,19 +11,19 @@ Operations of `tt` are in generic form, which every version reads.  Two spelling
 import re
 from typing import Literal
 
-from qfuse.dialects.bindings import ir
-
 Spelling = Literal["tensor", "plain"]
 """How a version of Triton writes the block of a descriptor type."""
 
+_LOCATION = re.compile(r" loc\((?:#loc\d*|unknown)\)")
+_LOCATION_LINES = re.compile(r"^#loc\d* = .*\n", re.MULTILINE)
 _DESC = re.compile(r"!tt\.tensordesc<tensor<([^<>]*)>>")
 
 
-def module_text(module: ir.Module) -> str:
-    """The module as text for `respell`; names are as in Triton."""
-    return str(module).replace('"tt.reduce_return"', '"tt.reduce.return"')
-
-
 def respell(text: str, spelling: Spelling) -> str:
-    """Text of `module_text` as a version of Triton with that spelling reads it."""
+    """Text of `module.module_text` as a version of Triton with that spelling reads it."""
     return _DESC.sub(r"!tt.tensordesc<\1>", text) if spelling == "plain" else text
+
+
+def without_locations(text: str) -> str:
+    """MLIR text without the places of its operations, which name a temporary file."""
+    return _LOCATION.sub("", _LOCATION_LINES.sub("", text))
