@@ -5,6 +5,7 @@ from qfuse.dialects import (
     matmul_op,
     norm_ops,
     quantization_ops,
+    tt,
 )
 from qfuse.dialects.bindings import ir, passmanager, torch_dialect
 from qfuse.dialects.dialect import QFuse
@@ -47,7 +48,7 @@ _LOADS_TORCH_C = "builtin.module(torch-func-backend-type-conversion)"
 
 
 def load_all() -> None:
-    """Load the qfuse and torch dialects into the current context; a second call does nothing."""
+    """Load the qfuse, torch and Triton dialects into the current context, once."""
     context = ir.Context.current
     if context.is_dialect_loaded(QFuse.DIALECT_NAMESPACE):
         return
@@ -56,3 +57,4 @@ def load_all() -> None:
         empty = ir.Module.create()
         passmanager.PassManager.parse(_LOADS_TORCH_C).run(empty.operation)
     QFuse.load()
+    tt.load()

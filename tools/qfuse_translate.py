@@ -18,6 +18,7 @@ from qfuse.lowering.triton.kernel import Launch, TritonKernel, Variant
 from qfuse.lowering.triton.lower import lower_kernel
 from qfuse.lowering.triton.sass import sass_report
 from qfuse.tools import diagnostics
+from qfuse.tools.ending import exit_code
 from qfuse.tools.files import write_text
 
 FORMATS = ("ttir", "ttgir", "ptx", "cubin", "amdgcn", "hsaco", "sass-report")
@@ -28,14 +29,7 @@ SEPARATOR = "// -----"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `qfuse-translate`; returns the exit code."""
-    try:
-        return _run(_parser().parse_args(argv))
-    except QfuseError as error:
-        print(f"qfuse-translate: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    return exit_code("qfuse-translate", lambda: _run(_parser().parse_args(argv)))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 signature.py   an outlined kernel as data: its operation, and the parameters that serve it
 lower.py       kernel -> `TritonKernel`: launches of Triton IR, per range of M
-gemm.py, norm.py, rowwise.py   the families of kernels; epilogue.py, tile.py what they share
+gemm.py, norm.py, rope.py, rowwise.py   families of kernels; epilogue.py, tile.py: shared
 builder.py     typed operations of the `tt` dialect
 text.py        the module as text that a given Triton reads
 binary.py      text -> ttgir, ptx, cubin, amdgcn; cached

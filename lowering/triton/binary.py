@@ -88,7 +88,7 @@ def triton_version() -> str:
 @lru_cache(maxsize=1)
 def spelling() -> Spelling:
     """How the installed Triton writes descriptor types: asked of its parser."""
-    triton = load_triton()
+    load_triton()
     from triton._C.libtriton import ir
 
     with tempfile.TemporaryDirectory(prefix="qfuse-") as directory:
@@ -96,7 +96,6 @@ def spelling() -> Spelling:
         path.write_text(_PROBE)
         context = ir.context()
         ir.load_dialects(context)
-        del triton
         try:
             with _silence():
                 ir.parse_mlir_module(str(path), context)

@@ -5,6 +5,7 @@ other operand, a scalar is splatted, and an extent of one is broadcast.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.tt_compute_ops import FULL_PRECISION_STEPS, INPUT_PRECISIONS, ROUNDINGS
@@ -17,7 +18,7 @@ from qfuse.dialects.tt_dialect import (
 )
 from qfuse.lowering.triton.gpu import Gpu
 
-Operand = ir.Value | int | float
+Operand: TypeAlias = ir.Value | int | float
 Shape = tuple[int, ...]
 
 _CACHE, _EVICT = 1, 1  # Triton's enums: no cache modifier, normal eviction

@@ -245,4 +245,5 @@ class _Scales:
     def ahead(self, k: ir.Value) -> list[ir.Value]:
         """What the loop carries into the step after k; the last step reads its own again."""
         following = self.b.minimum(self.b.add(k, 1), self.last)
-        return [s.scale(following)[0] for s, v in zip(self.sources, self.varies, strict=True) if v]
+        found = [s.scale(following) for s, v in zip(self.sources, self.varies, strict=True) if v]
+        return [scale for scale, _ in filter(None, found)]

@@ -117,6 +117,8 @@ def refuse(op: ir.Operation, x: Shaped, w: Shaped, results: list[Shaped], gpu: G
     for name, value in (("x", x), ("w", w)):
         if value.scheme is not None and (why := _operand_error(name, value)):
             return why
+    if 0 in w.shape:
+        return f"w is {w}, which holds no elements"
     if x.quantized and not w.quantized:
         return f"x is {x.dtype} but w is plain {w.dtype}; quantize both or dequantize x"
     if x.quantized and x.dtype != w.dtype:
@@ -195,9 +197,7 @@ def choose_configs(
         found.append((first, rows, _with_stages(config, product, group, gpu, stages)))
         first = rows + 1
     if persistent_error(product, group, gpu) is None:
-        # Storing codes through pointers takes registers that a second accumulator needs.
-        roomy = all(tma_stores(r) for r in _results(product, group) if r.shaped.quantized)
-        adjacent = 2 if parts == 1 and group.width > 128 and roomy else 1
+        adjacent = 2 if parts == 1 and group.width > 128 and _roomy(product, group) else 1
         config = Config(128, 128, depth, adjacent, persistent=True)
         return [*found, (first, None, _with_stages(config, product, group, gpu, 4))]
     # A thread holds the product of a step and the total: 64 elements each, or it spills.
@@ -225,7 +225,17 @@ def persistent_error(product: Product, group: Group, gpu: Gpu) -> str | None:
         return "it has registers for two accumulators"
     if x.dtype == "i8":
         return "it multiplies FP8"
+    if len(group.parts) > 1 and not _roomy(product, group):
+        return f"rows of {group.width} codes are no multiple of {TMA_BYTES} bytes"
     return None
+
+
+def _roomy(product: Product, group: Group) -> bool:
+    """Whether there are registers for a second accumulator.
+
+    Storing codes through pointers takes too many (seen in SASS: LDL in the loop of a consumer).
+    """
+    return all(tma_stores(r) for r in _results(product, group) if r.shaped.quantized)
 
 
 def tma_stores(result: Tensor) -> bool:
@@ -244,9 +254,12 @@ def _with_stages(config: Config, product: Product, group: Group, gpu: Gpu, most:
     per_k = config.rows * bit_width(product.x.dtype)
     per_k += config.columns * config.adjacent * len(group.parts) * bit_width(product.w.dtype)
     reserved = 4096
-    if config.persistent:  # a tile of results is staged for its TMA store
-        widest = max(bit_width(r.dtype) for r in _results(product, group))
-        reserved = 2048 + config.rows * config.columns * widest // 8
+    if config.persistent:
+        # Results are staged for their TMA stores: one buffer for tiles of one type, but Triton 3.6
+        # keeps one for each tile where the types differ.
+        bits = [bit_width(r.dtype) for r in _results(product, group)]
+        staged = bits[0] if len(set(bits)) == 1 else sum(bits) * config.adjacent
+        reserved = 2048 + config.rows * config.columns * staged // 8
     fitting = (gpu.shared_bytes - reserved) // (per_k * config.depth // 8)
     return replace(config, num_stages=max(2, min(most, fitting)))
 

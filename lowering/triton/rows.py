@@ -61,6 +61,8 @@ def row_error(value: Shaped) -> str | None:
     """Why rows of `value` cannot be worked on whole, or None."""
     if not value.shape or value.shape[-1] == DYNAMIC:
         return f"the last dimension of {value} must be static"
+    if value.shape[-1] == 0:
+        return f"{value} holds no elements"
     if value.shape[-1] > MAX_COLUMNS:
         return f"a row has {value.shape[-1]} elements; GPU kernels hold at most {MAX_COLUMNS}"
     return None

@@ -25,6 +25,8 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
     results = [shaped(r.type) for r in op.results]
     if not results[0].shape or results[0].shape[-1] == DYNAMIC:
         return f"the last dimension of {results[0]} must be static"
+    if results[0].shape[-1] == 0:
+        return f"{results[0]} holds no elements"
     if op.name == "qfuse.dequantize" and (why := _stored_error(operands[0])):
         return why
     if op.name in _BINARY:

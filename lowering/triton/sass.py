@@ -36,14 +36,18 @@ class Sass:
         return sum(_mnemonic(line) == name for line in self.lines)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """First and last line of each loop: from the target of a backward branch to the branch."""
+        """First and last line of each loop: from the target of a backward branch to the branch.
+
+        A branch back into the middle of a loop that it is not part of belongs to code that was
+        moved out of the way, such as the repeated wait for a barrier, and makes no loop.
+        """
         labels = {line[:-1]: i for i, line in enumerate(self.lines) if line.endswith(":")}
         found = []
         for i, line in enumerate(self.lines):
             match = _BRANCH.search(line)
             if match and labels.get(match[1], i) < i:
                 found.append((labels[match[1]], i))
-        return found
+        return [(a, b) for a, b in found if not any(c < a <= d < b for c, d in found)]
 
     def mma(self) -> dict[str, int]:
         """Matrix instructions by kind."""

@@ -14,7 +14,7 @@ from typing import Literal
 Spelling = Literal["tensor", "plain"]
 """How a version of Triton writes the block of a descriptor type."""
 
-_LOCATION = re.compile(r" loc\((?:#loc\d*|unknown)\)")
+_LOCATION = re.compile(r' loc\((?:#loc\d*|unknown|"[^"]*":\d+:\d+)\)')
 _LOCATION_LINES = re.compile(r"^#loc\d* = .*\n", re.MULTILINE)
 _DESC = re.compile(r"!tt\.tensordesc<tensor<([^<>]*)>>")
 

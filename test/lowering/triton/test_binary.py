@@ -1,5 +1,6 @@
 """Compiling: the cache on disk, damaged entries, refusals of Triton, and a missing Triton."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,8 +91,6 @@ def test_what_triton_refuses(launch: Launch, capfd) -> None:
 
 
 def test_settings_of_the_user_stay(launch: Launch, monkeypatch, tmp_path: Path) -> None:
-    import os
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
     binary.compile_launch(launch, GPU)
@@ -113,24 +112,26 @@ def test_spellings() -> None:
     assert binary.spelling() in ("tensor", "plain")
 
 
-def test_lowering_needs_no_triton() -> None:
+def test_lowering_needs_no_triton(tmp_path: Path) -> None:
     """TTIR is made without it; compiling then says what is missing."""
     code = """
 import sys
 sys.modules["triton"] = None
 from pathlib import Path
 from qfuse.tools.qfuse_translate import main
-text = 'func.func @main(%x: tensor<?x64xf32>) -> tensor<?x64xf32> { %0 = "qfuse.relu"(%x) : (tensor<?x64xf32>) -> tensor<?x64xf32>  return %0 : tensor<?x64xf32> }'
+text = sys.argv[2]
 path = Path(sys.argv[1]) / "in.mlir"
 path.write_text(text)
 assert main(["--to=ttir", str(path)]) == 0
 assert main(["--to=ptx", str(path)]) == 1
 """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as directory:
-        run = subprocess.run(
-            [sys.executable, "-c", code, directory], capture_output=True, text=True
-        )
+    row = "tensor<?x64xf32>"
+    text = (
+        f"func.func @main(%x: {row}) -> {row} {{\n"
+        f'%0 = "qfuse.relu"(%x) : ({row}) -> {row}\n return %0 : {row}\n}}'
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), text], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert "needs Triton" in run.stderr and run.stderr.count("\n") == 1

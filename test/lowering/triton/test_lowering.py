@@ -68,13 +68,18 @@ W = quantized(512, 256, block=(128, 128))
         ),
         (
             kernel_text(
-                "rope", [plain(1, -1, 2, 64), plain(1, -1, 64), plain(1, -1, 64)],
-                [plain(1, -1, 2, 64)],
+                "rope", [plain(-1, -1, 2, 64), plain(1, -1, 64), plain(1, -1, 64)],
+                [plain(-1, -1, 2, 64)],
             ),
-            "qfuse.rope has no GPU kernel; there are kernels for qfuse.matmul",
+            "cos is tensor<1x?x64xbf16>, shared by the sequences of tensor<?x?x2x64xbf16>",
         ),
+        (
+            matmul_text(plain(-1, 0), plain(512, 0), [plain(-1, 512)]),
+            "w is tensor<512x0xbf16>, which holds no elements",
+        ),
+        (kernel_text("relu", [plain(-1, 0)], [plain(-1, 0)]), "holds no elements"),
     ],
-    ids=range(11),
+    ids=range(13),
 )  # fmt: skip
 def test_refusals_name_cause_and_cure(text: str, message: str) -> None:
     with pytest.raises(QfuseError) as caught:

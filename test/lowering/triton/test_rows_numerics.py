@@ -172,3 +172,27 @@ def test_binary_operations_broadcast(op: str, shape: tuple[int, ...], swapped: b
     (made,) = run(kernel_text(op, types, [out]), values, [out], m)
     a, b = x.astype(np.float32), other.astype(np.float32)
     np.testing.assert_array_equal(made, (a + b if op == "add" else a * b).astype(x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("batch", "table_batch", "tokens", "static"),
+    [(1, 1, 7, False), (3, 3, 5, False), (3, 1, 5, True), (1, 1, 1, True)],
+)
+@pytest.mark.parametrize("width", [64, 48])
+def test_rope(batch: int, table_batch: int, tokens: int, static: bool, width: int) -> None:
+    heads = 3
+    extent = tokens if static else -1
+    types = [
+        plain(batch, extent, heads, width),
+        *[plain(table_batch, extent, width)] * 2,
+    ]
+    x = random((batch, tokens, heads, width), "bf16", 1)
+    cos, sin = (random((table_batch, tokens, width), "bf16", i) for i in (2, 3))
+    out = plain(-1, width)
+    (made,) = run(
+        kernel_text("rope", types, types[:1]), [x, cos, sin], [out], batch * tokens * heads
+    )
+    values, c, s = (v.astype(np.float64) for v in (x, cos[:, :, None], sin[:, :, None]))
+    turned = np.concatenate([-values[..., width // 2 :], values[..., : width // 2]], -1)
+    expected = rounded(rounded(values * c) + rounded(turned * s)).reshape(-1, width)
+    np.testing.assert_array_equal(made.astype(np.float64), expected)

@@ -48,8 +48,11 @@ PRODUCTS = {
     "glu quantized": matmul_text(
         X, weight(2 * WIDE), [quantized(-1, WIDE)], SILU_GLU, ["%v"], parts=[WIDE, WIDE]
     ),
+    "glu quantized, ragged": matmul_text(
+        X, weight(1536 + 1424), [quantized(-1, 1424)], SILU_GLU, ["%v"], parts=[1424, 1424]
+    ),
     "glu, ragged": matmul_text(
-        X, weight(1408 + 1400), [quantized(-1, 1400)], SILU_GLU, ["%v"], parts=[1400, 1400]
+        X, weight(1408 + 1404), [plain(-1, 1404)], SILU_GLU, ["%v"], parts=[1404, 1404]
     ),
     "quantized, ragged": matmul_text(X, weight(1400), [quantized(-1, 1400)]),
     "f32 and bf16": matmul_text(
@@ -95,6 +98,9 @@ ROWS = {
     ),
     "dequantize": kernel_text("dequantize", [quantized(-1, 4096)], [plain(-1, 4096)]),
     "gelu": kernel_text("gelu", [plain(-1, 4096)], [plain(-1, 4096)]),
+    "rope": kernel_text(
+        "rope", [plain(1, -1, 8, 128), *[plain(1, -1, 128)] * 2], [plain(1, -1, 8, 128)]
+    ),
     "add": kernel_text("add", [plain(-1, 4096), plain(4096)], [plain(-1, 4096)]),
 }
 
@@ -119,7 +125,7 @@ def test_persistent_kernels_of_sm_90(name: str) -> None:
     assert report["warp_specialized"], report
     assert report["spills_in_product_loops"] == 0, report
     assert report["shared_bytes"] <= GPUS["cuda:sm_90"].shared_bytes
-    assert report["num_stages"] >= 3, report
+    assert report["num_stages"] >= (2 if name == "f32 and bf16" else 4), report
     loops = disassemble(binary).product_loops()
     assert len(loops) == 2, "one for each consumer"
     for loop in loops:
