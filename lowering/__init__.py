@@ -1,0 +1,9 @@
+"""How an operation becomes code.
+
+| file or folder | what it holds |
+|---|---|
+| target.py | what a program can be compiled for |
+| cpu/ | kernels emitted as MLIR vectors, JIT-compiled, loaded and launched |
+| triton/ | kernels emitted in the Triton dialect, compiled without a GPU, and an interpreter of them |
+| cache_file.py | compiled code on disk |
+"""

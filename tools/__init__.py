@@ -1,0 +1,10 @@
+"""For hands: what runs from a shell.
+
+| file | what it holds |
+|---|---|
+| qfuse.py | `qfuse demo`, `compile`, `run`, `inspect` |
+| qfuse_opt.py, diagnostics.py | `qfuse-opt`: passes on textual IR |
+| qfuse_translate.py | `qfuse-translate`: operations to GPU code, and a report on it |
+| demo.py, demo_checkpoint.py | the demo, and the checkpoint it writes |
+| inspection.py, files.py, ending.py | showing an artifact, writing files, exit codes |
+"""

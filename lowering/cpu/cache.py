@@ -6,9 +6,6 @@ the toolchain.  It holds a digest of its own bytes, so a damaged file is noticed
 """
 
 import hashlib
-import json
-import os
-import tempfile
 from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
@@ -16,11 +13,10 @@ from pathlib import Path
 
 from qfuse.dialects import activations
 from qfuse.dialects.bindings import func, ir
+from qfuse.lowering.cache_file import read_cached, write_cached
 from qfuse.lowering.cpu.codegen import compile_kernel
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
-
-_DIGEST_BYTES = 32
 
 
 def compile_cached(
@@ -37,7 +33,7 @@ def compile_cached(
     if cached is not None:
         return replace(cached, name=kernel.name.value)
     compiled = compile_kernel(kernel, level=level)
-    _write(path, compiled)
+    write_cached(path, compiled.metadata(), compiled.object)
     return compiled
 
 
@@ -66,30 +62,10 @@ def _toolchain() -> str:
 
 def _read(path: Path) -> CompiledKernel | None:
     """The kernel in a file, or None if there is none or it is not whole."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+    cached = read_cached(path)
+    if cached is None:
         return None
-    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    header, _, object_ = body.partition(b"\n")
     try:
-        return CompiledKernel.from_metadata(json.loads(header), object_)
+        return CompiledKernel.from_metadata(*cached)
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _write(path: Path, compiled: CompiledKernel) -> None:
-    """Put the file in place at once, so that a reader sees all of it or nothing."""
-    body = json.dumps(compiled.metadata()).encode() + b"\n" + compiled.object
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(body).digest() + body)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -7,7 +7,6 @@ its content depends on, and holds a digest of its own bytes: a damaged one is ma
 import contextlib
 import hashlib
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.cache_file import read_cached, write_cached
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Launch
 from qfuse.lowering.triton.text import Spelling, respell, without_locations
@@ -28,7 +28,6 @@ STAGES = {"cuda": ("ttgir", "ptx", "cubin"), "hip": ("ttgir", "amdgcn", "hsaco")
 """What Triton makes for a kind of GPU, in order."""
 
 _METADATA = ("num_warps", "num_ctas", "shared", "global_scratch_size", "global_scratch_align")
-_DIGEST_BYTES = 32
 _PROBE = "module {\n tt.func private @probe(%d: !tt.tensordesc<16x16xf32>) {\n tt.return\n }\n}\n"
 
 
@@ -227,19 +226,14 @@ def _silence() -> Iterator[io.StringIO]:
 
 def _read(path: Path) -> Binary | None:
     """The binary in a file, or None if there is none or it is not whole."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+    cached = read_cached(path)
+    if cached is None:
         return None
-    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    header, _, rest = body.partition(b"\n")
+    data, content = cached
     try:
-        data = json.loads(header)
         stages, start = {}, 0
         for stage, size in data["stages"]:
-            stages[stage] = rest[start : start + size]
+            stages[stage] = content[start : start + size]
             start += size
         return Binary(data["name"], data["target"], stages, data["metadata"])
     except (ValueError, KeyError, TypeError):
@@ -247,21 +241,10 @@ def _read(path: Path) -> Binary | None:
 
 
 def _write(path: Path, binary: Binary) -> None:
-    """Put the file in place at once, so that a reader sees all of it or nothing."""
     header = {
         "name": binary.name,
         "target": binary.target,
         "metadata": dict(binary.metadata),
         "stages": [[stage, len(code)] for stage, code in binary.stages.items()],
     }
-    body = json.dumps(header).encode() + b"\n" + b"".join(binary.stages.values())
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(body).digest() + body)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_cached(path, header, b"".join(binary.stages.values()))
