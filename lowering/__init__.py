@@ -4,6 +4,6 @@
 |---|---|
 | target.py | what a program can be compiled for |
 | cpu/ | kernels emitted as MLIR vectors, JIT-compiled, loaded and launched |
-| triton/ | kernels emitted in the Triton dialect, compiled without a GPU, and an interpreter of them |
+| triton/ | kernels in the Triton dialect, compiled without a GPU, and their interpreter |
 | cache_file.py | compiled code on disk |
 """
