@@ -76,6 +76,15 @@ def test_demo_json(checkpoints, capsys):
     assert data["patterns"]["norm-quantize"]["fired"] == 4
 
 
+def test_demo_as_the_readme_runs_it(capsys):
+    """The demo's own checkpoint meets the bounds that the project set itself."""
+    assert main(["demo", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["greedy_tokens_equal"] is True and len(data["tokens"]) == 32
+    assert data["kernels_after"] < 0.6 * data["kernels_before"]
+    assert data["rel_err_vs_fp32"] < 1e-2
+
+
 def test_config_only(checkpoints, tmp_path, capsys):
     config, out = checkpoints() / "config.json", tmp_path / "fused.mlir"
     argv = ["compile", "--config-only", str(config), "--target", "cpu", "--emit=fused-ir"]
