@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from qfuse.tools.demo_checkpoint import TINY, write_demo_checkpoint
 
 torch.set_num_threads(1)
+
+# CI tells whether a change broke something, so it always draws the same examples; by hand, and in
+# nightly runs, new ones are drawn each time.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # Kernels are compiled once for all tests and worker processes of a run; nothing of the user's
 # cache is read, so a stale entry there cannot hide a fault.

@@ -47,7 +47,7 @@ class LoadedObject:
         """Raises QfuseError if the object is not one that the code generator makes."""
         try:
             self._load(object, name)
-        except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+        except (struct.error, IndexError, OverflowError, ValueError) as error:
             raise QfuseError(
                 f"kernel {name}: its object is damaged ({error}); compile it again"
             ) from error

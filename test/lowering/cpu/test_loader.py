@@ -53,6 +53,14 @@ def test_survives_damage(good: bytes, data: st.DataObject) -> None:
         assert "k" in str(error)
 
 
+def test_refuses_an_offset_beyond_any_file(good: bytes) -> None:
+    """A section table at 2^63 and more is no offset that Python can unpack from."""
+    damaged = bytearray(good)
+    damaged[40:48] = struct.pack("<Q", 2**63)
+    with pytest.raises(QfuseError, match="is damaged"):
+        LoadedObject(bytes(damaged), "k")
+
+
 def test_refuses_other_relocations(good: bytes) -> None:
     """R_X86_64_PC32 instead of R_X86_64_64, in every place that looks like one."""
     at = [i for i in range(0, len(good) - 24) if _is_relocation(good, i)]
