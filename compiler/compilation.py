@@ -93,7 +93,7 @@ def compile_imported(
 ) -> Executable:
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
-    collected = fuse(module, options, progress)
+    collected, _ = fuse(module, options, progress)
     with _errors_as_one_line(), module.context, ir.Location.unknown():
         pipeline.run(module, pipeline.stages_of([ConvertToCpu.name]))
     kernels = compile_kernels(module, options, progress)
@@ -104,10 +104,7 @@ def compile_imported(
         imported.parameters,
         kernels,
         info=_info(imported),
-        report={
-            "patterns": [],
-            "remarks": [remark.to_json() for remark in collected],
-        },
+        report={"remarks": [remark.to_json() for remark in collected]},
         progress=lambda done, total: _report(progress, "weights", done, total),
     )
     return Executable(program)
@@ -115,15 +112,17 @@ def compile_imported(
 
 def fuse(
     module: ir.Module, options: CompileOptions, progress: Progress | None = None
-) -> remarks.Remarks:
-    """Run the import and the fusion passes; returns what the patterns did."""
+) -> tuple[remarks.Remarks, list[pipeline.Timing]]:
+    """Run the import and the fusion passes; returns what the patterns did, and each pass's time."""
     stages = pipeline.stages_of([*pipeline.IMPORT, *options.fusion_passes()])
     with _errors_as_one_line(), remarks.collect() as collected:
         with module.context:
             registry.load_all()
         _report(progress, "fuse", 0, len(stages))
-        pipeline.run(module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages)))
-    return collected
+        timings = pipeline.run(
+            module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
+        )
+    return collected, timings
 
 
 def compile_kernels(
@@ -145,22 +144,16 @@ def compile_kernels(
     return kernels
 
 
-def compile_config(
-    config: str | Path, options: CompileOptions, progress: Progress | None = None
-) -> ConfigResult:
+def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     """Compile the graph of a model from its config alone, up to the fused IR; no weights."""
     from qfuse.compiler.frontend.huggingface import import_config
 
     start = time.perf_counter()
     imported = import_config(Path(config))
     seconds = {"import": time.perf_counter() - start}
-    stages = pipeline.stages_of([*pipeline.IMPORT, *options.fusion_passes()])
     counts = {"imported": count_ops(imported.module)}
-    with _errors_as_one_line(), remarks.collect() as collected:
-        with imported.module.context:
-            registry.load_all()
-        for timing in pipeline.run(imported.module, stages):
-            seconds[timing.name] = timing.seconds
+    collected, timings = fuse(imported.module, options)
+    seconds |= {timing.name: timing.seconds for timing in timings}
     counts["fused"] = count_ops(imported.module)
     return ConfigResult(imported.module, counts, seconds, collected)
 
