@@ -18,7 +18,8 @@ from typing import Any
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cache_file import read_cached, write_cached
 from qfuse.lowering.triton.gpu import Gpu
-from qfuse.lowering.triton.kernel import Launch
+from qfuse.lowering.triton.gpu_kernel import GpuKernel, GpuLaunch, GpuVariant
+from qfuse.lowering.triton.kernel import Launch, TritonKernel
 from qfuse.lowering.triton.text import Spelling, respell, without_locations
 
 FORMAT_VERSION = 1
@@ -63,6 +64,35 @@ def compile_launch(launch: Launch, gpu: Gpu, directory: Path | None = None) -> B
     if path is not None:
         _write(path, binary)
     return binary
+
+
+def compile_kernel(kernel: TritonKernel, gpu: Gpu, directory: Path | None = None) -> GpuKernel:
+    """Machine code for all launches of a kernel, as `compile_launch` makes it."""
+
+    def compiled(launch: Launch) -> GpuLaunch:
+        binary = compile_launch(launch, gpu, directory)
+        about = binary.metadata
+        return GpuLaunch(
+            launch.name,
+            launch.parameters,
+            launch.grid,
+            about["num_warps"],
+            about["shared"],
+            about["global_scratch_size"] or 0,
+            binary.stages[STAGES[gpu.kind][-1]],
+        )
+
+    variants = tuple(
+        GpuVariant(
+            v.first_m,
+            v.last_m,
+            tuple(compiled(launch) for launch in v.launches),
+            v.scratch_per_row,
+            v.counter_bytes,
+        )
+        for v in kernel.variants
+    )
+    return GpuKernel(kernel.name, kernel.target, kernel.parameters, variants)
 
 
 def binary_key(launch: Launch, gpu: Gpu) -> str:

@@ -22,16 +22,10 @@ from qfuse.lowering.triton.epilogue import emit_region
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Launch, Variant
 from qfuse.lowering.triton.operands import Operands
-from qfuse.lowering.triton.product import (
-    Config,
-    Group,
-    Product,
-    choose_configs,
-    read_product,
-    tma_stores,
-)
+from qfuse.lowering.triton.product import Group, Product, read_product
 from qfuse.lowering.triton.signature import Pointers, Signature, Tensor, open_launch
 from qfuse.lowering.triton.tile import Tile
+from qfuse.lowering.triton.tiles import Config, choose_configs, tma_stores
 
 OPS = ("qfuse.matmul",)
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Source = Literal["operand", "result", "scratch"]
+Source = Literal["operand", "result", "scratch", "counter"]
 Part = Literal["data", "scale"]
 
 
@@ -11,7 +11,7 @@ Part = Literal["data", "scale"]
 class Parameter:
     """What a pointer argument of a launch points to.
 
-    `index` counts operands or results of the qfuse kernel; scratch has only index 0.
+    `index` counts operands or results of the qfuse kernel; scratch and counters have only index 0.
     """
 
     source: Source
@@ -56,13 +56,15 @@ class Launch:
 class Variant:
     """The launches, in order, that serve first_m <= M <= last_m (None: any larger M).
 
-    `scratch_per_row` bytes times M, shared by the launches, need no initial value.
+    `scratch_per_row` bytes times M, shared by the launches, need no initial value;
+    `counter_bytes` are zero before the first launch ever, and each launch leaves them zero.
     """
 
     first_m: int
     last_m: int | None
     launches: tuple[Launch, ...]
     scratch_per_row: int = 0
+    counter_bytes: int = 0
 
     @property
     def range_text(self) -> str:
@@ -71,10 +73,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class TritonKernel:
-    """A qfuse kernel lowered for one GPU: variants that together serve every M >= 1."""
+    """A qfuse kernel lowered for one GPU: variants that together serve every M >= 1.
+
+    `parameters` lists the tensors a caller passes, in order: operands, then results, each with
+    its scales after it where it is quantized.
+    """
 
     name: str
     target: str
+    parameters: tuple[Parameter, ...]
     variants: tuple[Variant, ...]
 
     def variant(self, m: int) -> Variant:
@@ -100,4 +107,5 @@ class TritonKernel:
                 for launch in v["launches"]
             )
             variants.append(Variant(**{**v, "launches": launches}))
-        return TritonKernel(data["name"], data["target"], tuple(variants))
+        parameters = tuple(Parameter(**p) for p in data["parameters"])
+        return TritonKernel(data["name"], data["target"], parameters, tuple(variants))

@@ -35,4 +35,6 @@ def lower_kernel(kernel: func.FuncOp, gpu: Gpu) -> TritonKernel:
         raise QfuseError(f"{op.name} at {op.location}: {why}")
     with kernel.context, ir.Location.unknown():
         variants = _FAMILIES[op.name].build(signature, gpu)
-    return TritonKernel(signature.name, str(gpu), tuple(variants))
+    tensors = (*signature.operands, *signature.results)
+    parameters = tuple(parameter for t in tensors for parameter, _ in t.parameters())
+    return TritonKernel(signature.name, str(gpu), parameters, tuple(variants))

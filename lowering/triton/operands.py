@@ -8,8 +8,9 @@ from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.fp8 import decode
 from qfuse.lowering.triton.gpu import Gpu
-from qfuse.lowering.triton.product import SPLIT_K, Config, Group, Product
+from qfuse.lowering.triton.product import Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
+from qfuse.lowering.triton.tiles import SPLIT_K, Config
 
 
 class Operands:
