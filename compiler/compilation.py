@@ -3,7 +3,7 @@
 import      a front end makes a module in the torch dialect        compiler/frontend
 expand      torch to qfuse, quantization apart                     pipeline.IMPORT
 fuse        the fusion passes that are on                          pipeline.FUSION
-lower       computations outlined into kernels, compiled           lowering/cpu
+lower       computations outlined into kernels, compiled           lowering/cpu, lowering/triton
 plan        the rest as data, weights in the kernels' layout       compiler/plan, runtime
 """
 
@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.options import CompileOptions
-from qfuse.compiler.passes.convert_to_cpu import KERNEL, ConvertToCpu
+from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
+from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
+from qfuse.compiler.passes.outline import kernel_functions
+from qfuse.compiler.passes.triton_to_binary import to_binary
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.executable import Executable
-from qfuse.compiler.runtime.program import Program
+from qfuse.compiler.runtime.program import Kernel, Program
 from qfuse.dialects import registry
-from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cache import compile_cached
-from qfuse.lowering.cpu.kernel import CompiledKernel
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +60,7 @@ def compile(
     logits: str = "last",
     progress: Progress | None = None,
 ) -> Executable:
-    """Compile a model for `target`.
+    """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
 
     `model` is a directory with a Hugging Face checkpoint, or a torch module together with
     `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
@@ -94,8 +96,6 @@ def compile_imported(
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
     collected, _ = fuse(module, options, progress)
-    with _errors_as_one_line(), module.context, ir.Location.unknown():
-        pipeline.run(module, pipeline.stages_of([ConvertToCpu.name]))
     kernels = compile_kernels(module, options, progress)
     with module.context:
         plan = build_plan(module, kernels)
@@ -105,6 +105,7 @@ def compile_imported(
         kernels,
         info=_info(imported),
         report={"remarks": [remark.to_json() for remark in collected]},
+        target=str(options.target),
         progress=lambda done, total: _report(progress, "weights", done, total),
     )
     return Executable(program)
@@ -127,19 +128,21 @@ def fuse(
 
 def compile_kernels(
     module: ir.Module, options: CompileOptions, progress: Progress | None = None
-) -> dict[str, CompiledKernel]:
-    """Machine code for every outlined kernel of a lowered module, by name."""
-    functions = [
-        op
-        for op in module.body.operations
-        if isinstance(op, func.FuncOp) and KERNEL in op.operation.attributes
-    ]
-    kernels = {}
+) -> dict[str, Kernel]:
+    """Lower a fused module, in place, and return machine code for its kernels, by name."""
+    target, cache = options.target, options.cache_dir
+    lower = ConvertToCpu() if target.is_cpu else ConvertToTriton(str(target))
+    with _errors_as_one_line():
+        pipeline.run(module, [pipeline.Stage(lower.name, lower)])
+    functions = kernel_functions(module.operation)
+    kernels: dict[str, Kernel] = {}
     for i, function in enumerate(functions):
         _report(progress, "kernels", i, len(functions))
-        kernels[function.name.value] = compile_cached(
-            function, options.cache_dir, level=options.level
-        )
+        name = function.name.value
+        if target.is_cpu:
+            kernels[name] = compile_cached(function, cache, level=options.level)
+        else:
+            kernels[name] = to_binary(function, cache)
     _report(progress, "kernels", len(functions), len(functions))
     return kernels
 

@@ -4,6 +4,7 @@ Everything else imports `ir`, `passmanager` and the dialects from here, so a mov
 build of the upstream bindings is an edit of this file.  Importing it never imports torch.
 """
 
+import importlib
 import sys
 import types
 
@@ -20,10 +21,17 @@ for _dialect in ("qfuse", "torch_c", "tt"):
     _name = f"{ir.__name__.partition('.')[0]}.dialects.{_dialect}"
     sys.modules.setdefault(_name, types.ModuleType(_name))
 
+
+def gpu_dialect() -> types.ModuleType:
+    """Upstream's gpu dialect, imported when it is asked for: few commands need its classes."""
+    return importlib.import_module(f"{ir.__name__.partition('.')[0]}.dialects.gpu")
+
+
 __all__ = [
     "arith",
     "ext",
     "func",
+    "gpu_dialect",
     "ir",
     "math",
     "passmanager",

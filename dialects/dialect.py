@@ -24,7 +24,8 @@ class Op(QFuse.Operation):
     def verify_invariants(self) -> bool:
         # IRDL checks the fields, too, but only after this.
         try:
-            why = _fields_error(self) or self.violation()
+            with self.location:  # some verifiers make types to compare with, which takes one
+                why = _fields_error(self) or self.violation()
         except IllegalType as error:
             why = str(error)
         if why is not None:

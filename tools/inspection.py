@@ -14,7 +14,9 @@ def show(console: Console, path: Path, data: Mapping[str, Any], report: Report) 
     """Print the model, its sizes, its steps and the fusion report."""
     model = data["model"]
     sizes = data["sizes"]
-    console.print(f"[bold]{path}[/bold]  {model.get('model_type', 'a torch module')}")
+    console.print(
+        f"[bold]{path}[/bold]  {model.get('model_type', 'a torch module')} for {data['target']}"
+    )
     console.print(
         f"weights {size_text(sizes['weight_bytes'])}, "
         f"{sizes['kernels']} kernels of {size_text(sizes['kernel_bytes'])}, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qfuse.compiler import options
-from qfuse.compiler.passes.convert_to_cpu import KERNEL, ConvertToCpu
+from qfuse.compiler.passes.outline import kernel_functions, outline_computations
 from qfuse.dialects import registry
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
@@ -77,8 +77,8 @@ def _lower(text: str, name: str, gpu: Gpu) -> list[TritonKernel]:
             except ir.MLIRError as error:
                 found = diagnostics.from_error(error) or reported
                 raise QfuseError(f"{name}:{found[0] if found else error}") from None
-        ConvertToCpu().run(module.operation)
-        functions = [op for op in module.body.operations if KERNEL in op.operation.attributes]
+        outline_computations(module.operation)
+        functions = kernel_functions(module.operation)
         if not functions:
             raise QfuseError(f"{name} holds no qfuse computation; see qfuse-opt --help for passes")
         return [lower_kernel(function, gpu) for function in functions]

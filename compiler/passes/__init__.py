@@ -2,6 +2,7 @@
 
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
+from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
 from qfuse.compiler.passes.expand_quantize import ExpandQuantize
 from qfuse.compiler.passes.fuse_act_quantize import FuseActQuantize
 from qfuse.compiler.passes.fuse_epilogue import FuseEpilogue
@@ -10,6 +11,7 @@ from qfuse.compiler.passes.fuse_norm_quantize import FuseNormQuantize
 from qfuse.compiler.passes.fuse_qkv import FuseQkv
 from qfuse.compiler.passes.fuse_rope import FuseRope
 from qfuse.compiler.passes.raise_torch import RaiseTorch
+from qfuse.compiler.passes.triton_to_binary import TritonToBinary
 
 ALL_PASSES: dict[str, type[Pass]] = {
     cls.name: cls
@@ -23,5 +25,7 @@ ALL_PASSES: dict[str, type[Pass]] = {
         FuseNormQuantize,
         FuseActQuantize,
         ConvertToCpu,
+        ConvertToTriton,
+        TritonToBinary,
     )
 }

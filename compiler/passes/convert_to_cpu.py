@@ -1,17 +1,11 @@
 """`qfuse-convert-to-cpu`: each qfuse computation becomes a call of an outlined kernel."""
 
 from dataclasses import dataclass
-from itertools import count
 from typing import ClassVar
 
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
-from qfuse.dialects.bindings import func, ir
-from qfuse.dialects.errors import QfuseError
-from qfuse.dialects.registry import COMPUTE_OPS
-
-KERNEL = "qfuse.kernel"
-"""Attribute of a function that is compiled as one kernel."""
+from qfuse.compiler.passes.outline import outline_computations
+from qfuse.dialects.bindings import ir
 
 
 @dataclass(frozen=True)
@@ -38,75 +32,4 @@ class ConvertToCpu(Pass):
     name: ClassVar[str] = "qfuse-convert-to-cpu"
 
     def run(self, module: ir.Operation) -> None:
-        functions = [
-            op.operation
-            for op in module.regions[0].blocks[0].operations
-            if op.operation.name == "func.func"
-        ]
-        kernels = _Kernels(
-            module, {ir.StringAttr(f.attributes["sym_name"]).value for f in functions}
-        )
-        for function in functions:
-            if KERNEL not in function.attributes:
-                for op in _computations(function):
-                    _outline(op, kernels)
-
-
-def _computations(function: ir.Operation) -> list[ir.Operation]:
-    found = []
-    for block in function.regions[0].blocks:
-        found += [op.operation for op in block.operations if op.operation.name in COMPUTE_OPS]
-    return found
-
-
-class _Kernels:
-    """The kernels outlined so far, by what they compute."""
-
-    def __init__(self, module: ir.Operation, taken: set[str]) -> None:
-        self.module, self.taken = module, taken
-        self.names: dict[tuple[str, str], str] = {}
-
-    def name_of(self, op: ir.Operation) -> str:
-        """The kernel that computes `op`, defined where there is none yet."""
-        key = (op.name, _body(op))
-        if key not in self.names:
-            prefix = op.name.removeprefix("qfuse.")
-            name = next(n for i in count() if (n := f"{prefix}_{i}") not in self.taken)
-            self.names[key] = name
-            self.taken.add(name)
-            _define(self.module, op, name)
-        return self.names[key]
-
-
-def _outline(op: ir.Operation, kernels: _Kernels) -> None:
-    if INPUT_SCHEME in op.attributes:
-        raise QfuseError(
-            f"{op.name} at {op.location}: the quantization of its input is still part of it; "
-            "run qfuse-expand-quantize first, and see why it declines"
-        )
-    name = kernels.name_of(op)
-    with ir.InsertionPoint(op), op.location:
-        call = func.CallOp([r.type for r in op.results], name, list(op.operands))
-    for old, new in zip(op.results, call.results, strict=True):
-        old.replace_all_uses_with(new)
-    op.erase()
-
-
-def _body(op: ir.Operation) -> str:
-    """The text of `op` without its name and operands: equal for equal computations."""
-    text = op.get_asm(print_generic_op_form=True, use_local_scope=True, assume_verified=True)
-    return text[text.index("(") :].split(")", 1)[1]
-
-
-def _define(module: ir.Operation, op: ir.Operation, name: str) -> None:
-    inputs = [v.type for v in op.operands]
-    results = [r.type for r in op.results]
-    with ir.InsertionPoint(module.regions[0].blocks[0]), ir.Location.name(name):
-        kernel = func.FuncOp(name, (inputs, results), visibility="private")
-        kernel.operation.attributes[KERNEL] = ir.UnitAttr.get()
-        block = kernel.add_entry_block()
-        with ir.InsertionPoint(block):
-            copy = op.clone()
-            for i, argument in enumerate(block.arguments):
-                copy.operands[i] = argument
-            func.ReturnOp(list(copy.results))
+        outline_computations(module)

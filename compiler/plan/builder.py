@@ -25,6 +25,7 @@ from qfuse.compiler.runtime.plan import (
     Argument,
     KernelStep,
     KernelType,
+    Layout,
     Literal,
     Output,
     Plan,
@@ -38,6 +39,9 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.triton.gpu_kernel import GpuKernel
+
+Kernel = CompiledKernel | GpuKernel
 
 # The value passes through unchanged.
 _IDENTITIES = frozenset(
@@ -75,7 +79,7 @@ class _Quantized:
     type: Shaped
 
 
-def build_plan(module: ir.Module, kernels: Mapping[str, CompiledKernel]) -> Plan:
+def build_plan(module: ir.Module, kernels: Mapping[str, Kernel]) -> Plan:
     """The plan of `@main` of a lowered module, whose kernels have been compiled.
 
     Arguments and results of `@main` carry `qfuse.kind` and `qfuse.name`.  Raises QfuseError
@@ -88,9 +92,7 @@ def build_plan(module: ir.Module, kernels: Mapping[str, CompiledKernel]) -> Plan
 
 
 class _Builder:
-    def __init__(
-        self, functions: dict[str, func.FuncOp], kernels: Mapping[str, CompiledKernel]
-    ) -> None:
+    def __init__(self, functions: dict[str, func.FuncOp], kernels: Mapping[str, Kernel]) -> None:
         self.main = functions["main"]
         self.functions, self.compiled = functions, kernels
         self.count = 0
@@ -313,8 +315,9 @@ class _Builder:
         for parameter in kernel.parameters:
             if parameter.source == "operand":
                 value = self._bound(op.operands[parameter.index])
-                number = self._pointer(value, parameter.kind, parameter.packed, op)
-                operands.append(number)
+                packed = isinstance(kernel, CompiledKernel) and parameter.packed
+                layout: Layout = "packed" if packed else "rows"
+                operands.append(self._pointer(value, parameter.part, layout, op))
         results: list[int] = []
         for result in op.results:
             if shaped(result.type).quantized:
@@ -328,25 +331,23 @@ class _Builder:
             self.kernels[name] = kernel_type(name, function, kernel)
         self.steps.append(KernelStep(name, tuple(operands), tuple(results), where(op)))
 
-    def _pointer(self, value: Any, kind: str, packed: bool, op: ir.OpView) -> int:
+    def _pointer(self, value: Any, part: str, layout: Layout, op: ir.OpView) -> int:
         """The value behind one pointer of a kernel."""
-        if isinstance(value, Ref) and not packed:
+        if isinstance(value, Ref) and layout == "rows":
             return value.value
         if not isinstance(value, _Quantized):
             raise unsupported(op, "a kernel takes tensors, and weights in FP8 only")
-        if packed:
-            prepare = self._prepare(value, op)
-            return prepare.packed if kind == "data" else prepare.scale
-        if len(value.parts) != 1:
-            raise unsupported(op, "a joined weight exists only in the kernels' own layout")
-        return value.parts[0][0 if kind == "data" else 1]
+        if layout == "packed" or len(value.parts) > 1:
+            prepare = self._prepare(value, layout, op)
+            return prepare.packed if part == "data" else prepare.scale
+        return value.parts[0][0 if part == "data" else 1]
 
-    def _prepare(self, value: _Quantized, op: ir.OpView) -> Prepare:
+    def _prepare(self, value: _Quantized, layout: Layout, op: ir.OpView) -> Prepare:
         for number in (n for part in value.parts for n in part):
             if number not in self.parameters:
                 raise unsupported(op, "a weight is not a parameter of the program")
         assert value.type.scheme is not None
-        key = (value.parts, value.type.scheme.block)
+        key = (value.parts, value.type.scheme.block, layout)
         if key not in self.prepares:
             self.prepares[key] = Prepare(*key, packed=self._new(), scale=self._new())
         return self.prepares[key]

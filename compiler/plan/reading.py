@@ -13,6 +13,7 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import shaped
 from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.triton.gpu_kernel import GpuKernel
 
 _DTYPE_NAMES = {
     **{"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"},
@@ -35,14 +36,15 @@ _MEMORY_FORMATS = (
 )
 
 
-def kernel_type(name: str, function: func.FuncOp, kernel: CompiledKernel) -> KernelType:
+def kernel_type(name: str, function: func.FuncOp, kernel: CompiledKernel | GpuKernel) -> KernelType:
+    """The types of the tensors behind the kernel's pointers, in order."""
     types = {"operand": list(function.type.inputs), "result": list(function.type.results)}
     listed: dict[str, list[TensorType | None]] = {"operand": [], "result": []}
     for parameter in kernel.parameters:
         value = shaped(types[parameter.source][parameter.index])
-        if parameter.packed:
+        if isinstance(kernel, CompiledKernel) and parameter.packed:
             listed[parameter.source].append(None)
-        elif parameter.kind == "data":
+        elif parameter.part == "data":
             listed[parameter.source].append(_type(value.shape, value.dtype))
         else:
             assert value.scheme is not None

@@ -18,7 +18,7 @@ import torch
 
 from qfuse.dialects.errors import QfuseError
 
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 
 _KIND = "qfuse.artifact"

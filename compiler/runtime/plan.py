@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+from typing import Literal as OneOf
 
 import torch
 
@@ -32,6 +33,9 @@ _TAGGED = {
     "memory_format": torch.memory_format,
     "device": torch.device,
 }
+
+Layout = OneOf["packed", "rows"]
+"""How the kernels of a target want a weight: see `Prepare`."""
 
 Scalar = bool | int | float
 
@@ -89,11 +93,13 @@ class Literal:
 class Prepare:
     """A weight to put into the kernels' layout, once: its parts' (codes, scales) joined by rows.
 
-    Defines the packed codes (uint8, 1-D) and the scales (f32, 2-D).
+    Layout "packed" (CPU kernels) defines codes as uint8, 1-D, and scales as f32, 2-D; "rows" (GPU
+    kernels) leaves both as they are but that each part begins at a block boundary.
     """
 
     parts: tuple[tuple[int, int], ...]
     block: tuple[int, int]
+    layout: Layout
     packed: int
     scale: int
 
@@ -190,6 +196,7 @@ class Plan:
                     Prepare(
                         tuple((codes, scale) for codes, scale in p["parts"]),
                         (p["block"][0], p["block"][1]),
+                        _load_layout(p["layout"]),
                         p["packed"],
                         p["scale"],
                     )
@@ -271,6 +278,12 @@ def _load_type(data: dict[str, Any]) -> TensorType:
     if data["dtype"] not in DTYPES:
         raise ValueError(f"unknown dtype {data['dtype']}")
     return TensorType(tuple(data["shape"]), data["dtype"])
+
+
+def _load_layout(name: str) -> Layout:
+    if name not in ("packed", "rows"):
+        raise ValueError(f"unknown layout {name}")
+    return name  # type: ignore[return-value]
 
 
 def _load_argument(data: dict[str, Any]) -> Argument:

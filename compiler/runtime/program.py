@@ -8,13 +8,19 @@ from typing import Any, Protocol
 import torch
 
 from qfuse.compiler.runtime import artifact
-from qfuse.compiler.runtime.plan import DTYPES, Argument, KernelStep, Plan, TensorType
+from qfuse.compiler.runtime.plan import DTYPES, Argument, KernelStep, Plan, Prepare, TensorType
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.lowering.cpu.layout import WeightLayout
 from qfuse.lowering.cpu.weights import pack_weight
+from qfuse.lowering.triton.gpu_kernel import GpuKernel
+from qfuse.lowering.triton.weights import join_rows, joined_rows
+
+Kernel = CompiledKernel | GpuKernel
+LoadKernel = Callable[[Any], "Bindable"]
+"""Puts a kernel of the program's target into executable memory."""
 
 
 class Launch(Protocol):
@@ -33,32 +39,46 @@ class Bindable(Protocol):
     ) -> Launch: ...
 
 
+def default_loader(target: str) -> LoadKernel:
+    """What loads the kernels of a program for `target`, on the machine at hand."""
+    if target == "cpu":
+        return LoadedKernel
+    from qfuse.lowering.triton.launcher import LoadedGpuKernel
+
+    return LoadedGpuKernel
+
+
 @dataclass
 class Program:
     """What a session runs.
 
-    `constants` maps plan values to tensors: the parameters that steps read as they are, weights
-    in the kernels' layout, and literals.  `info` and `report` are data for whoever made the
-    program (a description of the model, the fusion report); they travel with the artifact.
+    `target` is what the kernels were compiled for: "cpu", or a GPU such as "cuda:sm_90".
+    `constants` maps plan values to tensors, in the host's memory whatever the target: the
+    parameters that steps read as they are, weights in the kernels' layout, and literals.
+    `info` and `report` are data for whoever made the program (a description of the model, the
+    fusion report); they travel with the artifact.
     """
 
     plan: Plan
     constants: dict[int, torch.Tensor]
-    kernels: dict[str, CompiledKernel]
+    kernels: dict[str, Kernel]
     info: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
-    load_kernel: Callable[[CompiledKernel], Bindable] = LoadedKernel
+    target: str = "cpu"
+    load_kernel: LoadKernel | None = None
+    """None: what runs on this machine."""
     _loaded: dict[str, Bindable] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def prepare(
         plan: Plan,
         parameters: Mapping[str, torch.Tensor],
-        kernels: Mapping[str, CompiledKernel],
+        kernels: Mapping[str, Kernel],
         *,
         info: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
-        load_kernel: Callable[[CompiledKernel], Bindable] = LoadedKernel,
+        target: str = "cpu",
+        load_kernel: LoadKernel | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Program":
         """Put the weights into the kernels' layout, once.
@@ -81,7 +101,8 @@ class Program:
                 (_parameter(parameters, by_value[c]), _parameter(parameters, by_value[s]))
                 for c, s in prepare.parts
             ]
-            packed, scale = pack_weight(parts, prepare.block)
+            arrange = pack_weight if prepare.layout == "packed" else join_rows
+            packed, scale = arrange(parts, prepare.block)
             constants[prepare.packed], constants[prepare.scale] = packed, scale
             if progress is not None:
                 progress(i + 1, len(plan.prepares))
@@ -96,11 +117,12 @@ class Program:
             {name: kernels[name] for name in sorted(used)},
             info or {},
             report or {},
+            target,
             load_kernel,
         )
 
     @staticmethod
-    def hollow(plan: Plan, kernels: Mapping[str, CompiledKernel]) -> "Program":
+    def hollow(plan: Plan, kernels: Mapping[str, Kernel]) -> "Program":
         """A program of the right shapes without contents, whose kernels compute nothing.
 
         `Session.profile` counts the same launches and bytes for it, at no cost for weights: their
@@ -114,10 +136,8 @@ class Program:
             if value in read or value not in packed:
                 constants[value] = torch.empty(type_.shape, dtype=DTYPES[type_.dtype])
         for prepare in plan.prepares:
-            parts = [types[codes].shape for codes, _ in prepare.parts]
-            layout = WeightLayout(tuple(n for n, _ in parts), parts[0][1], *prepare.block)
-            constants[prepare.packed] = torch.empty(layout.packed_bytes, dtype=torch.uint8)
-            constants[prepare.scale] = torch.empty(layout.scale_shape)
+            made = _empty_weight(prepare, types)
+            constants[prepare.packed], constants[prepare.scale] = made
         for literal in plan.literals:
             constants[literal.value] = _literal(literal.data, literal.type)
         used = {k.name: kernels[k.name] for k in plan.kernels}
@@ -126,7 +146,8 @@ class Program:
     def kernel(self, name: str) -> Bindable:
         """The kernel `name`, loaded on first use."""
         if name not in self._loaded:
-            self._loaded[name] = self.load_kernel(self.kernels[name])
+            load = self.load_kernel or default_loader(self.target)
+            self._loaded[name] = load(self.kernels[name])
         return self._loaded[name]
 
     def save(self, path: str | Path) -> None:
@@ -134,13 +155,14 @@ class Program:
         tensors = {f"value.{value}": tensor for value, tensor in self.constants.items()}
         metadata = []
         for name, kernel in self.kernels.items():
-            data = torch.frombuffer(bytearray(kernel.object), dtype=torch.uint8)
+            data = torch.frombuffer(bytearray(kernel.code), dtype=torch.uint8)
             tensors[f"kernel.{name}"] = data
             metadata.append({"name": name, "kernel": kernel.metadata()})
         artifact.write(
             Path(path),
             tensors,
             {
+                "target": self.target,
                 "plan": self.plan.to_json(),
                 "kernels": metadata,
                 "info": self.info,
@@ -149,33 +171,32 @@ class Program:
         )
 
     @staticmethod
-    def load(
-        path: str | Path, *, load_kernel: Callable[[CompiledKernel], Bindable] = LoadedKernel
-    ) -> "Program":
+    def load(path: str | Path, *, load_kernel: LoadKernel | None = None) -> "Program":
         """Read what `save` wrote; weights stay in the file until they are touched.
 
         Raises QfuseError if the file is missing, damaged, of another version, or holds kernels
-        for another CPU.
+        for another CPU.  A program for a GPU can be looked at without one: running it is what
+        takes the GPU.
         """
         tensors, metadata = artifact.read(Path(path))
         try:
-            plan = Plan.from_json(metadata["plan"])
-            kernels = {}
+            plan, target = Plan.from_json(metadata["plan"]), metadata["target"]
+            kind = CompiledKernel if target == "cpu" else GpuKernel
+            kernels: dict[str, Kernel] = {}
             for entry in metadata["kernels"]:
                 data = tensors.pop(f"kernel.{entry['name']}")
-                kernels[entry["name"]] = CompiledKernel.from_metadata(
-                    entry["kernel"], data.numpy().tobytes()
-                )
+                kernels[entry["name"]] = kind.from_metadata(entry["kernel"], data.numpy().tobytes())
             constants = {
                 int(name.removeprefix("value.")): tensor for name, tensor in tensors.items()
             }
             program = Program(
-                plan, constants, kernels, metadata["info"], metadata["report"], load_kernel
+                plan, constants, kernels, metadata["info"], metadata["report"], target, load_kernel
             )
         except (KeyError, TypeError, ValueError) as error:
             raise QfuseError(f"{path} is a damaged qfuse artifact: {error!r}") from error
         for kernel in kernels.values():
-            if missing := sorted(set(kernel.features) - set(cpu_features())):
+            needed = kernel.features if isinstance(kernel, CompiledKernel) else ()
+            if missing := sorted(set(needed) - set(cpu_features())):
                 raise QfuseError(
                     f"{path} was compiled for a CPU with {', '.join(missing)}, which this one "
                     "lacks; compile the model again on this machine"
@@ -188,7 +209,7 @@ class Program:
         storages = {t.untyped_storage().data_ptr(): t.nbytes for t in self.constants.values()}
         return {
             "weight_bytes": sum(storages.values()),
-            "kernel_bytes": sum(len(k.object) for k in self.kernels.values()),
+            "kernel_bytes": sum(len(k.code) for k in self.kernels.values()),
             "kernels": len(self.kernels),
             "kernel_steps": sum(isinstance(s, KernelStep) for s in self.plan.steps),
             "torch_steps": sum(not isinstance(s, KernelStep) for s in self.plan.steps),
@@ -199,7 +220,7 @@ class Program:
 class _Idle:
     """A kernel that leaves its results as they are."""
 
-    def __init__(self, kernel: CompiledKernel) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.pointers: list[int] = []
 
     def bind(
@@ -222,9 +243,26 @@ def _parameter(parameters: Mapping[str, torch.Tensor], argument: Argument) -> to
         raise QfuseError(f"parameter {argument.name} is {found}; the program expects {wanted}")
     if tensor.device.type != "cpu":
         raise QfuseError(
-            f"parameter {argument.name} is on {tensor.device}; the cpu target needs it on cpu"
+            f"parameter {argument.name} is on {tensor.device}; compiling needs it on the cpu"
         )
     return tensor.detach().contiguous()
+
+
+def _empty_weight(
+    prepare: Prepare, types: Mapping[int, TensorType]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a prepared weight's codes and scales would be, without contents."""
+    codes, scale = (types[value] for value in prepare.parts[0])
+    rows, k = [types[c].shape[0] for c, _ in prepare.parts], codes.shape[1]
+    if prepare.layout == "packed":
+        layout = WeightLayout(tuple(rows), k, *prepare.block)
+        return torch.empty(layout.packed_bytes, dtype=torch.uint8), torch.empty(layout.scale_shape)
+    _, total = joined_rows(rows, prepare.block[0])
+    scale_rows = sum(types[s].shape[0] for _, s in prepare.parts)
+    return (
+        torch.empty(total, k, dtype=DTYPES[codes.dtype]),
+        torch.empty(scale_rows, scale.shape[1], dtype=DTYPES[scale.dtype]),
+    )
 
 
 def _tensor_type(parameter: Argument) -> TensorType:

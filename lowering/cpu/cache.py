@@ -33,7 +33,7 @@ def compile_cached(
     if cached is not None:
         return replace(cached, name=kernel.name.value)
     compiled = compile_kernel(kernel, level=level)
-    write_cached(path, compiled.metadata(), compiled.object)
+    write_cached(path, compiled.metadata(), compiled.code)
     return compiled
 
 

@@ -59,7 +59,7 @@ def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> Compiled
         features=cpu_features(),
         parameters=signature.parameters,
         entries=tuple(built.entries),
-        object=compile_text(kernel_text(built)),
+        code=compile_text(kernel_text(built)),
     )
 
 

@@ -34,7 +34,7 @@ class Parameter:
     source: Literal["operand", "result"]
     index: int
     """Which argument or result of the kernel function."""
-    kind: Literal["data", "scale"] = "data"
+    part: Literal["data", "scale"] = "data"
     packed: bool = False
     """The pointer is to a weight as `weights.pack_weight` lays it out."""
 
@@ -90,7 +90,7 @@ class CompiledKernel:
     """CPU flags of the machine it was compiled on; another one needs them all."""
     parameters: tuple[Parameter, ...]
     entries: tuple[Entry, ...]
-    object: bytes
+    code: bytes
 
     def entry(self, m: int) -> Entry:
         return next(e for e in self.entries if e.serves(m))
@@ -103,8 +103,16 @@ class CompiledKernel:
         rows = entry.task_rows(m, threads)
         return entry.shared_bytes(m) + ALIGNMENT + threads * entry.thread_bytes(rows)
 
+    def describe(self) -> dict[str, Any]:
+        """For people: what it runs on, its entries, and its size."""
+        return {
+            "level": self.level,
+            "entries": [entry.symbol for entry in self.entries],
+            "bytes": len(self.code),
+        }
+
     def metadata(self) -> dict[str, Any]:
-        """Everything but the object, as JSON-able values."""
+        """Everything but the machine code, as JSON-able values."""
         values = {f: getattr(self, f) for f in ("name", "level")}
         return values | {
             "features": list(self.features),
@@ -113,7 +121,7 @@ class CompiledKernel:
         }
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], object: bytes) -> "CompiledKernel":
+    def from_metadata(cls, metadata: Mapping[str, Any], code: bytes) -> "CompiledKernel":
         """The inverse of `metadata`; TypeError or KeyError if it was made by other code."""
         return cls(
             name=metadata["name"],
@@ -121,7 +129,7 @@ class CompiledKernel:
             features=tuple(metadata["features"]),
             parameters=tuple(Parameter(**p) for p in metadata["parameters"]),
             entries=tuple(Entry(**e) for e in metadata["entries"]),
-            object=object,
+            code=code,
         )
 
 

@@ -35,7 +35,7 @@ class LoadedKernel:
                 "this one lacks; compile the model again on this machine"
             )
         self.compiled = compiled
-        self._object = LoadedObject(compiled.object, compiled.name)
+        self._object = LoadedObject(compiled.code, compiled.name)
         self._addresses = {
             symbol: self._object.address(symbol)
             for entry in compiled.entries

@@ -79,6 +79,14 @@ class GpuKernel:
         """The machine code of all launches, one after the other."""
         return b"".join(x.code for v in self.variants for x in v.launches)
 
+    def describe(self) -> dict[str, Any]:
+        """For people: what it runs on, the launches for each range of M, and its size."""
+        return {
+            "level": self.target,
+            "entries": [launch.name for v in self.variants for launch in v.launches],
+            "bytes": len(self.code),
+        }
+
     def metadata(self) -> dict[str, Any]:
         """Everything but the machine code, as JSON-able values."""
         return asdict(

@@ -64,3 +64,8 @@ def kernel(gpu: Gpu, name: str, pointers: Sequence[str], integers: int = 1) -> I
 def module_text(module: ir.Module) -> str:
     """The module as text for `text.respell`; operations are named as in Triton."""
     return str(module).replace('"tt.reduce_return"', '"tt.reduce.return"')
+
+
+def read_module(text: str) -> ir.Module:
+    """The inverse of `module_text`, in the current context; raises ir.MLIRError for other text."""
+    return ir.Module.parse(text.replace('"tt.reduce.return"', '"tt.reduce_return"'))

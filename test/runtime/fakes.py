@@ -90,7 +90,7 @@ class FakeLoaded:
         self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
     ) -> FakeLaunch:
         assert scratch is not None and scratch % 64 == 0
-        body, _, width = self.kernel.object.decode().partition(":")
+        body, _, width = self.kernel.code.decode().partition(":")
         assert threads == torch.get_num_threads()
         self.bound.append(FakeLaunch(BODIES[body], list(pointers), m, int(width)))
         return self.bound[-1]

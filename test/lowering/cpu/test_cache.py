@@ -66,17 +66,17 @@ def test_damaged_entry_is_made_again(tmp_path: Path, compilations: list[str], da
 def test_unwritable_directory_is_no_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    assert compile_once(file / "below").object
+    assert compile_once(file / "below").code
 
 
 def test_no_directory(compilations: list[str]) -> None:
     with parsed(TEXT) as kernel:
-        assert cache.compile_cached(kernel, None).object and compilations == ["k"]
+        assert cache.compile_cached(kernel, None).code and compilations == ["k"]
 
 
 def _compile_in_process(directory: Path, start: object, results: object) -> None:
     start.wait()  # type: ignore[attr-defined]
-    results.put(compile_once(directory).object)  # type: ignore[attr-defined]
+    results.put(compile_once(directory).code)  # type: ignore[attr-defined]
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
@@ -91,5 +91,5 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     objects = [results.get(timeout=60) for _ in workers]
     for w in workers:
         w.join()
-    assert objects[0] == objects[1] == compile_once(tmp_path).object
+    assert objects[0] == objects[1] == compile_once(tmp_path).code
     assert [p.suffix for p in tmp_path.iterdir()] == [".kernel"]

@@ -119,8 +119,8 @@ def test_another_cpu_is_refused() -> None:
 
 def test_metadata_round_trip() -> None:
     kernel = product()[0].compiled
-    assert CompiledKernel.from_metadata(kernel.metadata(), kernel.object) == kernel
-    assert [(p.source, p.index, p.kind, p.packed) for p in kernel.parameters] == [
+    assert CompiledKernel.from_metadata(kernel.metadata(), kernel.code) == kernel
+    assert [(p.source, p.index, p.part, p.packed) for p in kernel.parameters] == [
         ("operand", 0, "data", False),
         ("operand", 1, "data", True),
         ("operand", 1, "scale", True),

@@ -16,7 +16,7 @@ ROW = plain(-1, 8, dtype="f32")
 
 @pytest.fixture(scope="module")
 def good() -> bytes:
-    return compiled(kernel_text("silu", [ROW], [ROW])).object
+    return compiled(kernel_text("silu", [ROW], [ROW])).code
 
 
 def test_loads_and_finds_entries(good: bytes) -> None:

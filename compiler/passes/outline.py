@@ -1,0 +1,101 @@
+"""Outlining: each qfuse computation becomes a call of a kernel function."""
+
+from itertools import count
+
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
+from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.registry import COMPUTE_OPS
+
+KERNEL = "qfuse.kernel"
+"""Attribute of a function that is compiled as one kernel."""
+
+
+def outline_computations(module: ir.Operation) -> None:
+    """Outline every qfuse computation of `module`; equal ones share a function.
+
+    A kernel function holds one operation and a return.  A product that is still to quantize its
+    input raises QfuseError: qfuse-expand-quantize comes first.
+    """
+    operations = _operations(module)
+    functions = [op for op in operations if op.name == "func.func"]
+    symbols = [op.attributes["sym_name"] for op in operations if "sym_name" in op.attributes]
+    taken = {ir.StringAttr(symbol).value for symbol in symbols}
+    kernels = _Kernels(module, taken)
+    for function in functions:
+        if KERNEL not in function.attributes:
+            for op in _computations(function):
+                _outline(op, kernels)
+
+
+def kernel_functions(module: ir.Operation) -> list[func.FuncOp]:
+    """The kernel functions of a module, in order."""
+    return [
+        op.opview
+        for op in _operations(module)
+        if op.name == "func.func" and KERNEL in op.attributes
+    ]
+
+
+def _operations(module: ir.Operation) -> list[ir.Operation]:
+    return [op.operation for op in module.regions[0].blocks[0].operations]
+
+
+def _computations(function: ir.Operation) -> list[ir.Operation]:
+    found = []
+    for block in function.regions[0].blocks:
+        found += [op.operation for op in block.operations if op.operation.name in COMPUTE_OPS]
+    return found
+
+
+class _Kernels:
+    """The kernels outlined so far, by what they compute."""
+
+    def __init__(self, module: ir.Operation, taken: set[str]) -> None:
+        self.module, self.taken = module, taken
+        self.names: dict[tuple[str, str], str] = {}
+
+    def name_of(self, op: ir.Operation) -> str:
+        """The kernel that computes `op`, defined where there is none yet."""
+        key = (op.name, _body(op))
+        if key not in self.names:
+            prefix = op.name.removeprefix("qfuse.")
+            name = next(n for i in count() if (n := f"{prefix}_{i}") not in self.taken)
+            self.names[key] = name
+            self.taken.add(name)
+            _define(self.module, op, name)
+        return self.names[key]
+
+
+def _outline(op: ir.Operation, kernels: _Kernels) -> None:
+    if INPUT_SCHEME in op.attributes:
+        raise QfuseError(
+            f"{op.name} at {op.location}: the quantization of its input is still part of it; "
+            "run qfuse-expand-quantize first, and see why it declines"
+        )
+    name = kernels.name_of(op)
+    with ir.InsertionPoint(op), op.location:
+        call = func.CallOp([r.type for r in op.results], name, list(op.operands))
+    for old, new in zip(op.results, call.results, strict=True):
+        old.replace_all_uses_with(new)
+    op.erase()
+
+
+def _body(op: ir.Operation) -> str:
+    """The text of `op` without its name and operands: equal for equal computations."""
+    text = op.get_asm(print_generic_op_form=True, use_local_scope=True, assume_verified=True)
+    return text[text.index("(") :].split(")", 1)[1]
+
+
+def _define(module: ir.Operation, op: ir.Operation, name: str) -> None:
+    inputs = [v.type for v in op.operands]
+    results = [r.type for r in op.results]
+    with ir.InsertionPoint(module.regions[0].blocks[0]), ir.Location.name(name):
+        kernel = func.FuncOp(name, (inputs, results), visibility="private")
+        kernel.operation.attributes[KERNEL] = ir.UnitAttr.get()
+        block = kernel.add_entry_block()
+        with ir.InsertionPoint(block):
+            copy = op.clone()
+            for i, argument in enumerate(block.arguments):
+                copy.operands[i] = argument
+            func.ReturnOp(list(copy.results))

@@ -1,0 +1,94 @@
+"""Kernels as part of a module, and back; weights as GPU kernels read them."""
+
+import pytest
+import torch
+from gpu_kernels import SILU_GLU, kernel_text, matmul_text, parsed, plain, quantized
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.quantization_ops import concat_rows
+from qfuse.dialects.types import Scheme, Shaped
+from qfuse.lowering.triton.binary import compile_kernel
+from qfuse.lowering.triton.embedding import embed, embed_binaries, is_binary, read_kernel
+from qfuse.lowering.triton.gpu import find_gpu
+from qfuse.lowering.triton.gpu_kernel import GpuKernel
+from qfuse.lowering.triton.kernel import TritonKernel
+from qfuse.lowering.triton.lower import lower_kernel
+from qfuse.lowering.triton.weights import join_rows
+
+W = quantized(512, 256, block=(128, 128))
+KERNELS = {
+    "one launch": kernel_text("silu", [plain(-1, 96)], [plain(-1, 96)]),
+    "variants": matmul_text(quantized(-1, 256), W, [plain(-1, 512)]),
+    "quantized result": matmul_text(
+        quantized(-1, 256), W, [quantized(-1, 256)], SILU_GLU, ["%v"], parts=[256, 256]
+    ),
+    "split": matmul_text(
+        quantized(-1, 4096), quantized(512, 4096, block=(128, 128)), [plain(-1, 512)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
+def test_a_module_gives_back_the_kernel_that_was_put_in(name: str, target: str) -> None:
+    with parsed(KERNELS[name]) as function, ir.Location.unknown():
+        module = function.operation.parent
+        kernel = lower_kernel(function, find_gpu(target))
+        embed(function, kernel)
+        assert module.verify()
+        again = ir.Module.parse(module.get_asm(print_generic_op_form=True))
+        (declaration,) = (op for op in again.body.operations if op.operation.name == "func.func")
+        assert read_kernel(declaration) == kernel
+    assert TritonKernel.from_json(kernel.to_json()) == kernel
+
+
+def test_machine_code_takes_the_place_of_the_module() -> None:
+    with parsed(KERNELS["one launch"]) as function, ir.Location.unknown():
+        module = function.operation.parent
+        gpu = find_gpu("cuda:sm_90")
+        embed(function, lower_kernel(function, gpu))
+        declaration = list(module.regions[0].blocks[0].operations)[-1]
+        binary = compile_kernel(read_kernel(declaration), gpu)
+        assert not is_binary(declaration)
+        embed_binaries(declaration, binary)
+        assert is_binary(declaration)
+        assert module.verify()
+        text = str(module)
+    assert "tt.func" not in text
+    assert '<#nvvm.target<chip = "sm_90">' in text
+    (launch,) = binary.variants[0].launches
+    assert launch.code.startswith(b"\x7fELF")
+    assert GpuKernel.from_metadata(binary.metadata(), binary.code) == binary
+    with pytest.raises(ValueError, match="bytes of machine code"):
+        GpuKernel.from_metadata(binary.metadata(), binary.code + b"!")
+
+
+@given(rows=st.lists(st.integers(1, 300), min_size=1, max_size=4), k=st.integers(1, 300))
+def test_parts_of_a_weight_begin_at_blocks(rows: list[int], k: int) -> None:
+    parts = []
+    for i, n in enumerate(rows):
+        codes = torch.full((n, k), i + 1, dtype=torch.uint8).view(torch.float8_e4m3fn)
+        parts.append((codes, torch.full((-(-n // 128), -(-k // 128)), float(i))))
+    codes, scales = join_rows(parts, (128, 128))
+    weight = Shaped((rows[0], k), "f8E4M3FN", Scheme((128, 128), "f32"))
+    assert codes.shape == (concat_rows(rows, weight), k)  # what the type of qfuse.concat says
+    assert scales.shape == (-(-codes.shape[0] // 128), -(-k // 128))
+    owner = codes.view(torch.uint8)[:, 0]
+    for i, n in enumerate(rows):
+        (at,) = torch.nonzero(owner == i + 1, as_tuple=True)
+        assert at[0] % 128 == 0
+        assert at.tolist() == list(range(int(at[0]), int(at[0]) + n))
+        assert (scales[at // 128] == i).all()
+
+
+def test_parts_that_do_not_fit() -> None:
+    codes = torch.zeros(8, 4, dtype=torch.uint8)
+    with pytest.raises(QfuseError, match=r"part 1 has codes \[8, 5\]"):
+        join_rows([(codes, torch.ones(1, 1)), (torch.zeros(8, 5), torch.ones(1, 1))], (128, 128))
+    with pytest.raises(QfuseError, match=r"scales \[2, 1\]; expected K = 4 and scales \[1, 1\]"):
+        join_rows([(codes, torch.ones(2, 1))], (128, 128))
+    with pytest.raises(QfuseError, match=r"with scales of torch\.float16"):
+        join_rows([(codes, torch.ones(1, 1)), (codes, torch.ones(1, 1).half())], (128, 128))
