@@ -83,7 +83,7 @@ def compile(
         if example_inputs is None:
             raise QfuseError("compiling a torch module needs example_inputs, a sequence of tensors")
         _report(progress, "import", 0, 1)
-        imported = import_module(model, example_inputs, dynamic_shapes)
+        imported = import_module(model, example_inputs, dynamic_shapes, options.target.devices)
     _report(progress, "import", 1, 1)
     return compile_imported(imported, options, progress)
 

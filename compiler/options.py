@@ -9,7 +9,7 @@ from typing import Any
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import choose_level
-from qfuse.lowering.target import Target
+from qfuse.lowering.target import TARGETS, Target
 
 FUSIONS: dict[str, str] = {
     "gate-up": "qfuse-fuse-gate-up",
@@ -39,6 +39,7 @@ class CompileOptions:
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
+        Target "cuda" is the GPU at hand, torch's current one.
         Read from the environment: `QFUSE_DISABLE` (fusions to leave out, comma separated),
         `QFUSE_CPU_LEVEL` (avx512, avx2 or generic instead of the best the CPU has) and
         `QFUSE_CACHE_DIR` (where compiled kernels are kept).
@@ -49,7 +50,7 @@ class CompileOptions:
         if level is not None:
             choose_level(level)
         return CompileOptions(
-            Target.parse(target),
+            Target.parse(_gpu_at_hand() if target == "cuda" else target),
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
             level,
             cache_dir(environment) / "kernels",
@@ -69,6 +70,24 @@ class CompileOptions:
     def fusion_passes(self) -> list[str]:
         """Names of the fusion passes that are on, in the order in which they run."""
         return [name for fusion, name in FUSIONS.items() if fusion not in self.disable]
+
+
+def _gpu_at_hand() -> str:
+    """The target whose code runs on torch's current GPU; raises QfuseError if there is none."""
+    from qfuse.lowering.triton.driver import arch_error, gpu_error
+
+    if why := gpu_error():
+        raise QfuseError(f"target 'cuda' is the GPU at hand: {why}")
+    import torch
+
+    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    # later ones first: code for sm_80 runs on sm_89, too, but is not made for it
+    known = [text for text in TARGETS if text != "cpu" and arch_error(text, arch) is None]
+    if not known:
+        raise QfuseError(
+            f"the GPU at hand is {arch}; programs are compiled for {', '.join(TARGETS)}"
+        )
+    return known[-1]
 
 
 def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:

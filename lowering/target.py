@@ -28,6 +28,11 @@ class Target:
     def is_cpu(self) -> bool:
         return self.kind == "cpu"
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Kinds of torch devices that a model compiled for it may be on."""
+        return ("cpu", "meta") if self.is_cpu else ("cpu", "meta", self.kind)
+
     @staticmethod
     def parse(text: str) -> "Target":
         """Read `cpu`, `cuda:sm_90`, ...; raises QfuseError for what cannot be compiled for."""

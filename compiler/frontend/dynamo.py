@@ -42,6 +42,7 @@ def qfuse_backend(
 ) -> Callable[..., Any]:
     """The torch.compile backend; `options` are `target` and `disable`, as for `compile`.
 
+    Without a target, the model is compiled for where it is: the cpu, or the GPU at hand.
     Parameters and buffers become weights, packed once; changing them afterwards is noticed at
     the next call and packs them again, unless the change goes through `.data`, of which torch
     keeps no record.  `mode` has no meaning here.
@@ -49,7 +50,8 @@ def qfuse_backend(
     if mode not in (None, "default"):
         log.warning("remark: torch.compile mode %r has no effect on the backend qfuse", mode)
 
-    chosen = CompileOptions.from_mapping(options or {})  # a mistake here is the user's to hear of
+    # a mistake here is the user's to hear of
+    chosen = CompileOptions.from_mapping({"target": _place(example_inputs), **(options or {})})
     names = _names(gm)
     _remark_graph_breaks()
 
@@ -143,10 +145,11 @@ def compile_graph(
     # imported here, because the compiler imports the front ends
     from qfuse.compiler.compilation import compile_imported
 
-    imported, inputs, recipe = import_functional(source, weights, names)
+    imported, inputs, recipe = import_functional(source, weights, names, options.target.devices)
     if not recipe.computed:
         raise QfuseError("the graph computes nothing")
     compiled = compile_imported(imported, options)
+    session = compiled if options.target.is_cpu else compiled.session(device=_device(source))
     if not compiled.program.kernels:
         log.warning(
             "remark: nothing in a graph is quantized or next to what is; all of it runs on torch "
@@ -154,7 +157,7 @@ def compile_graph(
         )
 
     def run(*args: Any) -> list[Any]:
-        return recipe.results(args, compiled(*(args[i] for i in inputs)))
+        return recipe.results(args, session(*(args[i] for i in inputs)))
 
     return run
 
@@ -188,9 +191,12 @@ class Recipe:
 
 
 def import_functional(
-    source: fx.GraphModule, weights: Mapping[int, torch.Tensor], names: Sequence[str] = ()
+    source: fx.GraphModule,
+    weights: Mapping[int, torch.Tensor],
+    names: Sequence[str] = (),
+    devices: Sequence[str] = ("cpu", "meta"),
 ) -> tuple[Imported, list[int], Recipe]:
-    """Import a functional aten graph of AOTAutograd.
+    """Import a functional aten graph of AOTAutograd, with its tensors on one of `devices`.
 
     `weights` are the tensors at the positions that hold parameters; `names` names all arguments
     and is ignored if it does not fit.  Returns the program, the positions of the arguments it
@@ -211,7 +217,7 @@ def import_functional(
     if len(names) != len(placeholders):
         names = [node.name for node in placeholders]
     for i, node in enumerate(placeholders):
-        _check_device(node)
+        _check_device(node, devices)
         kind = "parameter" if i in weights else "input"
         arguments[node.name] = Argument(kind, names[i])
         if i in weights:
@@ -219,7 +225,7 @@ def import_functional(
     _lift_constants(source, graph, arguments, parameters)
     _derive_sizes(graph)
     recompose_linears(graph)
-    simplify(graph)
+    simplify(graph, devices)
     for node in unused(graph):
         if isinstance(node.meta["val"], torch.SymInt) or arguments[node.name].kind == "parameter":
             graph.erase_node(node)
@@ -338,10 +344,25 @@ def _remark(what: str, error: BaseException) -> None:
     log.warning("remark: %s: %s", what, reason[0])
 
 
-def _check_device(node: fx.Node) -> None:
+def _place(example_inputs: Sequence[Any]) -> str:
+    """The target for a graph: "cuda", the GPU at hand, if some tensor of it is on one."""
+    tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
+    return "cuda" if any(value.device.type == "cuda" for value in tensors) else "cpu"
+
+
+def _device(source: fx.GraphModule) -> torch.device | None:
+    """Which GPU the tensors of a graph are on; None if they are on none."""
+    values = (node.meta.get("val") for node in source.graph.nodes)
+    places = (value.device for value in values if isinstance(value, torch.Tensor))
+    return next((place for place in places if place.type == "cuda"), None)
+
+
+def _check_device(node: fx.Node, devices: Sequence[str]) -> None:
     value = node.meta["val"]
-    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-        raise QfuseError(f"argument {node.name} is on {value.device}; supported: cpu")
+    if isinstance(value, torch.Tensor) and value.device.type not in devices:
+        raise QfuseError(
+            f"argument {node.name} is on {value.device}; the target takes {', '.join(devices)}"
+        )
 
 
 def _lift_constants(

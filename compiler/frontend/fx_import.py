@@ -5,7 +5,7 @@ them, for `qfuse-raise-torch` to recognise.  Weights are function arguments, nev
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,10 +63,11 @@ def import_graph(
     return importer.module
 
 
-def simplify(graph: fx.Graph) -> None:
+def simplify(graph: fx.Graph, devices: Sequence[str] = ("cpu", "meta")) -> None:
     """Remove what says nothing to a compiler: shape assertions, no-op casts, aliases, dead nodes.
 
-    Every rewrite keeps each value bit for bit.  Devices other than real ones (meta) disappear.
+    Every rewrite keeps each value bit for bit.  A program is for one device, which is said when
+    it runs: where an operator names one of the kinds `devices`, it names the cpu afterwards.
     Requires `meta["val"]` on every node and a graph without side effects.
     """
     for node in list(graph.nodes):
@@ -82,7 +83,7 @@ def simplify(graph: fx.Graph) -> None:
             graph.erase_node(node)
             continue
         device = node.kwargs.get("device")
-        if device is not None and torch.device(device).type == "meta":
+        if device is not None and torch.device(device).type in devices:
             node.update_kwarg("device", torch.device("cpu"))
     eliminate_dead(graph)
 

@@ -18,9 +18,14 @@ _PARAMETERS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 def import_module(
-    model: torch.nn.Module, example_inputs: Sequence[Any], dynamic_shapes: Any = None
+    model: torch.nn.Module,
+    example_inputs: Sequence[Any],
+    dynamic_shapes: Any = None,
+    devices: Sequence[str] = ("cpu", "meta"),
 ) -> Imported:
     """Import `model` for inputs like `example_inputs`; `dynamic_shapes` is torch.export's.
+
+    Model and inputs may be on the kinds of device that `devices` names.
 
     Parameters, buffers and constants become parameters of the program.  Raises QfuseError if
     torch cannot export the model, if it changes a buffer or an input, or if an operator cannot
@@ -62,7 +67,7 @@ def import_module(
 
     graph = exported.graph
     recompose_linears(graph)
-    simplify(graph)
+    simplify(graph, devices)
     for node in unused(graph):
         if arguments[node.name].kind == "parameter":
             graph.erase_node(node)
@@ -75,8 +80,13 @@ def import_module(
     results = tuple(Argument("output", f"output.{i}") for i in range(len(live)))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node in placeholders:
-        if not isinstance(node.meta["val"], torch.Tensor):
-            raise QfuseError(f"input {node.name} is {node.meta['val']!r}; inputs must be tensors")
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            raise QfuseError(f"input {node.name} is {value!r}; inputs must be tensors")
+        if value.device.type not in devices:
+            raise QfuseError(
+                f"{node.name} is on {value.device}; the target takes {', '.join(devices)}"
+            )
     return Imported(
         module=import_graph(graph, arguments, results),
         parameters=parameters,

@@ -39,6 +39,7 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.kernel import Parameter as CpuParameter
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 
 Kernel = CompiledKernel | GpuKernel
@@ -315,7 +316,7 @@ class _Builder:
         for parameter in kernel.parameters:
             if parameter.source == "operand":
                 value = self._bound(op.operands[parameter.index])
-                packed = isinstance(kernel, CompiledKernel) and parameter.packed
+                packed = isinstance(parameter, CpuParameter) and parameter.packed
                 layout: Layout = "packed" if packed else "rows"
                 operands.append(self._pointer(value, parameter.part, layout, op))
         results: list[int] = []

@@ -13,6 +13,7 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import shaped
 from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.kernel import Parameter as CpuParameter
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 
 _DTYPE_NAMES = {
@@ -42,7 +43,7 @@ def kernel_type(name: str, function: func.FuncOp, kernel: CompiledKernel | GpuKe
     listed: dict[str, list[TensorType | None]] = {"operand": [], "result": []}
     for parameter in kernel.parameters:
         value = shaped(types[parameter.source][parameter.index])
-        if isinstance(kernel, CompiledKernel) and parameter.packed:
+        if isinstance(parameter, CpuParameter) and parameter.packed:
             listed[parameter.source].append(None)
         elif parameter.part == "data":
             listed[parameter.source].append(_type(value.shape, value.dtype))

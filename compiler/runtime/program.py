@@ -32,11 +32,10 @@ class Launch(Protocol):
 
 
 class Bindable(Protocol):
-    """A kernel in executable memory."""
+    """A kernel in executable memory; only those for GPUs take (and are given) counters."""
 
-    def bind(
-        self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
-    ) -> Launch: ...
+    @property
+    def bind(self) -> Callable[..., Launch]: ...
 
 
 def default_loader(target: str) -> LoadKernel:
@@ -53,7 +52,7 @@ class Program:
     """What a session runs.
 
     `target` is what the kernels were compiled for: "cpu", or a GPU such as "cuda:sm_90".
-    `constants` maps plan values to tensors, in the host's memory whatever the target: the
+    `constants` maps plan values to tensors, in the host's memory or on the target's device: the
     parameters that steps read as they are, weights in the kernels' layout, and literals.
     `info` and `report` are data for whoever made the program (a description of the model, the
     fusion report); they travel with the artifact.
@@ -68,6 +67,7 @@ class Program:
     load_kernel: LoadKernel | None = None
     """None: what runs on this machine."""
     _loaded: dict[str, Bindable] = field(default_factory=dict, repr=False)
+    _placed: dict[torch.device, dict[int, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def prepare(
@@ -92,14 +92,17 @@ class Program:
         read |= {o.arg.value for o in plan.outputs if hasattr(o.arg, "value")}
         read |= {v for _, v in plan.cache_results}
         constants = {
-            value: _parameter(parameters, argument)
+            value: _parameter(parameters, argument, target)
             for value, argument in by_value.items()
             if value in read
         }
         for i, prepare in enumerate(plan.prepares):
             parts = [
-                (_parameter(parameters, by_value[c]), _parameter(parameters, by_value[s]))
-                for c, s in prepare.parts
+                (
+                    _parameter(parameters, by_value[codes], target),
+                    _parameter(parameters, by_value[scale], target),
+                )
+                for codes, scale in prepare.parts
             ]
             arrange = pack_weight if prepare.layout == "packed" else join_rows
             packed, scale = arrange(parts, prepare.block)
@@ -150,9 +153,24 @@ class Program:
             self._loaded[name] = load(self.kernels[name])
         return self._loaded[name]
 
+    def constants_on(self, place: torch.device) -> dict[int, torch.Tensor]:
+        """`constants` on a device, copied there once for all sessions.
+
+        Those that share memory on the host share it there.
+        """
+        if place.type == "cpu":
+            return self.constants
+        if place not in self._placed:
+            copies: dict[tuple[Any, ...], torch.Tensor] = {}
+            for tensor in self.constants.values():
+                copies.setdefault(_identity(tensor), tensor)
+            copies = {key: tensor.to(place) for key, tensor in copies.items()}
+            self._placed[place] = {v: copies[_identity(t)] for v, t in self.constants.items()}
+        return self._placed[place]
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, or nothing at all; raises QfuseError if it cannot."""
-        tensors = {f"value.{value}": tensor for value, tensor in self.constants.items()}
+        tensors = {f"value.{value}": tensor.cpu() for value, tensor in self.constants.items()}
         metadata = []
         for name, kernel in self.kernels.items():
             data = torch.frombuffer(bytearray(kernel.code), dtype=torch.uint8)
@@ -223,9 +241,7 @@ class _Idle:
     def __init__(self, kernel: Kernel) -> None:
         self.pointers: list[int] = []
 
-    def bind(
-        self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
-    ) -> "_Idle":
+    def bind(self, pointers: Sequence[int], m: int, threads: int, *memory: int) -> "_Idle":
         self.pointers = list(pointers)
         return self
 
@@ -233,7 +249,15 @@ class _Idle:
         """Nothing."""
 
 
-def _parameter(parameters: Mapping[str, torch.Tensor], argument: Argument) -> torch.Tensor:
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same memory."""
+    where = tensor.data_ptr() if tensor.numel() else id(tensor)
+    return where, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _parameter(
+    parameters: Mapping[str, torch.Tensor], argument: Argument, target: str
+) -> torch.Tensor:
     tensor = parameters.get(argument.name)
     if tensor is None:
         raise QfuseError(f"parameter {argument.name} is missing")
@@ -241,9 +265,10 @@ def _parameter(parameters: Mapping[str, torch.Tensor], argument: Argument) -> to
     if tuple(tensor.shape) != wanted.shape or tensor.dtype != DTYPES[wanted.dtype]:
         found = TensorType(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         raise QfuseError(f"parameter {argument.name} is {found}; the program expects {wanted}")
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", target.partition(":")[0]):
         raise QfuseError(
-            f"parameter {argument.name} is on {tensor.device}; compiling needs it on the cpu"
+            f"parameter {argument.name} is on {tensor.device}; a program for {target} cannot use "
+            "it there: move it to the cpu"
         )
     return tensor.detach().contiguous()
 

@@ -13,8 +13,8 @@ def join_rows(
     """Join weights below each other, each at a block boundary, as `qfuse.concat` defines it.
 
     Each part is (codes [N_i, K], scales [ceil(N_i/bn), ceil(K/bk)]) with `block` = [bn, bk].
-    Returns codes [N, K] and scales [ceil(N/bn), ceil(K/bk)] of the same types; rows between parts
-    are zero.  Raises QfuseError if the shapes or types disagree.
+    Returns codes [N, K] and scales [ceil(N/bn), ceil(K/bk)] of the same types, on the same device;
+    rows between parts are zero.  Raises QfuseError if the shapes or types disagree.
     """
     bn, bk = block
     first_codes, first_scale = parts[0]
@@ -32,7 +32,7 @@ def join_rows(
                 f"{first_codes.dtype} with {first_scale.dtype}"
             )
     starts, total = joined_rows([codes.shape[0] for codes, _ in parts], bn)
-    joined = torch.zeros(total, k, dtype=torch.uint8)
+    joined = torch.zeros(total, k, dtype=torch.uint8, device=first_codes.device)
     for start, (codes, _) in zip(starts, parts, strict=True):
         joined[start : start + codes.shape[0]] = codes.detach().view(torch.uint8)
     scales = torch.cat([scale.detach() for _, scale in parts])

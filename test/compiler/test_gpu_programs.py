@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from qfuse.compiler import compile, load
-from qfuse.compiler.compilation import compile_kernels
+from qfuse.compiler.compilation import compile_imported, compile_kernels
+from qfuse.compiler.frontend.dynamo import import_functional
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.runtime.plan import KernelStep
 from qfuse.compiler.runtime.program import Program
@@ -15,6 +18,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.registry import load_all
 from qfuse.lowering.target import Target
+from qfuse.lowering.triton import driver
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.tools.qfuse import main
 
@@ -76,7 +80,7 @@ def test_running_without_a_gpu_says_so(artifact, capsys):
     assert main(["run", str(artifact), "--prompt-ids", "1,2", "--max-new-tokens", "2"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "cuda:sm_90" in line
-    assert "--target cpu" in line
+    assert "compile for cpu" in line
     with pytest.raises(QfuseError, match="cuda:sm_90"):
         Session(load(artifact).program)
 
@@ -95,6 +99,55 @@ def test_an_operation_without_a_gpu_kernel_is_refused():
         module = ir.Module.parse(text)
         with pytest.raises(QfuseError, match=r"qfuse\.rms_norm at .*65536 elements"):
             compile_kernels(module, CompileOptions.make("cuda:sm_90"))
+
+
+def graph_on_a_gpu() -> torch.fx.GraphModule:
+    """A linear layer and an arange on cuda:0, traced without one."""
+    with FakeTensorMode():
+        x = torch.empty(4, 256, device="cuda", dtype=torch.bfloat16)
+        weight = torch.empty(512, 256, device="cuda").to(torch.float8_e4m3fn)
+        scale = torch.empty(4, 2, device="cuda")
+
+        def layer(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            y = torch.ops.qfuse.quantized_linear(x, weight, scale, None, [128, 128], [1, 128])
+            return y + torch.arange(4, device=x.device).view(4, 1)
+
+        return make_fx(layer, tracing_mode="fake")(x, weight, scale)
+
+
+def test_a_graph_on_a_gpu_is_compiled_for_one():
+    options = CompileOptions.make("cuda:sm_90")
+    weights = {1: torch.ones(512, 256).to(torch.float8_e4m3fn), 2: torch.ones(4, 2)}
+    graph = graph_on_a_gpu()
+    imported, inputs, _ = import_functional(graph, weights, (), options.target.devices)
+    program = compile_imported(imported, options).program
+    assert inputs == [0]
+    assert [s.kernel for s in program.plan.steps if isinstance(s, KernelStep)] == [
+        "quantize_0",
+        "matmul_0",
+    ]
+    # which GPU is said when it runs: in the plan every device is the cpu
+    (arange,) = (s for s in program.plan.steps if getattr(s, "op", "") == "aten.arange")
+    assert dict(arange.kwargs)["device"] == torch.device("cpu")
+
+
+def test_a_graph_on_a_gpu_is_not_compiled_for_the_cpu():
+    with pytest.raises(QfuseError, match="is on cuda:0; the target takes cpu, meta"):
+        import_functional(graph_on_a_gpu(), {})
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [((9, 0), "cuda:sm_90"), ((8, 9), "cuda:sm_89"), ((8, 6), "cuda:sm_80"), ((12, 0), None)],
+)
+def test_the_gpu_at_hand(monkeypatch, capability, target):
+    monkeypatch.setattr(driver, "gpu_error", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    if target is not None:
+        assert str(CompileOptions.make("cuda").target) == target
+    else:
+        with pytest.raises(QfuseError, match="the GPU at hand is sm_120; programs are compiled"):
+            CompileOptions.make("cuda")
 
 
 @pytest.mark.parametrize(
