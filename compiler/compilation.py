@@ -20,7 +20,7 @@ from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
 from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
 from qfuse.compiler.passes.outline import kernel_functions
-from qfuse.compiler.passes.triton_to_binary import to_binary
+from qfuse.compiler.passes.triton_to_binary import to_binaries
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.program import Kernel, Program
@@ -135,15 +135,19 @@ def compile_kernels(
     with _errors_as_one_line():
         pipeline.run(module, [pipeline.Stage(lower.name, lower)])
     functions = kernel_functions(module.operation)
+
+    def report(done: int) -> None:
+        _report(progress, "kernels", done, len(functions))
+
     kernels: dict[str, Kernel] = {}
-    for i, function in enumerate(functions):
-        _report(progress, "kernels", i, len(functions))
-        name = function.name.value
-        if target.is_cpu:
-            kernels[name] = compile_cached(function, cache, level=options.level)
-        else:
-            kernels[name] = to_binary(function, cache)
-    _report(progress, "kernels", len(functions), len(functions))
+    if target.is_cpu:
+        for i, function in enumerate(functions):
+            report(i)
+            kernels[function.name.value] = compile_cached(function, cache, level=options.level)
+    else:
+        report(0)
+        kernels.update(to_binaries(functions, cache, report))
+    report(len(functions))
     return kernels
 
 

@@ -55,8 +55,7 @@ def compile_launch(launch: Launch, gpu: Gpu, directory: Path | None = None) -> B
     Raises QfuseError where Triton is missing or refuses, with its message and how to repeat it.
     A directory that cannot be written is no error: the kernel is compiled each time.
     """
-    key = binary_key(launch, gpu)
-    path = None if directory is None else Path(directory) / f"{key}.gpu"
+    path = None if directory is None else binary_path(launch, gpu, directory)
     cached = None if path is None else _read(path)
     if cached is not None:
         return cached
@@ -93,6 +92,11 @@ def compile_kernel(kernel: TritonKernel, gpu: Gpu, directory: Path | None = None
         for v in kernel.variants
     )
     return GpuKernel(kernel.name, kernel.target, kernel.parameters, variants)
+
+
+def binary_path(launch: Launch, gpu: Gpu, directory: Path) -> Path:
+    """Where `compile_launch` keeps a launch."""
+    return Path(directory) / f"{binary_key(launch, gpu)}.gpu"
 
 
 def binary_key(launch: Launch, gpu: Gpu) -> str:

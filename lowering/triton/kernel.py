@@ -96,16 +96,13 @@ class TritonKernel:
         """The inverse of `to_json`, also after a round trip through JSON text."""
         variants = []
         for v in data["variants"]:
-            launches = tuple(
-                Launch(
-                    **{
-                        **launch,
-                        "parameters": tuple(Parameter(**p) for p in launch["parameters"]),
-                        "grid": Grid(**launch["grid"]),
-                    }
-                )
-                for launch in v["launches"]
-            )
+            launches = tuple(map(launch_from_json, v["launches"]))
             variants.append(Variant(**{**v, "launches": launches}))
         parameters = tuple(Parameter(**p) for p in data["parameters"])
         return TritonKernel(data["name"], data["target"], parameters, tuple(variants))
+
+
+def launch_from_json(data: dict[str, Any]) -> Launch:
+    """The inverse of `asdict`, also after a round trip through JSON text."""
+    parameters = tuple(Parameter(**p) for p in data["parameters"])
+    return Launch(**{**data, "parameters": parameters, "grid": Grid(**data["grid"])})
