@@ -115,7 +115,9 @@ def fuse(
     module: ir.Module, options: CompileOptions, progress: Progress | None = None
 ) -> tuple[remarks.Remarks, list[pipeline.Timing]]:
     """Run the import and the fusion passes; returns what the patterns did, and each pass's time."""
-    stages = pipeline.stages_of([*pipeline.IMPORT, *options.fusion_passes()])
+    names = [*pipeline.IMPORT, *options.fusion_passes()]
+    names += () if options.target.is_cpu else pipeline.GPU
+    stages = pipeline.stages_of(names)
     with _errors_as_one_line(), remarks.collect() as collected:
         with module.context:
             registry.load_all()

@@ -24,6 +24,9 @@ FUSION = (
 )
 """The fusion passes, in order (DESIGN's phases 3 to 5)."""
 
+GPU = ("qfuse-choose-scale-layout",)
+"""What follows the fusions where the target is a GPU."""
+
 IMPORT = ("qfuse-raise-torch", "qfuse-expand-quantize")
 """From what the front end hands over to a correct program with nothing fused (phases 1 and 2)."""
 

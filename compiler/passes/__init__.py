@@ -1,6 +1,7 @@
 """Every pass, by the name `qfuse-opt` and pipelines use; one pass per file of the same name."""
 
 from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.choose_scale_layout import ChooseScaleLayout
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
 from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
 from qfuse.compiler.passes.expand_quantize import ExpandQuantize
@@ -24,6 +25,7 @@ ALL_PASSES: dict[str, type[Pass]] = {
         FuseEpilogue,
         FuseNormQuantize,
         FuseActQuantize,
+        ChooseScaleLayout,
         ConvertToCpu,
         ConvertToTriton,
         TritonToBinary,

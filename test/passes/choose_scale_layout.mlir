@@ -1,0 +1,56 @@
+// RUN: qfuse-opt --qfuse-choose-scale-layout --remarks %s 2>&1 | filecheck %s
+
+#row = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#token = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+#per_row = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!q = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #row>
+!t = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #token>
+!w = !qfuse.qtensor<tensor<512x512xf8E4M3FN>, #weight>
+!wt = !qfuse.qtensor<tensor<512x512xf8E4M3FN>, #per_row>
+
+// CHECK-DAG: scale-layout: fired at qfuse.quantize
+// CHECK-DAG: scale-layout: refused at qfuse.unpack: it reads the scales of qfuse.quantize row by row; let only products and dequantizes read the quantized value
+
+// Between kernels of ours the scales may lie as the reader wants them; the plain result is as it was.
+// CHECK-LABEL: func.func @fires
+// CHECK:         "qfuse.quantize"(%{{.*}}) : (tensor<?x512xbf16>) -> !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+// CHECK:         "qfuse.matmul"
+// CHECK:         "col_major"{{.*}}"row_major">>) -> tensor<?x512xbf16>
+func.func @fires(%x: !x, %w: !w) -> (!x, !x) {
+  %q = "qfuse.quantize"(%x) : (!x) -> !q
+  %y = "qfuse.matmul"(%q, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!q, !w) -> !x
+  %d = "qfuse.dequantize"(%q) : (!q) -> !x
+  return %y, %d : !x, !x
+}
+
+// Scales that somebody sees stay as the type says they are.
+// CHECK-LABEL: func.func @unpacked
+// CHECK-NOT:     col_major
+// CHECK:         return
+func.func @unpacked(%x: !x) -> tensor<?x4xf32> {
+  %q = "qfuse.quantize"(%x) : (!x) -> !q
+  %data, %scale = "qfuse.unpack"(%q) : (!q) -> (tensor<?x512xf8E4M3FN>, tensor<?x4xf32>)
+  return %scale : tensor<?x4xf32>
+}
+
+// Nothing to choose: an argument is laid out by the caller, and one scale per row has one layout.
+// CHECK-LABEL: func.func @nothing
+// CHECK-NOT:     col_major
+// CHECK:         return
+func.func @nothing(%a: !q, %x: !x, %w: !w, %wt: !wt) -> (!x, !x) {
+  %y = "qfuse.matmul"(%a, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!q, !w) -> !x
+  %t = "qfuse.quantize"(%x) : (!x) -> !t
+  %z = "qfuse.matmul"(%t, %wt) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!t, !wt) -> !x
+  return %y, %z : !x, !x
+}
