@@ -75,18 +75,11 @@ class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
     extra5: ext.Operand[Any] | None = None
 
     def violation(self) -> str | None:
-        if why := _attributes_error(self.operation):
+        if why := attributes_error(self.operation):
             return why
         x, w, *extra = (shaped(v.type) for v in self.operation.operands)
-        outs = [shaped(r.type) for r in self.operation.results]
         parts = [int(n) for n in self.operation.attributes["parts"]]
-        maps = [m.value for m in self.operation.attributes["maps"]]
-        return (
-            _product_error(x, w, parts)
-            or _extra_error(x, parts, extra, maps)
-            or _result_error(x, parts, outs)
-            or _region_error(self.operation.regions[0], parts, extra, outs)
-        )
+        return product_error(x, w, parts) or epilogue_error(self.operation, x.rows, parts, extra)
 
 
 def map_of(operand: Shaped, rows: Sequence[int], n: int) -> str | None:
@@ -110,7 +103,20 @@ def map_of(operand: Shaped, rows: Sequence[int], n: int) -> str | None:
     return "[M,N]" if padded[-1] == n else "[M,1]"
 
 
-def _attributes_error(op: ir.Operation) -> str | None:
+def epilogue_error(
+    op: ir.Operation, rows: Sequence[int], parts: list[int], extra: list[Shaped]
+) -> str | None:
+    """Why the epilogue of a product with results of rows + [a part's width] is not legal."""
+    outs = [shaped(r.type) for r in op.results]
+    maps = [m.value for m in op.attributes["maps"]]
+    return (
+        _extra_error(rows, parts, extra, maps)
+        or _result_error(rows, parts, outs)
+        or _region_error(op.regions[0], parts, extra, outs)
+    )
+
+
+def attributes_error(op: ir.Operation) -> str | None:
     parts, maps = op.attributes["parts"], op.attributes["maps"]
     if not isinstance(parts, ir.DenseI64ArrayAttr):
         return f"attribute parts is {parts}; expected array<i64>"
@@ -119,7 +125,8 @@ def _attributes_error(op: ir.Operation) -> str | None:
     return None
 
 
-def _product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
+def product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
+    """Why x cannot be multiplied by a weight w [N, K] of such parts, or None."""
     for name, value in (("x", x), ("w", w)):
         if value.quantized:
             if why := scheme_error(value):
@@ -147,7 +154,9 @@ def _product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
     return None
 
 
-def _extra_error(x: Shaped, parts: list[int], extra: list[Shaped], maps: list[str]) -> str | None:
+def _extra_error(
+    all_rows: Sequence[int], parts: list[int], extra: list[Shaped], maps: list[str]
+) -> str | None:
     if len(maps) != len(extra):
         return f"has {len(extra)} extra operands but {len(maps)} maps"
     for i, (operand, kind) in enumerate(zip(extra, maps, strict=True)):
@@ -156,7 +165,7 @@ def _extra_error(x: Shaped, parts: list[int], extra: list[Shaped], maps: list[st
         widths = {"[N]": parts, "[M,N]": parts, "[M,1]": [1], "[]": [1]}.get(kind)
         if widths is None:
             return f'map "{kind}" is not one of [N], [M,1], [M,N], []'
-        rows = x.rows if kind.startswith("[M") else ()
+        rows = all_rows if kind.startswith("[M") else ()
         is_scalar = not operand.shape and kind != "[]"
         if is_scalar or not any(_broadcast_equal(operand.shape, (*rows, n)) for n in widths):
             wanted = " or ".join(shape_text((*rows, n)) for n in sorted(set(widths)))
@@ -175,7 +184,7 @@ def _broadcast_equal(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return (1,) * (len(wanted) - len(shape)) + shape == wanted
 
 
-def _result_error(x: Shaped, parts: list[int], outs: list[Shaped]) -> str | None:
+def _result_error(rows: Sequence[int], parts: list[int], outs: list[Shaped]) -> str | None:
     if not outs:
         return "needs at least one result"
     for i, out in enumerate(outs):
@@ -184,10 +193,10 @@ def _result_error(x: Shaped, parts: list[int], outs: list[Shaped]) -> str | None
                 return f"result {i}: {why}"
         elif not is_float(out):
             return f"result {i} has element type {out.dtype}; use f32, f16, bf16 or a qtensor"
-        if not shapes_agree(out.shape[:-1], x.rows):
+        if not shapes_agree(out.shape[:-1], rows):
             return (
                 f"result {i} has shape {shape_text(out.shape)}, but the rows of x are "
-                f"{shape_text(x.rows)}"
+                f"{shape_text(rows)}"
             )
         if out.shape[-1] not in parts:
             return f"result {i} is {out.shape[-1]} wide, but the parts of w are {parts}"
@@ -256,16 +265,29 @@ def build_matmul(
     """
     if parts is None:
         parts = [shaped(w.type).shape[0]]
+    return build_product(MatmulOp.OPERATION_NAME, [x, w], results, parts, extra, maps)
+
+
+def build_product(
+    name: str,
+    operands: Sequence[ir.Value | None],
+    results: Sequence[ir.Type],
+    parts: Sequence[int],
+    extra: Sequence[ir.Value] = (),
+    maps: Sequence[str] = (),
+) -> tuple[ir.Operation, ir.Block]:
+    """An operation with an epilogue region: `operands` (None: left out), then the extra ones."""
     absent = MAX_EXTRA - len(extra), MAX_RESULTS - len(results)
+    present = [int(o is not None) for o in operands]
     op = ir.Operation.create(
-        MatmulOp.OPERATION_NAME,
+        name,
         results=list(results),
-        operands=[x, w, *extra],
+        operands=[*(o for o in operands if o is not None), *extra],
         attributes={
             "parts": ir.DenseI64ArrayAttr.get(list(parts)),
             "maps": ir.ArrayAttr.get([ir.StringAttr.get(m) for m in maps]),
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get(
-                [1] * (2 + len(extra)) + [0] * absent[0]
+                [*present, *[1] * len(extra), *[0] * absent[0]]
             ),
             "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1] * len(results) + [0] * absent[1]),
         },

@@ -3,6 +3,7 @@
 from qfuse.dialects import (
     elementwise_ops,
     matmul_op,
+    moe_ops,
     norm_ops,
     quantization_ops,
     tt,
@@ -27,6 +28,9 @@ OPS: tuple[type[ir.OpView], ...] = (
     elementwise_ops.GluOp,
     norm_ops.RmsNormOp,
     norm_ops.RopeOp,
+    moe_ops.RouteOp,
+    moe_ops.GroupMatmulOp,
+    moe_ops.CombineOp,
 )
 """Every operation of the dialect, for tools and tests that list them."""
 

@@ -1,0 +1,148 @@
+"""Operations of mixture-of-experts layers: rows sorted by expert, multiplied, and put back.
+
+The contract that all of them share.  T tokens choose k experts each, out of E:
+
+    ids      int [T, k]      the expert of each choice; one outside 0..E-1 is no expert (another
+                             device's, in expert parallelism), and its choice adds nothing
+    indptr   i32 [E + 1]     exclusive prefix of the rows per expert: expert e has the rows
+                             indptr[e] to indptr[e+1] - 1; indptr[0] = 0, indptr[E] <= T * k
+    tokens   i32 [T, k]      flattened, the token whose choice each row is; rows of one expert are
+                             in the order of (token, choice).  0 for rows from indptr[E] on
+    slots    i32 [T, k]      the row of each choice, -1 where it is no expert's
+
+Tensors of rows have the shape [T, k, ...] though their T * k rows are in the order of experts:
+so every extent is one of an operand.  Rows from indptr[E] on are never read, and hold anything.
+"""
+
+from typing import Any
+
+from qfuse.dialects.bindings import ext, ir
+from qfuse.dialects.dialect import Op
+from qfuse.dialects.matmul_op import attributes_error, epilogue_error, product_error
+from qfuse.dialects.types import Shaped, is_float, shaped
+from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree
+
+IDS = ("i32", "i64")
+
+
+class RouteOp(Op, name="route", traits=[ext.Pure]):
+    """Sort the choices of tokens by expert; see the contract above.
+
+        %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 128 : i64}
+           : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<129xi32>)
+
+    The order is the same each time (a counting sort by expert, token and choice).
+    """
+
+    ids: ext.Operand[ir.RankedTensorType]
+    num_experts: ir.IntegerAttr
+    slots: ext.Result[ir.RankedTensorType]
+    tokens: ext.Result[ir.RankedTensorType]
+    indptr: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        ids, slots, tokens, indptr = map(
+            shaped, (v.type for v in (self.ids, self.slots, self.tokens, self.indptr))
+        )
+        experts = self.num_experts.value
+        if experts < 1:
+            return f"num_experts is {experts}; there must be one at least"
+        if ids.dtype not in IDS or len(ids.shape) != 2 or ids.shape[1] == DYNAMIC:
+            return f"ids are {ids}; expected whole numbers [T, k] with k known"
+        for name, value in (("slots", slots), ("tokens", tokens)):
+            if value != Shaped(ids.shape, "i32"):
+                return f"{name} are {value}; expected {Shaped(ids.shape, 'i32')}"
+        if indptr != Shaped((experts + 1,), "i32"):
+            return f"indptr is {indptr}; expected {Shaped((experts + 1,), 'i32')}"
+        return None
+
+
+class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]):
+    """Each row of x times the transpose of its expert's w [E, N, K], then the epilogue region.
+
+        %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({...}) {parts = array<i64: 768, 768>,
+            maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>,
+            resultSegmentSizes = array<i32: 1, 0, 0, 0>}
+           : (!xq [T, K], !wq [E, N, K], tensor<129xi32>, tensor<?x8xi32>) -> tensor<?x8x768xbf16>
+
+    With `tokens`, row r of the product is row tokens[r] of x [T, K]; without, x is [T, k, K] and
+    has the rows themselves.  Which expert's weight a row meets, `indptr` says.  Everything else
+    (parts, maps, region, rounding, quantized results) is as in `qfuse.matmul`; the parts of each
+    expert's weight begin at block boundaries.
+    """
+
+    x: ext.Operand[Any]
+    w: ext.Operand[Any]
+    indptr: ext.Operand[ir.RankedTensorType]
+    parts: Any
+    maps: ir.ArrayAttr
+    epilogue: ext.Region
+    out0: ext.Result[Any]
+    out1: ext.Result[Any] | None = None
+    out2: ext.Result[Any] | None = None
+    out3: ext.Result[Any] | None = None
+    tokens: ext.Operand[ir.RankedTensorType] | None = None
+    extra0: ext.Operand[Any] | None = None
+    extra1: ext.Operand[Any] | None = None
+    extra2: ext.Operand[Any] | None = None
+    extra3: ext.Operand[Any] | None = None
+    extra4: ext.Operand[Any] | None = None
+    extra5: ext.Operand[Any] | None = None
+
+    def violation(self) -> str | None:
+        if why := attributes_error(self.operation):
+            return why
+        x, w, indptr, *rest = (shaped(v.type) for v in self.operation.operands)
+        parts = [int(n) for n in self.operation.attributes["parts"]]
+        if len(w.shape) != 3 or DYNAMIC in w.shape:
+            return f"w has shape {shape_text(w.shape)}; weights of experts are a static [E, N, K]"
+        if indptr != Shaped((w.shape[0] + 1,), "i32"):
+            return f"indptr is {indptr}; expected {Shaped((w.shape[0] + 1,), 'i32')}"
+        if why := product_error(x, Shaped(w.shape[1:], w.dtype, w.scheme), parts):
+            return why
+        if not segments(self, "operand")[3]:
+            return epilogue_error(self.operation, x.rows, parts, rest)
+        tokens, *extra = rest
+        if tokens.dtype != "i32" or len(tokens.shape) != 2:
+            return f"tokens are {tokens}; expected i32 [T, k]"
+        if len(x.shape) != 2 or not shapes_agree(x.rows, tokens.shape[:1]):
+            return (
+                f"x has shape {shape_text(x.shape)}; with tokens {shape_text(tokens.shape)} it is "
+                "[T, K]"
+            )
+        return epilogue_error(self.operation, tokens.shape, parts, extra)
+
+
+class CombineOp(Op, name="combine", traits=[ext.Pure]):
+    """The rows of each token, weighted and added, and a residual.
+
+        %out = "qfuse.combine"(%y, %slots, %weights, %residual)
+           : (tensor<?x8x2048xbf16>, tensor<?x8xi32>, tensor<?x8xf32>, tensor<?x2048xbf16>)
+           -> tensor<?x2048xbf16>
+
+    out[t] = sum over j = 0 .. k-1, in order, of weights[t, j] * y[slots[t, j]], leaving out slots
+    of -1; in f32, rounded to the result's type.  A residual of that type is added to the rounded
+    sum in f32, and the result rounded again, as a separate `qfuse.add` would.
+    """
+
+    y: ext.Operand[ir.RankedTensorType]
+    slots: ext.Operand[ir.RankedTensorType]
+    weights: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[ir.RankedTensorType]
+    residual: ext.Operand[ir.RankedTensorType] | None = None
+
+    def violation(self) -> str | None:
+        y, slots, weights, *residual = (shaped(v.type) for v in self.operation.operands)
+        out = shaped(self.operation.results[0].type)
+        if not is_float(y) or len(y.shape) != 3:
+            return f"y is {y}; expected a float [T, k, N]"
+        if slots != Shaped(y.rows, "i32"):
+            return f"slots are {slots}; expected {Shaped(y.rows, 'i32')}"
+        if not is_float(weights) or weights.shape != y.rows:
+            return f"weights are {weights}; expected a float {shape_text(y.rows)}"
+        wanted = (y.shape[0], y.shape[2])
+        if not is_float(out) or out.shape != wanted:
+            return f"the result is {out}; expected a float {shape_text(wanted)}"
+        if residual and residual[0] != out:
+            return f"the residual is {residual[0]}; expected {out}, as the result"
+        return None
