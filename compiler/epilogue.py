@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from qfuse.dialects.activations import build_rounding
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import YieldOp, build_matmul
+from qfuse.dialects.matmul_op import YieldOp, build_product, inputs_of
 from qfuse.dialects.types import shaped
 
 Extend = Callable[[list[ir.Value], list[ir.Value]], list[ir.Value]]
@@ -24,11 +24,12 @@ def extend_epilogue(
     Attributes that are none of a product's own (the scheme x is to be quantized to) stay.
     `extend` sees the old results as a reader would have: rounded to their element types.
     """
-    x, w, *old_extra = product.operands
+    inputs = inputs_of(product)
+    old_extra = list(product.operands)[sum(value is not None for value in inputs) :]
     parts = list(ir.DenseI64ArrayAttr(product.attributes["parts"]))
     old_maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])]
-    new, block = build_matmul(
-        x, w, results, parts=parts, extra=[*old_extra, *extra], maps=[*old_maps, *maps]
+    new, block = build_product(
+        product.name, inputs, results, parts, [*old_extra, *extra], [*old_maps, *maps]
     )
     for name in product.attributes:
         if name not in new.attributes:

@@ -268,6 +268,17 @@ def build_matmul(
     return build_product(MatmulOp.OPERATION_NAME, [x, w], results, parts, extra, maps)
 
 
+INPUTS = {"qfuse.matmul": 2, "qfuse.group_matmul": 4}
+"""Operations with an epilogue region, and how many operands come before its extra ones."""
+
+
+def inputs_of(product: ir.Operation) -> list[ir.Value | None]:
+    """The operands of a product that its epilogue does not read; None for one left out."""
+    sizes = list(ir.DenseI32ArrayAttr(product.attributes["operandSegmentSizes"]))
+    given = iter(product.operands)
+    return [next(given) if size else None for size in sizes[: INPUTS[product.name]]]
+
+
 def build_product(
     name: str,
     operands: Sequence[ir.Value | None],

@@ -14,15 +14,24 @@ Tensors of rows have the shape [T, k, ...] though their T * k rows are in the or
 so every extent is one of an operand.  Rows from indptr[E] on are never read, and hold anything.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
 from qfuse.dialects.matmul_op import attributes_error, epilogue_error, product_error
 from qfuse.dialects.types import Shaped, is_float, shaped
-from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree
+from qfuse.dialects.verify import DYNAMIC, segments, shape_text
 
 IDS = ("i32", "i64")
+
+
+def rows_agree(rows: Sequence[int], count: int) -> bool:
+    """Whether leading dimensions `rows` can make `count` rows."""
+    if count == DYNAMIC or DYNAMIC in rows:
+        return len(rows) > 0
+    return math.prod(rows) == count
 
 
 class RouteOp(Op, name="route", traits=[ext.Pure]):
@@ -65,10 +74,10 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
             resultSegmentSizes = array<i32: 1, 0, 0, 0>}
            : (!xq [T, K], !wq [E, N, K], tensor<129xi32>, tensor<?x8xi32>) -> tensor<?x8x768xbf16>
 
-    With `tokens`, row r of the product is row tokens[r] of x [T, K]; without, x is [T, k, K] and
-    has the rows themselves.  Which expert's weight a row meets, `indptr` says.  Everything else
-    (parts, maps, region, rounding, quantized results) is as in `qfuse.matmul`; the parts of each
-    expert's weight begin at block boundaries.
+    With `tokens`, row r of the product is row tokens[r] of x, whose leading dimensions are
+    flattened to T; without, x is [T, k, K] and has the rows themselves.  Which expert's weight a
+    row meets, `indptr` says.  Everything else (parts, maps, region, rounding, quantized results)
+    is as in `qfuse.matmul`; the parts of each expert's weight begin at block boundaries.
     """
 
     x: ext.Operand[Any]
@@ -105,10 +114,10 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
         tokens, *extra = rest
         if tokens.dtype != "i32" or len(tokens.shape) != 2:
             return f"tokens are {tokens}; expected i32 [T, k]"
-        if len(x.shape) != 2 or not shapes_agree(x.rows, tokens.shape[:1]):
+        if not rows_agree(x.rows, tokens.shape[0]):
             return (
-                f"x has shape {shape_text(x.shape)}; with tokens {shape_text(tokens.shape)} it is "
-                "[T, K]"
+                f"x has shape {shape_text(x.shape)}; with tokens {shape_text(tokens.shape)} it has "
+                f"{shape_text(tokens.shape[:1])} rows"
             )
         return epilogue_error(self.operation, tokens.shape, parts, extra)
 
@@ -122,7 +131,8 @@ class CombineOp(Op, name="combine", traits=[ext.Pure]):
 
     out[t] = sum over j = 0 .. k-1, in order, of weights[t, j] * y[slots[t, j]], leaving out slots
     of -1; in f32, rounded to the result's type.  A residual of that type is added to the rounded
-    sum in f32, and the result rounded again, as a separate `qfuse.add` would.
+    sum in f32, and the result rounded again, as a separate `qfuse.add` would.  The T rows of the
+    result may have several leading dimensions.
     """
 
     y: ext.Operand[ir.RankedTensorType]
@@ -140,8 +150,9 @@ class CombineOp(Op, name="combine", traits=[ext.Pure]):
             return f"slots are {slots}; expected {Shaped(y.rows, 'i32')}"
         if not is_float(weights) or weights.shape != y.rows:
             return f"weights are {weights}; expected a float {shape_text(y.rows)}"
-        wanted = (y.shape[0], y.shape[2])
-        if not is_float(out) or out.shape != wanted:
+        fits = out.shape[-1:] == y.shape[2:] and rows_agree(out.rows, y.shape[0])
+        if not is_float(out) or not fits:
+            wanted = (y.shape[0], y.shape[2])
             return f"the result is {out}; expected a float {shape_text(wanted)}"
         if residual and residual[0] != out:
             return f"the residual is {residual[0]}; expected {out}, as the result"

@@ -1,5 +1,6 @@
 """`qfuse-expand-quantize`: dynamic activation quantization becomes an operation of its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ from qfuse.compiler.epilogue import build_yield, inline_block
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir, passmanager
-from qfuse.dialects.matmul_op import build_matmul
+from qfuse.dialects.matmul_op import INPUTS, build_product, inputs_of
 from qfuse.dialects.quantization_ops import QuantizeOp, quantize_error
 from qfuse.dialects.types import Scheme, SchemeAttr, Shaped, scheme_error, scheme_of, shaped
 from qfuse.dialects.verify import IllegalType
@@ -30,25 +31,29 @@ class ExpandQuantize(Pass):
         %q = "qfuse.quantize"(%x)
         %y = "qfuse.matmul"(%q, %w)
 
-    Equal quantizations of one value become one, which all its products then share.  A product
+    The same goes for a `qfuse.group_matmul`.  Equal quantizations of one value become one, which
+    all its products then share.  A product
     without the attribute, or whose input is quantized already, stays as it is.
     """
 
     name: ClassVar[str] = "qfuse-expand-quantize"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([expand_quantized_input]).apply(module)
+        Patterns([_expand(name) for name in INPUTS]).apply(module)
         passmanager.PassManager.parse("builtin.module(func.func(cse))").run(module)
 
 
-def expand_quantized_input(p: Pattern) -> None:
-    product = p.op("qfuse.matmul", p.values(), many=True)
-    p.require(names_input_scheme, product)
-    p.require(input_is_plain, product)
-    p.require(weight_is_quantized, product)
-    p.require(scheme_can_be_produced, product)
-    p.require(weight_has_same_groups, product)
-    p.rewrite(product, split_quantize)
+def _expand(name: str) -> Callable[[Pattern], None]:
+    def expand_quantized_input(p: Pattern) -> None:
+        product = p.op(name, p.values(), many=True)
+        p.require(names_input_scheme, product)
+        p.require(input_is_plain, product)
+        p.require(weight_is_quantized, product)
+        p.require(scheme_can_be_produced, product)
+        p.require(weight_has_same_groups, product)
+        p.rewrite(product, split_quantize)
+
+    return expand_quantized_input
 
 
 def names_input_scheme(product: ir.Operation) -> Verdict:
@@ -90,21 +95,22 @@ def weight_has_same_groups(product: ir.Operation) -> Verdict:
 
 
 def split_quantize(rewriter, product: ir.Operation) -> None:
-    x, w, *extra = product.operands
+    x, *others = inputs_of(product)
+    extra = list(product.operands)[1 + sum(value is not None for value in others) :]
     q = ir.Operation.create(
         QuantizeOp.OPERATION_NAME, results=[_quantized_input(product).type()], operands=[x]
     ).result
-    new, block = build_matmul(
-        q,
-        w,
+    new, block = build_product(
+        product.name,
+        [q, *others],
         [r.type for r in product.results],
-        parts=list(ir.DenseI64ArrayAttr(product.attributes["parts"])),
-        extra=extra,
-        maps=[ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])],
+        list(ir.DenseI64ArrayAttr(product.attributes["parts"])),
+        extra,
+        [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])],
     )
     with ir.InsertionPoint(block):
         build_yield(inline_block(product.regions[0].blocks[0], list(block.arguments)))
-    remarks.fired("expand-quantized-input", product, remarks.argument_name(w))
+    remarks.fired("expand-quantized-input", product, remarks.argument_name(others[0]))
     rewriter.replace_op(product, new.results)
 
 

@@ -50,6 +50,8 @@ class FuseEpilogue(Pass):
     A GLU that qfuse-fuse-gate-up left, one side of which is the product, is an activation and a
     residual.
 
+    What adds up the experts of a token (`qfuse.combine`) takes a residual in the same way.
+
     A product with a second reader, with several or quantized results, or whose reader broadcasts
     it to another shape stays as it is, with a remark.
     """
@@ -65,6 +67,7 @@ class FuseEpilogue(Pass):
         patterns = [_unary(act, allowed) for act in ACTIVATIONS]
         patterns += [_binary(op, side, allowed) for op in _BINARY for side in (0, 1)]
         patterns += [_glu(side, allowed) for side in (0, 1)]
+        patterns += [_combine(side, allowed) for side in (0, 1)]
         Patterns(patterns).apply(module)
 
 
@@ -179,6 +182,49 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         p.rewrite(glu, absorb_glu, product, other)
 
     pattern.__name__ = "epilogue_glu"
+    return pattern
+
+
+def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
+    """combine, operand `side` of an add, and a residual of its type"""
+
+    def stage_is_on(_combined: ir.Operation) -> Verdict:
+        return _on("residual-binary", allowed)
+
+    def has_no_residual(combined: ir.Operation) -> Verdict:
+        return None if len(combined.operands) == 3 else Refusal("it adds a residual already")
+
+    def is_like_the_sum(combined: ir.Operation, residual: ir.Value) -> Verdict:
+        y = combined.results[0]
+        if residual.type == y.type:
+            return None
+        return Refusal(f"the residual is {shaped(residual.type)}, the sum {shaped(y.type)}")
+
+    def absorb_residual(
+        rewriter, add: ir.Operation, combined: ir.Operation, residual: ir.Value
+    ) -> None:
+        fused = ir.Operation.create(
+            combined.name,
+            results=[add.results[0].type],
+            operands=[*combined.operands, residual],
+            attributes={"operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 1, 1])},
+        )
+        remarks.fired("combine-residual", add)
+        rewriter.replace_op(add, fused.results)
+
+    def pattern(p: Pattern) -> None:
+        combined = p.op("qfuse.combine", p.values())
+        residual = p.value()
+        y = p.result(combined)
+        add = p.op("qfuse.add", *((y, residual) if side == 0 else (residual, y)))
+        p.require(has_no_residual, combined)
+        p.require(has_one_reader, combined)
+        p.require(run_equally_often, add, combined)
+        p.require(is_like_the_sum, combined, residual)
+        p.require(stage_is_on, combined)
+        p.rewrite(add, absorb_residual, combined, residual)
+
+    pattern.__name__ = "combine_residual"
     return pattern
 
 

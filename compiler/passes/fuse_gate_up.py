@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
-from qfuse.compiler.epilogue import build_yield
+from qfuse.compiler.epilogue import build_yield, extend_epilogue
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.predicates import has_one_reader, run_equally_often
+from qfuse.compiler.passes.predicates import has_one_reader, readers, run_equally_often
 from qfuse.compiler.passes.siblings import join_weights, merge_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.activations import build_activation, build_rounding
 from qfuse.dialects.bindings import arith, ir
-from qfuse.dialects.matmul_op import MatmulOp, build_matmul
+from qfuse.dialects.matmul_op import INPUTS, build_matmul
 from qfuse.dialects.types import shaped
 
 
@@ -32,6 +32,9 @@ class FuseGateUp(Pass):
         ^bb0(%gate: f32, %up: f32): ... silu(gate) * up, rounded as before ...
         }) {parts = array<i64: 1400, 1400>}
 
+    The gate and up of experts are one product already, `qfuse.group_matmul` with both as results;
+    the GLU that reads them becomes its epilogue.
+
     Codes and scales are joined as they are, each part from a block boundary on; nothing is
     quantized again.  Products of different inputs, weights of different schemes, a gate or up
     with another reader, and a product that already has an epilogue stay two, with a remark.
@@ -40,7 +43,7 @@ class FuseGateUp(Pass):
     name: ClassVar[str] = "qfuse-fuse-gate-up"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([gate_up, glu_without_two_products]).apply(module)
+        Patterns([gate_up, gate_up_of_experts, glu_without_two_products]).apply(module)
 
 
 def gate_up(p: Pattern) -> None:
@@ -54,6 +57,15 @@ def gate_up(p: Pattern) -> None:
     p.require(run_equally_often, glu, up)
     p.require(can_be_merged, glu, gate, up)
     p.rewrite(glu, merge_with_glu, gate, up)
+
+
+def gate_up_of_experts(p: Pattern) -> None:
+    product = p.op("qfuse.group_matmul", p.values(), many=True)
+    glu = p.op("qfuse.glu", p.result(product, 0), p.result(product, 1), many=True)
+    p.require(makes_one_plain_value, glu)
+    p.require(yields_gate_and_up_only, product)
+    p.require(run_equally_often, glu, product)
+    p.rewrite(glu, absorb_glu, product)
 
 
 def glu_without_two_products(p: Pattern) -> None:
@@ -74,6 +86,15 @@ def makes_one_plain_value(glu: ir.Operation) -> Verdict:
     )
 
 
+def yields_gate_and_up_only(product: ir.Operation) -> Verdict:
+    """Nothing but the GLU reads what the product yields."""
+    if len(product.results) == 2 and all(len(readers(r)) == 1 for r in product.results):
+        return None
+    return Refusal(
+        "gate or up has another reader", "let the GLU alone read them, or read its result"
+    )
+
+
 def can_be_merged(_glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> Verdict:
     return merge_error(gate, up)
 
@@ -85,7 +106,7 @@ def both_operands_are_products(glu: ir.Operation) -> Verdict:
         made_by = (
             "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name
         )
-        if made_by != MatmulOp.OPERATION_NAME:
+        if made_by not in INPUTS:
             cure = "apply bias or scale to both sides inside one product"
             return Refusal(f"{side} is made by {made_by}, not by a product", cure)
     return MISMATCH
@@ -100,11 +121,25 @@ def merge_with_glu(rewriter, glu: ir.Operation, gate: ir.Operation, up: ir.Opera
     )
     with ir.InsertionPoint(block):
         gate_value, up_value = (build_rounding(a, dtype) for a in block.arguments)
-        activated = build_rounding(build_activation(act, gate_value), dtype)
-        build_yield([arith.mulf(activated, up_value)])
+        build_yield([build_glu(act, gate_value, up_value, dtype)])
     weights = [remarks.argument_name(p.operands[1]) for p in (gate, up)]
     remarks.fired("gate-up", glu, " + ".join(filter(None, weights)))
     rewriter.replace_op(glu, merged.results)
+
+
+def absorb_glu(rewriter, glu: ir.Operation, product: ir.Operation) -> None:
+    dtype = shaped(product.results[0].type).dtype
+    act = ir.StringAttr(glu.attributes["act"]).value
+    fused = extend_epilogue(
+        product, [glu.results[0].type], lambda ys, _: [build_glu(act, ys[0], ys[1], dtype)]
+    )
+    remarks.fired("gate-up", glu, remarks.argument_name(product.operands[1]))
+    rewriter.replace_op(glu, fused.results)
+
+
+def build_glu(act: str, gate: ir.Value, up: ir.Value, dtype: str) -> ir.Value:
+    """act(gate), rounded, times up; in f32, from values that have been rounded to `dtype`."""
+    return arith.mulf(build_rounding(build_activation(act, gate), dtype), up)
 
 
 def _never(*_: object) -> None:

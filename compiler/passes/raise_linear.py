@@ -82,7 +82,7 @@ def blocks_are_constant(_root: ir.Operation, *blocks: ir.Value) -> Verdict:
 def weight_is_legal(
     _root: ir.Operation, weight: ir.Value, scale: ir.Value, weight_block: ir.Value
 ) -> Verdict:
-    packed, scales = _weight_type(weight, scale, weight_block), shaped(builtin_type(scale.type))
+    packed, scales = weight_type(weight, scale, weight_block), shaped(builtin_type(scale.type))
     if why := scheme_error(packed):
         return Refusal(why)
     if scales.shape != packed.scale_shape:
@@ -110,11 +110,11 @@ def make_product(
     weight_block: ir.Value,
     input_block: ir.Value,
 ) -> None:
-    weight_type = _weight_type(weight, scale, weight_block)
-    packed = _pack(weight, scale, weight_type)
+    w_type = weight_type(weight, scale, weight_block)
+    packed = pack_weight(weight, scale, w_type)
     value = to_builtin(x)
     x_type = shaped(value.type)
-    y_type = Shaped((*x_type.rows, weight_type.shape[0]), x_type.dtype).type()
+    y_type = Shaped((*x_type.rows, w_type.shape[0]), x_type.dtype).type()
     product, block = build_matmul(value, packed, [y_type])
     with ir.InsertionPoint(block):
         build_yield(list(block.arguments))
@@ -129,12 +129,13 @@ def make_product(
     rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])
 
 
-def _weight_type(weight: ir.Value, scale: ir.Value, block: ir.Value) -> Shaped:
+def weight_type(weight: ir.Value, scale: ir.Value, block: ir.Value) -> Shaped:
+    """The type of a weight of torch codes and scales, with a constant block."""
     codes, scales = (shaped(builtin_type(v.type)) for v in (weight, scale))
     return Shaped(codes.shape, codes.dtype, Scheme(tuple(constant_of(block)), scales.dtype))
 
 
-def _pack(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
+def pack_weight(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
     """The quantized weight; made at the top of the function where its components allow it."""
     if isinstance(weight, ir.BlockArgument) and isinstance(scale, ir.BlockArgument):
         with ir.InsertionPoint.at_block_begin(weight.owner):

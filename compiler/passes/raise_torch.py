@@ -6,6 +6,7 @@ from typing import ClassVar
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
 from qfuse.compiler.passes.raise_linear import LINEAR
+from qfuse.compiler.passes.raise_moe import MOE
 from qfuse.compiler.passes.raise_norm import NORMS
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
 from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN, drop_dead
@@ -14,7 +15,7 @@ from qfuse.dialects.bindings import ir
 
 @dataclass(frozen=True)
 class RaiseTorch(Pass):
-    """Turn quantized linears, RMSNorm, GLU and element-wise torch operations into qfuse ones.
+    """Turn quantized linears, experts, RMSNorm, GLU and element-wise operations into qfuse ones.
 
     Before::
 
@@ -37,7 +38,7 @@ class RaiseTorch(Pass):
         normalize(module)
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
-        Patterns([*LINEAR, fold_round_trip]).apply(module)
+        Patterns([*LINEAR, *MOE, fold_round_trip]).apply(module)
         drop_dead(module)
         Patterns([*ELEMENTWISE, fold_round_trip]).apply(module)
         drop_dead(module)

@@ -1,0 +1,211 @@
+"""The pattern of `qfuse-raise-torch` for the experts of a mixture-of-experts layer."""
+
+from qfuse.compiler import remarks
+from qfuse.compiler.epilogue import build_yield
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
+from qfuse.compiler.passes.predicates import readers
+from qfuse.compiler.passes.raise_linear import pack_weight, weight_type
+from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
+from qfuse.compiler.torch_ir import (
+    NotConstant,
+    builtin_type,
+    constant_of,
+    from_builtin,
+    to_builtin,
+)
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import ACTIVATIONS, GluOp
+from qfuse.dialects.matmul_op import build_product
+from qfuse.dialects.moe_ops import CombineOp, GroupMatmulOp, RouteOp
+from qfuse.dialects.quantization_ops import concat_rows
+from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
+from qfuse.dialects.verify import DYNAMIC
+
+_OPERATOR = "torch.qfuse.moe_experts"
+_VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view")
+
+
+def moe_experts(p: Pattern) -> None:
+    x, ids, weights, gate_up, gate_up_scale, down, down_scale = (p.value() for _ in range(7))
+    tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
+    intermediate, weight_block, input_block, act = constants = tuple(p.value() for _ in range(4))
+    root = p.op("torch.operator", *tensors, *constants)
+    p.require(is_moe_experts, root)
+    p.require(arguments_are_constant, root, *constants)
+    p.require(is_typed_layer, root, *tensors)
+    p.require(weights_are_legal, root, *tensors[3:], intermediate, weight_block)
+    p.require(activation_is_known, root, act)
+    p.require(input_has_same_groups, root, weight_block, input_block)
+    p.rewrite(root, make_layer, *tensors, *constants)
+
+
+def is_moe_experts(root: ir.Operation) -> Verdict:
+    return None if ir.StringAttr(root.attributes["name"]).value == _OPERATOR else MISMATCH
+
+
+def arguments_are_constant(_root: ir.Operation, *constants: ir.Value) -> Verdict:
+    try:
+        for value in constants:
+            constant_of(value)
+    except NotConstant:
+        return Refusal("the intermediate size, a block or the activation is not a constant")
+    return None
+
+
+def is_typed_layer(_root: ir.Operation, *tensors: ir.Value) -> Verdict:
+    types = [builtin_type(value.type) for value in tensors]
+    if None in types:
+        return MISMATCH
+    x, ids, weights, *_ = map(shaped, types)
+    if not is_float(x) or len(x.shape) != 2 or not is_float(weights):
+        return Refusal(f"x is {x} and the weights of tokens {weights}", "use float x [T, H]")
+    if len(ids.shape) != 2 or ids.shape[1] == DYNAMIC or weights.shape != ids.shape:
+        return Refusal(f"ids are {ids} and weights {weights}", "use [T, k] with k known")
+    return None
+
+
+def weights_are_legal(
+    _root: ir.Operation,
+    gate_up: ir.Value,
+    gate_up_scale: ir.Value,
+    down: ir.Value,
+    down_scale: ir.Value,
+    intermediate: ir.Value,
+    block: ir.Value,
+) -> Verdict:
+    for name, codes, scale in (("gate_up", gate_up, gate_up_scale), ("down", down, down_scale)):
+        packed, scales = weight_type(codes, scale, block), shaped(builtin_type(scale.type))
+        if len(packed.shape) != 3 or DYNAMIC in packed.shape:
+            return Refusal(f"{name} is {packed}", "use static weights [E, N, K]")
+        if why := scheme_error(packed):
+            return Refusal(f"{name}: {why}")
+        if scales.shape != packed.scale_shape:
+            return Refusal(f"the scales of {name} are {scales}, which does not fit {packed}")
+    wide, width = weight_type(gate_up, gate_up_scale, block), constant_of(intermediate)
+    rows = concat_rows([width, width], wide)
+    down_type = shaped(builtin_type(down.type))
+    if wide.shape[1] != rows or down_type.shape != (wide.shape[0], wide.shape[2], width):
+        return Refusal(
+            f"gate_up is {wide} and down {down_type}, with {width} intermediate features",
+            f"use [E, {rows}, H], each part at a block boundary, and [E, H, {width}]",
+        )
+    return None
+
+
+def activation_is_known(_root: ir.Operation, act: ir.Value) -> Verdict:
+    if constant_of(act) in ACTIVATIONS:
+        return None
+    return Refusal(f"the activation is {constant_of(act)}", f"use {', '.join(ACTIVATIONS)}")
+
+
+def input_has_same_groups(
+    _root: ir.Operation, weight_block: ir.Value, input_block: ir.Value
+) -> Verdict:
+    block, wanted = constant_of(input_block), [1, constant_of(weight_block)[1]]
+    if block in ([], wanted):
+        return None
+    return Refusal(f"x is to be scaled in blocks of {block}", f"use {wanted}, as the weights are")
+
+
+def make_layer(
+    rewriter,
+    root: ir.Operation,
+    x: ir.Value,
+    ids: ir.Value,
+    weights: ir.Value,
+    gate_up: ir.Value,
+    gate_up_scale: ir.Value,
+    down: ir.Value,
+    down_scale: ir.Value,
+    intermediate: ir.Value,
+    weight_block: ir.Value,
+    input_block: ir.Value,
+    act: ir.Value,
+) -> None:
+    width, group = constant_of(intermediate), constant_of(input_block)
+    wide_type = weight_type(gate_up, gate_up_scale, weight_block)
+    narrow_type = weight_type(down, down_scale, weight_block)
+    wide = pack_weight(gate_up, gate_up_scale, wide_type)
+    narrow = pack_weight(down, down_scale, narrow_type)
+    value, choices = to_builtin(_rows_of(x)), to_builtin(ids)
+    dtype, sorted_rows = shaped(value.type).dtype, shaped(choices.type).shape
+    experts = wide_type.shape[0]
+
+    place = Shaped(sorted_rows, "i32").type()
+    slots, tokens, indptr = ir.Operation.create(
+        RouteOp.OPERATION_NAME,
+        results=[place, place, Shaped((experts + 1,), "i32").type()],
+        operands=[choices],
+        attributes={"num_experts": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), experts)},
+    ).results
+    part = Shaped((*sorted_rows, width), dtype).type()
+    both = _group_product([value, wide, indptr, tokens], [part, part], [width, width], group)
+    hidden = ir.Operation.create(
+        GluOp.OPERATION_NAME,
+        results=[part],
+        operands=list(both),
+        attributes={
+            "act": ir.StringAttr.get(constant_of(act)),
+            "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0]),
+        },
+    ).result
+    features = narrow_type.shape[1]
+    wanted = Shaped((*sorted_rows, features), dtype).type()
+    (rows,) = _group_product([hidden, narrow, indptr, None], [wanted], [features], group)
+    remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
+    _combine(rewriter, root, [rows, slots, to_builtin(weights)])
+
+
+def _combine(rewriter, root: ir.Operation, operands: list[ir.Value]) -> None:
+    """The result of the layer, in the shape that its one reader gives it."""
+    target = root
+    (result,) = root.results
+    users = readers(result)
+    if len(users) == 1 and users[0].name in _VIEWS and _keeps_rows(users[0]):
+        target = users[0]
+    type_ = target.results[0].type
+    combined = ir.Operation.create(
+        CombineOp.OPERATION_NAME,
+        results=[builtin_type(type_)],
+        operands=operands,
+        attributes={"operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 1, 0])},
+    ).result
+    value = from_builtin(combined, type_)
+    if target is not root:
+        rewriter.replace_op(target, [value])
+        rewriter.erase_op(root)
+    else:
+        rewriter.replace_op(root, [value])
+
+
+def _group_product(
+    inputs: list[ir.Value | None], results: list[ir.Type], parts: list[int], group: list[int]
+) -> list[ir.Value]:
+    """A group_matmul that yields its accumulators."""
+    product, block = build_product(GroupMatmulOp.OPERATION_NAME, inputs, results, parts)
+    with ir.InsertionPoint(block):
+        build_yield(list(block.arguments))
+    if group:
+        product.attributes[INPUT_SCHEME] = ir.Attribute.parse(
+            str(Scheme((group[0], group[1]), "f32"))
+        )
+    return list(product.results)
+
+
+def _rows_of(x: ir.Value) -> ir.Value:
+    """What `x` [T, H] is a view of, if that has the same rows in other leading dimensions."""
+    if isinstance(x, ir.BlockArgument) or x.owner.operation.name not in _VIEWS:
+        return x
+    return x.owner.operation.operands[0] if _keeps_rows(x.owner.operation) else x
+
+
+def _keeps_rows(view: ir.Operation) -> bool:
+    """Whether a view only splits or joins leading dimensions."""
+    before, after = (builtin_type(v.type) for v in (view.operands[0], view.results[0]))
+    if before is None or after is None:
+        return False
+    old, new = shaped(before), shaped(after)
+    return len(old.shape) > 1 and len(new.shape) > 1 and old.shape[-1] == new.shape[-1] != DYNAMIC
+
+
+MOE = (moe_experts,)

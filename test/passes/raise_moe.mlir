@@ -1,0 +1,78 @@
+// RUN: qfuse-opt --qfuse-raise-torch --remarks %s 2>&1 | filecheck %s --check-prefix=RAISED
+// RUN: qfuse-opt --qfuse-raise-torch --qfuse-expand-quantize --qfuse-fuse-gate-up --qfuse-fuse-epilogue --qfuse-fuse-norm-quantize --qfuse-fuse-act-quantize --remarks %s 2>&1 | filecheck %s --check-prefix=FUSED
+
+// A layer as the front end writes it: the experts are one operator, and views lead to its [T, H] and back.
+// RAISED-DAG: moe-experts: fired at torch.operator
+// RAISED-DAG: moe-experts: refused at torch.operator (odd): the activation is tanh; use silu, gelu, gelu_tanh, relu
+// RAISED-LABEL: func.func @main
+// RAISED:         %[[SLOTS:.+]]:3 = "qfuse.route"(%{{.+}}) {num_experts = 16 : i64} : (tensor<?x4xi64>) -> (tensor<?x4xi32>, tensor<?x4xi32>, tensor<17xi32>)
+// RAISED:         %[[GU:.+]]:2 = "qfuse.group_matmul"(%[[X:.+]], %{{.+}}, %[[SLOTS]]#2, %[[SLOTS]]#1)
+// RAISED:         parts = array<i64: 192, 192>, qfuse.input_scheme = #qfuse.scheme<array<i64: 1, 128>
+// RAISED-SAME:    (tensor<1x?x256xbf16>, {{.*}}) -> (tensor<?x4x192xbf16>, tensor<?x4x192xbf16>)
+// RAISED:         %[[H:.+]] = "qfuse.glu"(%[[GU]]#0, %[[GU]]#1) {act = "silu"
+// RAISED:         %[[Y:.+]] = "qfuse.group_matmul"(%[[H]], %{{.+}}, %[[SLOTS]]#2)
+// RAISED:         %[[C:.+]] = "qfuse.combine"(%[[Y]], %[[SLOTS]]#0, %{{.+}}) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : ({{.*}}) -> tensor<1x?x256xbf16>
+// RAISED:         "qfuse.add"(%{{.+}}, %[[C]])
+
+// The router reads the norm, the experts its quantization; nothing is left between the products.
+// FUSED-DAG:   gate-up: fired at qfuse.glu
+// FUSED-DAG:   product-quantize: fired at qfuse.quantize
+// FUSED-DAG:   combine-residual: fired at qfuse.add
+// FUSED-DAG:   norm-quantize: fired
+// FUSED-LABEL: func.func @main
+// FUSED:         %[[N:.+]]:2 = "qfuse.rms_norm"({{.*}}) {{.*}} -> (tensor<1x?x256xbf16>, !qfuse.qtensor<tensor<1x?x256xf8E4M3FN>
+// FUSED:         torch.aten.view
+// FUSED:         %[[HQ:.+]] = "qfuse.group_matmul"(%[[N]]#1,
+// FUSED:           math.exp
+// FUSED:         -> !qfuse.qtensor<tensor<?x4x192xf8E4M3FN>
+// FUSED:         %[[Y:.+]] = "qfuse.group_matmul"(%[[HQ]],
+// FUSED:         "qfuse.combine"(%[[Y]], %{{.+}}, %{{.+}}, %{{.+}}) {operandSegmentSizes = array<i32: 1, 1, 1, 1>}
+// FUSED-NOT:     qfuse.quantize
+// FUSED-NOT:     qfuse.add
+// FUSED:         return
+func.func @main(
+    %x: !torch.vtensor<[1,?,256],bf16>, %norm: !torch.vtensor<[256],bf16>, %ids: !torch.vtensor<[?,4],si64>,
+    %router: !torch.vtensor<[16,256],bf16>, %weights: !torch.vtensor<[?,4],f32>,
+    %gate_up: !torch.vtensor<[16,448,256],f8E4M3FN> {qfuse.name = "gate_up"}, %gate_up_scale: !torch.vtensor<[16,4,2],f32>,
+    %down: !torch.vtensor<[16,256,192],f8E4M3FN>, %down_scale: !torch.vtensor<[16,2,2],f32>)
+    -> (!torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[?,16],bf16>) {
+  %minus = torch.constant.int -1
+  %one = torch.constant.int 1
+  %width = torch.constant.int 256
+  %inner = torch.constant.int 192
+  %group = torch.constant.int 128
+  %silu = torch.constant.str "silu"
+  %none = torch.constant.none
+  %flat = torch.prim.ListConstruct %minus, %width : (!torch.int, !torch.int) -> !torch.list<int>
+  %full = torch.prim.ListConstruct %one, %minus, %width : (!torch.int, !torch.int, !torch.int) -> !torch.list<int>
+  %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
+  %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
+  %n0 = torch_c.to_builtin_tensor %x : !torch.vtensor<[1,?,256],bf16> -> tensor<1x?x256xbf16>
+  %n1 = torch_c.to_builtin_tensor %norm : !torch.vtensor<[256],bf16> -> tensor<256xbf16>
+  %n2 = "qfuse.rms_norm"(%n0, %n1) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<1x?x256xbf16>, tensor<256xbf16>) -> tensor<1x?x256xbf16>
+  %n = torch_c.from_builtin_tensor %n2 : tensor<1x?x256xbf16> -> !torch.vtensor<[1,?,256],bf16>
+  %rows = torch.aten.view %n, %flat : !torch.vtensor<[1,?,256],bf16>, !torch.list<int> -> !torch.vtensor<[?,256],bf16>
+  %logits = torch.aten.linear %rows, %router, %none : !torch.vtensor<[?,256],bf16>, !torch.vtensor<[16,256],bf16>, !torch.none -> !torch.vtensor<[?,16],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %back = torch.aten.view %y, %full : !torch.vtensor<[?,256],bf16>, !torch.list<int> -> !torch.vtensor<[1,?,256],bf16>
+  %sum = torch.aten.add.Tensor %x, %back, %one : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[1,?,256],bf16>, !torch.int -> !torch.vtensor<[1,?,256],bf16>
+  return %sum, %logits : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[?,16],bf16>
+}
+
+// An activation that no kernel has: the operator stays, and says why.
+// RAISED-LABEL: func.func @look_alike
+// RAISED-NOT:     qfuse.route
+// RAISED:         torch.operator "torch.qfuse.moe_experts"
+func.func @look_alike(
+    %rows: !torch.vtensor<[?,256],bf16>, %ids: !torch.vtensor<[?,4],si64>, %weights: !torch.vtensor<[?,4],f32>,
+    %gate_up: !torch.vtensor<[16,448,256],f8E4M3FN> {qfuse.name = "odd"}, %gate_up_scale: !torch.vtensor<[16,4,2],f32>,
+    %down: !torch.vtensor<[16,256,192],f8E4M3FN>, %down_scale: !torch.vtensor<[16,2,2],f32>) -> !torch.vtensor<[?,256],bf16> {
+  %one = torch.constant.int 1
+  %inner = torch.constant.int 192
+  %group = torch.constant.int 128
+  %tanh = torch.constant.str "tanh"
+  %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
+  %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  return %y : !torch.vtensor<[?,256],bf16>
+}
