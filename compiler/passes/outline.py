@@ -11,6 +11,13 @@ KERNEL = "qfuse.kernel"
 """Attribute of a function that is compiled as one kernel."""
 
 
+ROWS = "qfuse.rows"
+"""Attribute of a kernel function, (operand, dims): its results have as many rows as the first
+`dims` extents of that operand make.  Without it they have those of an operand of their rank."""
+
+_ROWS = {"qfuse.group_matmul": (3, 2), "qfuse.combine": (1, 1)}
+
+
 def outline_computations(module: ir.Operation) -> None:
     """Outline every qfuse computation of `module`; equal ones share a function.
 
@@ -93,9 +100,17 @@ def _define(module: ir.Operation, op: ir.Operation, name: str) -> None:
     with ir.InsertionPoint(module.regions[0].blocks[0]), ir.Location.name(name):
         kernel = func.FuncOp(name, (inputs, results), visibility="private")
         kernel.operation.attributes[KERNEL] = ir.UnitAttr.get()
+        rows = _ROWS.get(op.name)
+        if rows is not None and _has_operand(op, rows[0]):
+            kernel.operation.attributes[ROWS] = ir.DenseI64ArrayAttr.get(list(rows))
         block = kernel.add_entry_block()
         with ir.InsertionPoint(block):
             copy = op.clone()
             for i, argument in enumerate(block.arguments):
                 copy.operands[i] = argument
             func.ReturnOp(list(copy.results))
+
+
+def _has_operand(op: ir.Operation, field: int) -> bool:
+    """Whether the optional operand `field` of an operation, and all before it, are there."""
+    return all(list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[: field + 1])

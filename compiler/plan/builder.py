@@ -338,7 +338,9 @@ class _Builder:
             return value.value
         if not isinstance(value, _Quantized):
             raise unsupported(op, "a kernel takes tensors, and weights in FP8 only")
-        if layout == "packed" or len(value.parts) > 1:
+        if layout == "packed" and len(value.type.shape) == 3:
+            layout = "experts"
+        if layout != "rows" or len(value.parts) > 1:
             prepare = self._prepare(value, layout, op)
             return prepare.packed if part == "data" else prepare.scale
         return value.parts[0][0 if part == "data" else 1]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qfuse.compiler.passes.outline import ROWS
 from qfuse.compiler.runtime.plan import DTYPES, DYNAMIC, KernelType, TensorType
 from qfuse.compiler.torch_ir import builtin_type
 from qfuse.dialects.bindings import func, ir
@@ -50,10 +51,16 @@ def kernel_type(name: str, function: func.FuncOp, kernel: CompiledKernel | GpuKe
         else:
             assert value.scheme is not None
             listed[parameter.source].append(_type(value.scale_shape, value.scheme.scale))
+    rows = None
+    if ROWS in function.operation.attributes:
+        operand, dims = ir.DenseI64ArrayAttr(function.operation.attributes[ROWS])
+        places = [(p.source, p.index, p.part) for p in kernel.parameters]
+        rows = (places.index(("operand", operand, "data")), dims)
     return KernelType(
         name,
         tuple(listed["operand"]),
         tuple(t for t in listed["result"] if t is not None),
+        rows,
     )
 
 

@@ -8,7 +8,7 @@ import base64
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 from typing import Literal as OneOf
 
 import torch
@@ -34,7 +34,7 @@ _TAGGED = {
     "device": torch.device,
 }
 
-Layout = OneOf["packed", "rows"]
+Layout = OneOf["packed", "experts", "rows"]
 """How the kernels of a target want a weight: see `Prepare`."""
 
 Scalar = bool | int | float
@@ -93,8 +93,9 @@ class Literal:
 class Prepare:
     """A weight to put into the kernels' layout, once: its parts' (codes, scales) joined by rows.
 
-    Layout "packed" (CPU kernels) defines codes as uint8, 1-D, and scales as f32, 2-D; "rows" (GPU
-    kernels) leaves both as they are but that each part begins at a block boundary.
+    Layout "packed" (CPU kernels) defines codes as uint8, 1-D, and scales as f32, 2-D; "experts" is
+    the same for one weight [E, N, K], with scales 3-D; "rows" (GPU kernels) leaves both as they
+    are but that each part begins at a block boundary.
     """
 
     parts: tuple[tuple[int, int], ...]
@@ -108,12 +109,15 @@ class Prepare:
 class KernelType:
     """The tensors a kernel reads and writes, in the order of its pointers.
 
-    None stands for an operand whose layout is the kernel's own (a prepared weight).
+    None stands for an operand whose layout is the kernel's own (a prepared weight).  `rows` is
+    (operand, dims) where the rows of the results are as many as the first `dims` extents of that
+    operand make; without it, a result takes each DYNAMIC extent from an operand of its rank.
     """
 
     name: str
     operands: tuple[TensorType | None, ...]
     results: tuple[TensorType, ...]
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ class Plan:
                         k["name"],
                         tuple(None if t is None else _load_type(t) for t in k["operands"]),
                         tuple(map(_load_type, k["results"])),
+                        None if k["rows"] is None else (int(k["rows"][0]), int(k["rows"][1])),
                     )
                     for k in data["kernels"]
                 ),
@@ -281,7 +286,7 @@ def _load_type(data: dict[str, Any]) -> TensorType:
 
 
 def _load_layout(name: str) -> Layout:
-    if name not in ("packed", "rows"):
+    if name not in get_args(Layout):
         raise ValueError(f"unknown layout {name}")
     return name  # type: ignore[return-value]
 

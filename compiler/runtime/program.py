@@ -14,7 +14,7 @@ from qfuse.lowering.cpu.cpu import cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.lowering.cpu.layout import WeightLayout
-from qfuse.lowering.cpu.weights import pack_weight
+from qfuse.lowering.cpu.weights import pack_experts, pack_weight
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.weights import join_rows, joined_rows
 
@@ -104,8 +104,7 @@ class Program:
                 )
                 for codes, scale in prepare.parts
             ]
-            arrange = pack_weight if prepare.layout == "packed" else join_rows
-            packed, scale = arrange(parts, prepare.block)
+            packed, scale = _ARRANGE[prepare.layout](parts, prepare.block)
             constants[prepare.packed], constants[prepare.scale] = packed, scale
             if progress is not None:
                 progress(i + 1, len(plan.prepares))
@@ -255,6 +254,17 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return where, tensor.dtype, tensor.shape, tensor.stride()
 
 
+def _pack_experts(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], block: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    ((codes, scale),) = parts  # experts are never joined
+    return pack_experts(codes, scale, block)
+
+
+_ARRANGE = {"packed": pack_weight, "experts": _pack_experts, "rows": join_rows}
+"""What puts a weight into each layout."""
+
+
 def _parameter(
     parameters: Mapping[str, torch.Tensor], argument: Argument, target: str
 ) -> torch.Tensor:
@@ -279,6 +289,10 @@ def _empty_weight(
     """What a prepared weight's codes and scales would be, without contents."""
     codes, scale = (types[value] for value in prepare.parts[0])
     rows, k = [types[c].shape[0] for c, _ in prepare.parts], codes.shape[1]
+    if prepare.layout == "experts":
+        layout = WeightLayout((codes.shape[1],), codes.shape[2], *prepare.block)
+        size = codes.shape[0] * layout.packed_bytes
+        return torch.empty(size, dtype=torch.uint8), torch.empty(scale.shape)
     if prepare.layout == "packed":
         layout = WeightLayout(tuple(rows), k, *prepare.block)
         return torch.empty(layout.packed_bytes, dtype=torch.uint8), torch.empty(layout.scale_shape)

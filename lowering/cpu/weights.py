@@ -43,6 +43,23 @@ def pack_weight(
     return packed, scales
 
 
+def pack_experts(
+    codes: torch.Tensor, scale: torch.Tensor, block: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pack the weights of experts, each as one part of N rows, one after the other.
+
+    codes [E, N, K] of an 8-bit type, scale f32 [E, ceil(N/bn), ceil(K/bk)].  Returns (uint8
+    [E * bytes], f32 like `scale`).  Raises QfuseError like `pack_weight`.
+    """
+    experts, n, k = codes.shape
+    layout = WeightLayout((n,), k, block[0], block[1])
+    packed = torch.empty(experts * layout.packed_bytes, dtype=torch.uint8)
+    for e in range(experts):
+        one, _ = pack_weight([(codes[e], scale[e])], block)
+        packed[e * layout.packed_bytes : (e + 1) * layout.packed_bytes] = one
+    return packed, scale.detach().contiguous()
+
+
 def _pack_part(codes: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:
     rows, k = codes.shape
     bytes_ = codes.detach().contiguous().view(torch.uint8)
