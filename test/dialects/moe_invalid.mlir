@@ -1,0 +1,203 @@
+// RUN: qfuse-opt --split-input-file --verify-diagnostics %s
+
+// What each verifier refuses, with its message.
+
+// There is an expert at least.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{num_experts is 0; there must be one at least}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 0 : i64} : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<1xi32>)
+  return
+}
+
+// -----
+
+// How many experts a token chooses is known.
+func.func @case(%ids: tensor<?x?xi64>) {
+  // expected-error @+1 {{ids are tensor<?x?xi64>; expected whole numbers [T, k] with k known}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64} : (tensor<?x?xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<17xi32>)
+  return
+}
+
+// -----
+
+// Ids are whole numbers.
+func.func @case(%ids: tensor<?x8xf32>) {
+  // expected-error @+1 {{ids are tensor<?x8xf32>; expected whole numbers [T, k] with k known}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64} : (tensor<?x8xf32>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<17xi32>)
+  return
+}
+
+// -----
+
+// A slot for each choice.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{slots are tensor<?x4xi32>; expected tensor<?x8xi32>}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64} : (tensor<?x8xi64>) -> (tensor<?x4xi32>, tensor<?x8xi32>, tensor<17xi32>)
+  return
+}
+
+// -----
+
+// The exclusive prefix has an entry more than there are experts.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{indptr is tensor<16xi32>; expected tensor<17xi32>}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64} : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<16xi32>)
+  return
+}
+
+// -----
+
+// The weights of all experts are one tensor.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<448x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi32>, %tokens: tensor<?x8xi32>) {
+  // expected-error @+1 {{w has shape [448, 256]; weights of experts are a static [E, N, K]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<448x256xf8E4M3FN>, #weight>, tensor<17xi32>, tensor<?x8xi32>) -> tensor<?x8x192xbf16>
+  return
+}
+
+// -----
+
+// The prefix is of these experts.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, %indptr: tensor<9xi32>, %tokens: tensor<?x8xi32>) {
+  // expected-error @+1 {{indptr is tensor<9xi32>; expected tensor<17xi32>}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, tensor<9xi32>, tensor<?x8xi32>) -> tensor<?x8x192xbf16>
+  return
+}
+
+// -----
+
+// A prefix of 64-bit numbers is another convention.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi64>, %tokens: tensor<?x8xi32>) {
+  // expected-error @+1 {{indptr is tensor<17xi64>; expected tensor<17xi32>}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, tensor<17xi64>, tensor<?x8xi32>) -> tensor<?x8x192xbf16>
+  return
+}
+
+// -----
+
+// The parts of each expert begin at block boundaries.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x384x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi32>, %tokens: tensor<?x8xi32>) {
+  // expected-error @+1 {{parts [192, 192] make 448 rows, but w has 384; each part begins at a multiple of the scale block}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x384x256xf8E4M3FN>, #weight>, tensor<17xi32>, tensor<?x8xi32>) -> tensor<?x8x192xbf16>
+  return
+}
+
+// -----
+
+// Gathered rows are rows of x.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<5x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi32>, %tokens: tensor<4x8xi32>) {
+  // expected-error @+1 {{x has shape [5, 256]; with tokens [4, 8] it has [4] rows}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<5x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, tensor<17xi32>, tensor<4x8xi32>) -> tensor<4x8x192xbf16>
+  return
+}
+
+// -----
+
+// The places of rows are 32-bit numbers.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi32>, %tokens: tensor<?x8xi64>) {
+  // expected-error @+1 {{tokens are tensor<?x8xi64>; expected i32 [T, k]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, tensor<17xi32>, tensor<?x8xi64>) -> tensor<?x8x192xbf16>
+  return
+}
+
+// -----
+
+// Results have a row for each choice, not for each token.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi32>, %tokens: tensor<?x8xi32>) {
+  // expected-error @+1 {{result 0 has shape [?, 192], but the rows of x are [?, 8]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x256xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, tensor<17xi32>, tensor<?x8xi32>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// K is that of the weights.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+func.func @case(%x: !qfuse.qtensor<tensor<?x128xf8E4M3FN>, #act>, %w: !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, %indptr: tensor<17xi32>, %tokens: tensor<?x8xi32>) {
+  // expected-error @+1 {{K differs: x has [?, 128], w has [448, 256]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
+  ^bb0(%a0: f32, %a1: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x128xf8E4M3FN>, #act>, !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>, tensor<17xi32>, tensor<?x8xi32>) -> tensor<?x8x192xbf16>
+  return
+}
+
+// -----
+
+// Rows lie as choices.
+func.func @case(%y: tensor<?x8x256xbf16>, %slots: tensor<?x4xi32>, %weights: tensor<?x8xf32>) {
+  // expected-error @+1 {{slots are tensor<?x4xi32>; expected tensor<?x8xi32>}}
+  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<?x8x256xbf16>, tensor<?x4xi32>, tensor<?x8xf32>) -> tensor<?x256xbf16>
+  return
+}
+
+// -----
+
+// A weight for each choice.
+func.func @case(%y: tensor<?x8x256xbf16>, %slots: tensor<?x8xi32>, %weights: tensor<?x4xf32>) {
+  // expected-error @+1 {{weights are tensor<?x4xf32>; expected a float [?, 8]}}
+  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<?x8x256xbf16>, tensor<?x8xi32>, tensor<?x4xf32>) -> tensor<?x256xbf16>
+  return
+}
+
+// -----
+
+// A row for each token comes out.
+func.func @case(%y: tensor<?x8x256xbf16>, %slots: tensor<?x8xi32>, %weights: tensor<?x8xf32>) {
+  // expected-error @+1 {{the result is tensor<?x128xbf16>; expected a float [?, 256]}}
+  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<?x8x256xbf16>, tensor<?x8xi32>, tensor<?x8xf32>) -> tensor<?x128xbf16>
+  return
+}
+
+// -----
+
+// As many rows as tokens.
+func.func @case(%y: tensor<7x8x256xbf16>, %slots: tensor<7x8xi32>, %weights: tensor<7x8xf32>) {
+  // expected-error @+1 {{the result is tensor<2x4x256xbf16>; expected a float [7, 256]}}
+  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<7x8x256xbf16>, tensor<7x8xi32>, tensor<7x8xf32>) -> tensor<2x4x256xbf16>
+  return
+}
+
+// -----
+
+// A residual of another type would be rounded in silence.
+func.func @case(%y: tensor<?x8x256xbf16>, %slots: tensor<?x8xi32>, %weights: tensor<?x8xf32>, %res: tensor<?x256xf32>) {
+  // expected-error @+1 {{the residual is tensor<?x256xf32>; expected tensor<?x256xbf16>, as the result}}
+  %out = "qfuse.combine"(%y, %slots, %weights, %res) {operandSegmentSizes = array<i32: 1, 1, 1, 1>} : (tensor<?x8x256xbf16>, tensor<?x8xi32>, tensor<?x8xf32>, tensor<?x256xf32>) -> tensor<?x256xbf16>
+  return
+}

@@ -1,0 +1,47 @@
+// RUN: qfuse-opt %s | qfuse-opt | filecheck %s
+
+// The operations of a mixture-of-experts layer, printed and read again.
+
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<1x?x256xf8E4M3FN>, #act>
+!hq = !qfuse.qtensor<tensor<?x8x192xf8E4M3FN>, #act>
+!wg = !qfuse.qtensor<tensor<16x448x256xf8E4M3FN>, #weight>
+!wd = !qfuse.qtensor<tensor<16x256x192xf8E4M3FN>, #weight>
+
+// 192 rows of gate end inside a block of 128, so up begins at row 256: 448 rows for each expert.
+// CHECK-LABEL: func.func @layer
+// CHECK: "qfuse.route"(%{{.*}}) {num_experts = 16 : i64} : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<17xi32>)
+// CHECK: "qfuse.group_matmul"(%{{.*}}, %{{.*}}, %{{.*}}#2, %{{.*}}#1)
+// CHECK: parts = array<i64: 192, 192>
+// CHECK: "qfuse.group_matmul"(%{{.*}}, %{{.*}}, %{{.*}}#2)
+// CHECK: "qfuse.combine"{{.*}}operandSegmentSizes = array<i32: 1, 1, 1, 1>
+func.func @layer(%x: !xq, %ids: tensor<?x8xi64>, %weights: tensor<?x8xf32>, %g: !wg, %d: !wd, %residual: tensor<1x?x256xbf16>) -> tensor<1x?x256xbf16> {
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64} : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<17xi32>)
+  %h = "qfuse.group_matmul"(%x, %g, %indptr, %tokens) ({
+  ^bb0(%gate: f32, %up: f32):
+    %v = arith.mulf %gate, %up : f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 192, 192>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wg, tensor<17xi32>, tensor<?x8xi32>) -> !hq
+  %y = "qfuse.group_matmul"(%h, %d, %indptr) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!hq, !wd, tensor<17xi32>) -> tensor<?x8x256xbf16>
+  %out = "qfuse.combine"(%y, %slots, %weights, %residual) {operandSegmentSizes = array<i32: 1, 1, 1, 1>} : (tensor<?x8x256xbf16>, tensor<?x8xi32>, tensor<?x8xf32>, tensor<1x?x256xbf16>) -> tensor<1x?x256xbf16>
+  return %out : tensor<1x?x256xbf16>
+}
+
+// Plain operands, an extra operand seen by columns, and 32-bit ids of a known number of tokens.
+// CHECK-LABEL: func.func @plain
+// CHECK: "qfuse.route"{{.*}}tensor<3x2xi32>
+// CHECK: "qfuse.group_matmul"{{.*}}
+// CHECK: maps = ["[N]"]
+func.func @plain(%x: tensor<3x64xbf16>, %ids: tensor<3x2xi32>, %w: tensor<4x96x64xbf16>, %bias: tensor<96xbf16>) -> tensor<3x2x96xf32> {
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 4 : i64} : (tensor<3x2xi32>) -> (tensor<3x2xi32>, tensor<3x2xi32>, tensor<5xi32>)
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %bias) ({
+  ^bb0(%acc: f32, %b: f32):
+    %v = arith.addf %acc, %b : f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 96>, maps = ["[N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<3x64xbf16>, tensor<4x96x64xbf16>, tensor<5xi32>, tensor<3x2xi32>, tensor<96xbf16>) -> tensor<3x2x96xf32>
+  return %y : tensor<3x2x96xf32>
+}
