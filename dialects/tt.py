@@ -27,6 +27,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     tt_compute_ops.ExternElementwiseOp,
     tt_memory_ops.LoadOp,
     tt_memory_ops.StoreOp,
+    tt_memory_ops.AtomicRmwOp,
     tt_memory_ops.MakeTensorDescriptorOp,
     tt_memory_ops.DescriptorLoadOp,
     tt_memory_ops.DescriptorStoreOp,

@@ -14,6 +14,11 @@ from qfuse.dialects.tt_dialect import (
     same_error,
 )
 
+ATOMIC_OPS = {"add": 4, "exchange": 10}
+ATOMIC_ORDERS = {"relaxed": 1, "acquire_release": 4}
+ATOMIC_SCOPES = {"gpu": 1}
+"""Triton's numbers for what `tt.atomic_rmw` does, what it orders, and for whom."""
+
 DESCRIPTOR_ALIGNMENT = 16
 """Bytes that the rows of a tensor behind a descriptor are multiples of (cuTensorMapEncodeTiled)."""
 
@@ -75,6 +80,43 @@ class StoreOp(TritonOp, name="store"):
         if mask:
             return same_error("mask", mask[0].type, at.with_dtype(ir.IntegerType.get_signless(1)))
         return None
+
+
+class AtomicRmwOp(TritonOp, name="atomic_rmw"):
+    """Update what a pointer points to in one step; gives what was there before.
+
+        %old = "tt.atomic_rmw"(%p, %one) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32}
+           : (!tt.ptr<i32>, i32) -> i32
+
+    Of Triton's operations, those on one integer whose result does not depend on the order of the
+    programs, or tells it; a sum of floats by atomics would differ from run to run.  scope 1 is
+    the whole GPU; sem 1 is relaxed and 4 acquires and releases.
+    """
+
+    atomic_rmw_op: ir.IntegerAttr
+    scope: ir.IntegerAttr
+    sem: ir.IntegerAttr
+    pointer: ext.Operand[PointerType]
+    value: ext.Operand[ir.IntegerType]
+    out: ext.Result[ir.IntegerType]
+
+    def violation(self) -> str | None:
+        pointer, value = self.operation.operands
+        attributes = self.operation.attributes
+        for name, known in (
+            ("atomic_rmw_op", ATOMIC_OPS),
+            ("scope", ATOMIC_SCOPES),
+            ("sem", ATOMIC_ORDERS),
+        ):
+            number = ir.IntegerAttr(attributes[name]).value
+            if number not in known.values():
+                return f"{name} {number} is not one of {known}"
+        counter = Block((), ir.IntegerType.get_signless(32))
+        if block_of(pointer).pointee != counter.dtype:
+            return f"pointer is {pointer.type}; expected !tt.ptr<i32>"
+        return same_error("value", value.type, counter) or same_error(
+            "result", self.operation.results[0].type, counter
+        )
 
 
 class MakeTensorDescriptorOp(TritonOp, name="make_tensor_descriptor", traits=[ext.Pure]):

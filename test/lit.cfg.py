@@ -20,6 +20,7 @@ config.environment["PATH"] = os.pathsep.join(
 )
 config.substitutions += [
     (r"\bqfuse-opt\b", f"{sys.executable} -m qfuse.tools.qfuse_opt"),
+    (r"\bqfuse-translate\b", f"{sys.executable} -m qfuse.tools.qfuse_translate"),
     # PyPI's filecheck does not read FILECHECK_OPTS, so its flags stand here.
     (r"\bfilecheck\b", "filecheck --enable-var-scope --reject-empty-vars"),
     ("%python", sys.executable),

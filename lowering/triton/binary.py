@@ -269,6 +269,8 @@ def _read(path: Path) -> Binary | None:
         for stage, size in data["stages"]:
             stages[stage] = content[start : start + size]
             start += size
+        if start != len(content) or not set(_METADATA) <= set(data["metadata"]):
+            return None
         return Binary(data["name"], data["target"], stages, data["metadata"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -16,6 +16,7 @@ from qfuse.dialects.tt_dialect import (
     desc_type,
     pointee_of,
 )
+from qfuse.dialects.tt_memory_ops import ATOMIC_OPS, ATOMIC_ORDERS, ATOMIC_SCOPES
 from qfuse.lowering.triton.gpu import Gpu
 
 Operand: TypeAlias = ir.Value | int | float
@@ -292,6 +293,26 @@ class Builder:
             evict=i32_attr(_EVICT),
         )
 
+    def atomic(self, name: str, pointer: ir.Value, value: Operand, order: str) -> ir.Value:
+        """What the i32 at `pointer` was before it was changed, in one step for the whole GPU.
+
+        Names and orders are those of ATOMIC_OPS and ATOMIC_ORDERS.  One thread does it: a barrier
+        before one that releases makes it speak for all threads of the program.
+        """
+        value = value if isinstance(value, ir.Value) else self.full(value)
+        return self.value(
+            "tt.atomic_rmw",
+            [pointer, value],
+            value.type,
+            atomic_rmw_op=i32_attr(ATOMIC_OPS[name]),
+            scope=i32_attr(ATOMIC_SCOPES["gpu"]),
+            sem=i32_attr(ATOMIC_ORDERS[order]),
+        )
+
+    def barrier(self) -> None:
+        """All threads of the program meet here; Triton 3.6 and 3.9 both read this spelling."""
+        self.op("gpu.barrier", [], [])
+
     def descriptor(
         self, base: ir.Value, extents: Sequence[Operand], row_stride: int, block: Shape
     ) -> ir.Value:
@@ -343,6 +364,13 @@ class Builder:
             folded = self.value(combine, list(body.arguments), block.dtype)
             self.op("tt.reduce_return", [folded], [])
         return op.result
+
+    def when(self, condition: ir.Value, body: Callable[[], None]) -> None:
+        """Do `body` if a scalar of i1 is true."""
+        op = self.op("scf.if", [condition], [], regions=2)
+        with ir.InsertionPoint(op.regions[0].blocks.append()):
+            body()
+            self.op("scf.yield", [], [])
 
     def loop(
         self,

@@ -6,12 +6,16 @@ One program makes a tile, for each part of the weight that the results need:
         total[p] = fma(dot(x_k, w_k[p]), scale_x * scale_w, total[p])
     results = epilogue(total..., extra operands...)    # tile.py reads and stores
 
+Where K is split, a program sums a slice of it; the last one of a tile to finish adds the slices, in
+their order, and goes on with the epilogue (stream-K's fix-up without its data-dependent sums).
+
 The product of one step starts from zero and is added in f32, because the FP8 tensor cores of sm_90
 keep 14 bits of a running sum (DeepSeek-V3, section 3.3.2).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
@@ -19,17 +23,20 @@ from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton import product as product_module
 from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.epilogue import emit_region
+from qfuse.lowering.triton.gemv import Gemv
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Launch, Variant
 from qfuse.lowering.triton.operands import Operands
 from qfuse.lowering.triton.product import Group, Product, read_product
 from qfuse.lowering.triton.signature import Pointers, Signature, Tensor, open_launch
 from qfuse.lowering.triton.tile import Tile
-from qfuse.lowering.triton.tiles import Config, choose_configs, tma_stores
+from qfuse.lowering.triton.tile_choice import choose_configs
+from qfuse.lowering.triton.tiles import Config, tma_stores
 
 OPS = ("qfuse.matmul",)
 
-_REDUCE_COLUMNS = 128
+_IN_FLIGHT = 64
+"""Registers of a thread that wait for sums of slices."""
 
 
 def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
@@ -45,20 +52,21 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
     variants = []
     for choices in zip(*per_group, strict=True):
         first, last, _ = choices[0]
-        launches: list[Launch] = []
-        scratch = 0
+        kernels = []
         for number, (group, (_, _, config)) in enumerate(zip(product.groups, choices, strict=True)):
             place = f"_{number}" if len(product.groups) > 1 else ""
-            kernel = _Kernel(product, group, gpu, config, f"{signature.name}_{config.name}{place}")
-            launches += kernel.launches()
-            scratch = max(scratch, kernel.scratch_per_row)
-        variants.append(Variant(first, last, tuple(launches), scratch))
+            name = f"{signature.name}_{config.name}{place}"
+            kernels.append(_Kernel(product, group, gpu, config, name))
+        launches = tuple(kernel.launch() for kernel in kernels)
+        scratch = max(kernel.scratch_per_row for kernel in kernels)
+        counters = max(kernel.counter_bytes(last) for kernel in kernels)
+        variants.append(Variant(first, last, launches, scratch, counters))
     return variants
 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """The launches of one group of a product, cut as `config` says."""
+    """The launch of one group of a product, cut as `config` says."""
 
     product: Product
     group: Group
@@ -81,36 +89,64 @@ class _Kernel:
         return [self.product.signature.results[i] for i in self.group.results]
 
     @property
-    def scratch_per_row(self) -> int:
-        if self.config.slices == 1:
-            return 0
-        return self.config.slices * len(self.group.parts) * self.group.width * 4
+    def _sliced(self) -> tuple[int, int]:
+        """How many slices K is split into, none of them empty, and the steps of all but the last.
 
-    def launches(self) -> list[Launch]:
+        There are `config.slices` at most.
+        """
+        steps = ceil_div(self.product.k, self.config.depth)
+        each = ceil_div(steps, self.config.slices)
+        return ceil_div(steps, each), each
+
+    @property
+    def slices(self) -> int:
+        return self._sliced[0]
+
+    @property
+    def scratch_per_row(self) -> int:
+        if self.slices == 1:
+            return 0
+        return self.slices * len(self.group.parts) * self.group.width * 4
+
+    def counter_bytes(self, last_m: int | None) -> int:
+        """One counter of finished slices for each tile of up to `last_m` rows."""
+        if self.slices == 1:
+            return 0
+        assert last_m is not None, f"{self.name} splits K for any number of rows"
+        return 4 * ceil_div(last_m, self.config.rows) * self.column_tiles
+
+    def launch(self) -> Launch:
         config, product = self.config, self.product
-        split = config.slices > 1
         grid = Grid(
             config.rows,
             self.column_tiles,
             self.gpu.processors if config.persistent else None,
-            config.slices,
+            self.slices,
         )
-        inputs = [product.x, product.w]
-        tensors = inputs if split else [*inputs, *self.extras, *self.results]
-        stages = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        tensors = _once([product.x, product.w, *self.extras, *self.results])
         with open_launch(
-            self.gpu, self.name, _once(tensors), grid, scratch=split, **stages
+            self.gpu,
+            self.name,
+            tensors,
+            grid,
+            shared=self.slices > 1,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
         ) as launch:
             self._emit(launch.b, launch.pointers)
         assert launch.launch is not None
-        return [launch.launch, self._reduction()] if split else [launch.launch]
+        return launch.launch
 
     def _serves(self, extra: Tensor, kind: str) -> bool:
         return kind in ("[]", "[M,1]") or extra.width == self.group.width
 
     def _emit(self, b: Builder, pointers: Pointers) -> None:
         config = self.config
-        operands = Operands(b, pointers, self.product, self.group, config, self.gpu)
+        operands = (
+            Gemv(b, pointers, self.product, self.group, config)
+            if config.gemv
+            else Operands(b, pointers, self.product, self.group, config, self.gpu)
+        )
         stores = self._descriptors(b, pointers)
         if not config.persistent:
             row, column = self._place(b, pointers, b.program_id(0))
@@ -130,7 +166,7 @@ class _Kernel:
     def _place(self, b: Builder, pointers: Pointers, number: ir.Value) -> tuple[ir.Value, ir.Value]:
         """First row and column of tile `number`: bands of rows, column by column within one."""
         config, columns = self.config, self.column_tiles
-        if config.swap:  # one tile holds all rows
+        if config.swap or config.gemv:  # one tile holds all rows
             return b.full(0), b.mul(number, config.columns)
         per_band = config.band * columns
         first = b.mul(b.div(number, per_band), config.band)
@@ -147,7 +183,7 @@ class _Kernel:
         self,
         b: Builder,
         pointers: Pointers,
-        operands: Operands,
+        operands: Operands | Gemv,
         stores: dict[int, ir.Value],
         row: ir.Value,
         column: ir.Value,
@@ -155,16 +191,73 @@ class _Kernel:
         config, group = self.config, self.group
         starts = [b.add(column, j * config.columns) if j else column
                   for j in range(config.adjacent)]  # fmt: skip
-        totals = operands.accumulate(row, starts)
+        totals = operands.accumulate(row, starts, self._steps(b))
+        tiles = []
         for j, start in enumerate(starts):
             tile = Tile(
-                b, pointers, row, config.rows, start, config.columns, group.width, config.swap
+                b,
+                pointers,
+                row,
+                config.rows,
+                start,
+                config.columns,
+                group.width,
+                config.swap,
+                config.adjacent,
             )
             sums = {p: totals[j * len(group.parts) + i] for i, p in enumerate(group.parts)}
-            if config.slices > 1:
-                self._store_partial(b, tile, sums)
-            else:
-                self._finish(b, tile, sums, stores)
+            tiles.append((tile, sums))
+        if self.slices > 1:
+            self._share(b, tiles)
+            return
+        for tile, sums in tiles:
+            self._finish(b, tile, sums, stores)
+
+    def _steps(self, b: Builder) -> tuple[ir.Value, ir.Value]:
+        """First step of K of this program, and the one after its last."""
+        slices, each = self._sliced
+        if slices == 1:
+            return b.full(0), b.full(each)
+        start = b.mul(b.program_id(1), each)
+        steps = ceil_div(self.product.k, self.config.depth)
+        return start, b.minimum(b.add(start, each), steps)
+
+    def _share(self, b: Builder, tiles: Sequence[tuple[Tile, dict[int, ir.Value]]]) -> None:
+        """Store the sums of this slice; the last program of a tile adds all and finishes it."""
+        pointers = tiles[0][0].pointers
+        number = b.program_id(1)
+        for tile, sums in tiles:
+            for part, value in sums.items():
+                b.store(tile.at(self._partial(b, pointers, part, number)), value, tile.mask())
+        b.barrier()
+        counter = b.offset(pointers.counters, b.program_id(0))
+        before = b.atomic("add", counter, 1, "acquire_release")
+
+        def finish() -> None:
+            b.atomic("exchange", counter, 0, "relaxed")  # for the next launch
+            for tile, sums in tiles:
+                self._finish(b, tile, {part: self._added(b, tile, part) for part in sums}, {})
+
+        b.when(b.equal(before, self.slices - 1), finish)
+
+    def _added(self, b: Builder, tile: Tile, part: int) -> ir.Value:
+        """The sum of all slices, of which as many are on their way as there are registers for."""
+        mask = tile.mask()
+
+        def load(number: ir.Value) -> ir.Value:
+            return b.load(tile.at(self._partial(b, tile.pointers, part, number)), mask)
+
+        elements = self.config.rows * self.config.columns * len(self.group.parts)
+        batch = max(1, _IN_FLIGHT * 32 * self.config.num_warps // elements)
+        first = self.slices % batch or batch
+        total = reduce(b.add, [load(b.full(i)) for i in range(first)])
+
+        def body(start: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            slices = [load(b.add(start, i) if i else start) for i in range(batch)]
+            return [reduce(b.add, slices, carried[0])]
+
+        (total,) = b.loop((first, self.slices, batch), [total], body)
+        return total
 
     def _finish(
         self, b: Builder, tile: Tile, sums: dict[int, ir.Value], stores: dict[int, ir.Value]
@@ -210,44 +303,6 @@ class _Kernel:
         matrix = b.mul(b.i64(pointers.m), self.group.width)
         place = b.add(b.mul(number, len(self.group.parts)), self.group.parts.index(part))
         return b.offset(pointers.scratch, b.mul(b.i64(place), matrix))
-
-    def _store_partial(self, b: Builder, tile: Tile, sums: dict[int, ir.Value]) -> None:
-        number = b.program_id(1)
-        for part, value in sums.items():
-            base = self._partial(b, tile.pointers, part, number)
-            b.store(tile.at(base), value, tile.mask())
-
-    def _reduction(self) -> Launch:
-        """Add the slices in order, then the epilogue; one row and some columns per program."""
-        columns = max([_REDUCE_COLUMNS, *self.product.quantized_groups()])
-        tiles = ceil_div(self.group.width, columns)
-        tensors = _once([*self.extras, *self.results])
-        with open_launch(
-            self.gpu,
-            f"{self.name}_sum",
-            tensors,
-            Grid(1, tiles),
-            scratch=True,
-            num_warps=1,
-            num_stages=1,
-        ) as launch:
-            b, pointers = launch.b, launch.pointers
-            number = b.program_id(0)
-            row, column = b.div(number, tiles), b.mul(b.rem(number, tiles), columns)
-            tile = Tile(b, pointers, row, 1, column, columns, self.group.width)
-            sums = {}
-            for part in self.group.parts:
-                slices = [
-                    b.load(tile.at(self._partial(b, pointers, part, b.full(i))), tile.mask())
-                    for i in range(self.config.slices)
-                ]
-                total = slices[0]
-                for value in slices[1:]:
-                    total = b.add(total, value)
-                sums[part] = total
-            self._finish(b, tile, sums, {})
-        assert launch.launch is not None
-        return launch.launch
 
 
 def _once(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -68,6 +68,6 @@ def find_gpu(target: str) -> Gpu:
         return GPUS[target]
     near = difflib.get_close_matches(target, GPUS, n=1, cutoff=0.3) or ["cuda:sm_90"]
     raise QfuseError(
-        f"unknown GPU target '{target}'; the nearest supported one is '{near[0]}' (there are "
+        f"unknown GPU target {target!r}; the nearest supported one is '{near[0]}' (there are "
         f"{', '.join(GPUS)})"
     )

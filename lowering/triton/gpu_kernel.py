@@ -119,7 +119,56 @@ class GpuKernel:
         if start != len(code):
             raise ValueError(f"{len(code)} bytes of machine code where {start} are expected")
         parameters = tuple(Parameter(**p) for p in metadata["parameters"])
-        return cls(metadata["name"], metadata["target"], parameters, tuple(variants))
+        kernel = cls(metadata["name"], metadata["target"], parameters, tuple(variants))
+        if why := _damage(kernel):
+            raise ValueError(why)
+        return kernel
+
+
+_MAX_WARPS = 32  # 1024 threads
+
+
+def _damage(kernel: GpuKernel) -> str | None:
+    """What no kernel of ours has, or None: it would be started with the wrong memory, or hang."""
+    if not (isinstance(kernel.name, str) and isinstance(kernel.target, str)):
+        return "a name that is no text"
+    tensors = set(kernel.parameters)
+    if any(not _is_parameter(p) or p.source not in ("operand", "result") for p in tensors):
+        return f"parameters {kernel.parameters}"
+    work = {Parameter("scratch"), Parameter("counter")}
+    first: int | None = 1
+    for variant in kernel.variants:
+        last = variant.last_m
+        if first is None or not _is_count(variant.first_m) or variant.first_m != first:
+            return f"a variant for M >= {variant.first_m} where {first} is expected"
+        if not (last is None or (_is_count(last) and last >= first)):
+            return f"a variant for M {first}..{last}"
+        if not (_is_count(variant.scratch_per_row) and _is_count(variant.counter_bytes)):
+            return f"{variant.scratch_per_row} and {variant.counter_bytes} bytes to work in"
+        if not variant.launches:
+            return f"no launch for M {first}..{last}"
+        for launch in variant.launches:
+            grid, at_most = launch.grid, launch.grid.at_most
+            sizes = (grid.rows, grid.per_block, grid.y, 1 if at_most is None else at_most)
+            if not all(_is_count(size) and size > 0 for size in sizes):
+                return f"{grid}"
+            if not set(launch.parameters) <= tensors | work:
+                return f"a launch that takes {launch.parameters}"
+            numbers = (launch.num_warps, launch.shared_bytes, launch.program_scratch)
+            if not all(map(_is_count, numbers)) or not 0 < launch.num_warps <= _MAX_WARPS:
+                return f"a launch of {launch.num_warps} warps with {numbers[1:]} bytes"
+            if not (isinstance(launch.name, str) and launch.code):
+                return "a launch without name or code"
+        first = None if last is None else last + 1
+    return None if first is None and kernel.variants else "no variant for any larger M"
+
+
+def _is_parameter(p: Parameter) -> bool:
+    return p.part in ("data", "scale") and _is_count(p.index)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _program_bytes(launch: GpuLaunch, m: int) -> int:

@@ -10,7 +10,7 @@ from qfuse.lowering.triton.fp8 import decode
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.product import Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
-from qfuse.lowering.triton.tiles import SPLIT_K, Config
+from qfuse.lowering.triton.tiles import Config
 
 
 class Operands:
@@ -28,7 +28,6 @@ class Operands:
         self.b, self.pointers, self.product = b, pointers, product
         self.group, self.config = group, config
         self.factor = product.factor_type(gpu)
-        self.steps = ceil_div(product.k, config.depth)
         self.x_desc = self.w_desc = None
         if config.persistent:
             extents = (pointers.m, product.k)
@@ -40,8 +39,10 @@ class Operands:
                 pointers.data(product.w), extents, product.k, (config.columns, config.depth)
             )
 
-    def accumulate(self, row: ir.Value, columns: Sequence[ir.Value]) -> list[ir.Value]:
-        """Totals over this program's steps of K for the tiles that begin at (row, column).
+    def accumulate(
+        self, row: ir.Value, columns: Sequence[ir.Value], steps: tuple[ir.Value, ir.Value]
+    ) -> list[ir.Value]:
+        """Totals over `steps` (first, last + 1) of K for the tiles that begin at (row, column).
 
         One block of f32 for each of `columns` and, within it, for each part of the group.
         """
@@ -52,7 +53,7 @@ class Operands:
         integer = self.factor == "i8"
         shape = shape[::-1] if config.swap else shape
         zero = b.full(0, "i32" if integer else "f32", shape)
-        start, stop = self._range()
+        start, stop = steps
         x = _XRows(self, row)
         ws = [_WRows(self, first, column) for first, column in tiles]
         scales = _Scales(self, [x, *ws], start, stop)
@@ -93,15 +94,6 @@ class Operands:
             scale = b.mul(x_scale, w_scale)
         assert scale is not None
         return b.fma(made, scale, total)
-
-    def _range(self) -> tuple[ir.Value, ir.Value]:
-        """First step of this program, and the one after its last."""
-        b = self.b
-        if self.config.slices == 1:
-            return b.full(0), b.full(self.steps)
-        per_slice = SPLIT_K // self.config.depth
-        start = b.mul(b.program_id(1), per_slice)
-        return start, b.minimum(b.add(start, per_slice), self.steps)
 
     def _first_row(self, part: int, column: ir.Value) -> ir.Value:
         """Row of w that makes `column` of a part."""

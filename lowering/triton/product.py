@@ -68,6 +68,8 @@ class Product:
     def depth(self, gpu: Gpu) -> int:
         """Elements of K in one step: all of a step have one scale, and a row is 128 bytes."""
         depth = MAX_DEPTH * 8 // bit_width(self.factor_type(gpu))
+        if self.w.dtype in gpu.unconverted and any(len(g.parts) > 1 for g in self.groups):
+            depth //= 2  # codes decoded on their bits take the registers of the second total
         for tensor in (self.x, self.w):
             if tensor.shaped.scheme is not None and tensor.shaped.scheme.block[1] < self.k:
                 depth = gcd(depth, tensor.shaped.scheme.block[1])

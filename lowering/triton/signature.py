@@ -59,6 +59,7 @@ class Tensor:
 
 
 SCRATCH = Parameter("scratch")
+COUNTERS = Parameter("counter")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Pointers:
     def scratch(self) -> ir.Value:
         return self.values[SCRATCH]
 
+    @property
+    def counters(self) -> ir.Value:
+        return self.values[COUNTERS]
+
 
 class LaunchBuilder:
     """A launch being emitted; `launch` is there when the context ends."""
@@ -106,14 +111,17 @@ def open_launch(
     tensors: Sequence[Tensor],
     grid: Grid,
     *,
-    scratch: bool = False,
+    shared: bool = False,
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> Iterator[LaunchBuilder]:
-    """Emit a kernel that takes `tensors`, scratch of f32 where asked for, and M."""
+    """Emit a kernel that takes `tensors` and M.
+
+    Between them, where the programs have work to share: scratch of f32, and counters of i32.
+    """
     found = [p for t in tensors for p in t.parameters()]
-    if scratch:
-        found.append((SCRATCH, "f32"))
+    if shared:
+        found += [(SCRATCH, "f32"), (COUNTERS, "i32")]
     parameters = tuple(p for p, _ in found)
     with kernel(gpu, name, [dtype for _, dtype in found]) as opened:
         *pointers, m = opened.arguments

@@ -14,7 +14,8 @@ class Tile:
     """`rows` x `columns` elements of a matrix with M rows of `width`, from (row, column) on.
 
     `row` and `column` are scalars of i32.  `swapped` tiles hold the transposed block: columns
-    along dimension 0 (weights ride the long side of a product with few rows).
+    along dimension 0 (weights ride the long side of a product with few rows).  Of `adjacent`
+    tiles that one program makes, all but the first may lie beyond the matrix.
     """
 
     b: Builder
@@ -25,6 +26,7 @@ class Tile:
     columns: int
     width: int
     swapped: bool = False
+    adjacent: int = 1
     _vectors: dict[str, ir.Value] = field(default_factory=dict)
 
     @property
@@ -52,7 +54,7 @@ class Tile:
 
     def column_mask(self) -> ir.Value | None:
         """None where every tile is full."""
-        if self.width % self.columns == 0:
+        if self.width % (self.columns * self.adjacent) == 0:
             return None
         left = self.b.sub(self.width, self.column)
         return self._masked("column_mask", self.column_range(), left)
@@ -143,7 +145,7 @@ class Tile:
             base, b.add(b.mul(self.row_range(), row_stride), b.mul(numbers, group_stride))
         )
         mask = self.row_mask()
-        if self.width % self.columns and groups > 1:
+        if self.column_mask() is not None and groups * self.adjacent > 1:
             inside = b.less(numbers, b.sub(ceil_div(self.width, scheme.block[1]), first))
             mask = b.both(mask, inside)
         b.store(at, b.convert(scale, scheme.scale), mask)

@@ -439,3 +439,48 @@ func.func @case(%p: !tt.ptr<bf16>, %m: i32) {
   %0 = arith.constant 1 : i32
   func.return
 }) {arg_attrs = [], function_type = () -> (), sym_name = "k", sym_visibility = "public"} : () -> ()
+
+// -----
+
+// Sums of floats by atomics depend on the order of the programs.
+func.func @case(%p: !tt.ptr<i32>, %v: i32) {
+  // expected-error @+1 {{atomic_rmw_op 5 is not one of {'add': 4, 'exchange': 10}}}
+  %0 = "tt.atomic_rmw"(%p, %v) {atomic_rmw_op = 5 : i32, scope = 1 : i32, sem = 4 : i32} : (!tt.ptr<i32>, i32) -> i32
+  return
+}
+
+// -----
+
+// A counter serves all programs of the GPU.
+func.func @case(%p: !tt.ptr<i32>, %v: i32) {
+  // expected-error @+1 {{scope 2 is not one of {'gpu': 1}}}
+  %0 = "tt.atomic_rmw"(%p, %v) {atomic_rmw_op = 4 : i32, scope = 2 : i32, sem = 4 : i32} : (!tt.ptr<i32>, i32) -> i32
+  return
+}
+
+// -----
+
+// An atomic that only acquires would leave sums unpublished.
+func.func @case(%p: !tt.ptr<i32>, %v: i32) {
+  // expected-error @+1 {{sem 2 is not one of {'relaxed': 1, 'acquire_release': 4}}}
+  %0 = "tt.atomic_rmw"(%p, %v) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 2 : i32} : (!tt.ptr<i32>, i32) -> i32
+  return
+}
+
+// -----
+
+// Counters are i32.
+func.func @case(%p: !tt.ptr<f32>, %v: i32) {
+  // expected-error @+1 {{pointer is !tt.ptr<f32>; expected !tt.ptr<i32>}}
+  %0 = "tt.atomic_rmw"(%p, %v) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32} : (!tt.ptr<f32>, i32) -> i32
+  return
+}
+
+// -----
+
+// What was there before has the type of what is there.
+func.func @case(%p: !tt.ptr<i32>, %v: i32) {
+  // expected-error @+1 {{result is i64; expected i32}}
+  %0 = "tt.atomic_rmw"(%p, %v) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32} : (!tt.ptr<i32>, i32) -> i64
+  return
+}

@@ -73,3 +73,11 @@
   "tt.return"() : () -> ()
 // CHECK-NEXT: }) {arg_attrs = [{tt.divisibility = 16 : i32}, {tt.divisibility = 16 : i32}, {}], function_type = (!tt.ptr<bf16>, !tt.ptr<f8E4M3FN>, i32) -> (), sym_name = "all", sym_visibility = "public"} : () -> ()
 }) {arg_attrs = [{tt.divisibility = 16 : i32}, {tt.divisibility = 16 : i32}, {}], function_type = (!tt.ptr<bf16>, !tt.ptr<f8E4M3FN>, i32) -> (), sym_name = "all", sym_visibility = "public"} : () -> ()
+
+// CHECK-LABEL: "tt.func"() ({
+"tt.func"() ({
+^bb0(%counter: !tt.ptr<i32>, %n: i32):
+  // CHECK: %{{.+}} = "tt.atomic_rmw"(%{{.+}}, %{{.+}}) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32} : (!tt.ptr<i32>, i32) -> i32
+  %before = "tt.atomic_rmw"(%counter, %n) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32} : (!tt.ptr<i32>, i32) -> i32
+  "tt.return"() : () -> ()
+}) {arg_attrs = [{tt.divisibility = 16 : i32}, {}], function_type = (!tt.ptr<i32>, i32) -> (), sym_name = "counts", sym_visibility = "public"} : () -> ()

@@ -1,4 +1,4 @@
-// RUN: %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 4096 %s | filecheck %s
+// RUN: env QFUSE_TILE_TABLE=%S/tiles.json %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 4096 %s | filecheck %s
 
 // Many rows on sm_90: a loop over tiles with TMA that Triton splits into one producer and two
 // consumers; two products of 128 columns each per step, because one of 256 would spill.

@@ -1,7 +1,7 @@
-// RUN: %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 1 %s | filecheck %s
+// RUN: env QFUSE_TILE_TABLE=%S/tiles.json %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 1 %s | filecheck %s
 
-// Few rows: weights ride the long side of the product, K is cut into slices of 1024, and a second
-// launch adds the slices in order and runs the epilogue.
+// Few rows: weights ride the long side of the product, K is cut into slices, and the last program
+// of a tile to finish adds the slices in order and runs the epilogue.
 
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
 #weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
@@ -10,7 +10,7 @@
 !y = tensor<?x768xbf16>
 
 // CHECK:       // kernel matmul_0 for cuda:sm_90, M 1..16: matmul_0_split16x128, grid (ceil(M / 16) * 6, 2), 4 warps, 6 stages
-// CHECK:       ^bb0(%[[X:.+]]: !tt.ptr<f8E4M3FN>, %[[XS:.+]]: !tt.ptr<f32>, %[[W:.+]]: !tt.ptr<f8E4M3FN>, %[[WS:.+]]: !tt.ptr<f32>, %[[SCRATCH:.+]]: !tt.ptr<f32>, %[[M:.+]]: i32):
+// CHECK:       ^bb0(%[[X:.+]]: !tt.ptr<f8E4M3FN>, %[[XS:.+]]: !tt.ptr<f32>, %[[W:.+]]: !tt.ptr<f8E4M3FN>, %[[WS:.+]]: !tt.ptr<f32>, %[[Y:.+]]: !tt.ptr<bf16>, %[[SCRATCH:.+]]: !tt.ptr<f32>, %[[COUNTERS:.+]]: !tt.ptr<i32>, %[[M:.+]]: i32):
 // CHECK:         %[[ZERO:.+]] = arith.constant dense<0.000000e+00> : tensor<128x16xf32>
 // CHECK:         "tt.get_program_id"() {axis = 1 : i32}
 // CHECK:         %[[SUM:.+]]:3 = scf.for
@@ -21,14 +21,19 @@
 // CHECK:         "tt.addptr"(%[[SCRATCH]]
 // CHECK:         "tt.store"(%{{.+}}, %[[SUM]]#0, %{{.+}}) {{.*}} : (tensor<128x16x!tt.ptr<f32>>
 
-// CHECK:       // kernel matmul_0 for cuda:sm_90, M 1..16: matmul_0_split16x128_sum, grid (ceil(M / 1) * 6, 1), 1 warps, 1 stages
-// CHECK:       ^bb0(%[[Y:.+]]: !tt.ptr<bf16>, %[[PARTIAL:.+]]: !tt.ptr<f32>, %{{.+}}: i32):
-// CHECK:         %[[P0:.+]] = "tt.load"({{.*}} -> tensor<1x128xf32>
-// CHECK:         %[[P1:.+]] = "tt.load"({{.*}} -> tensor<1x128xf32>
-// CHECK-NEXT:    %[[TOTAL:.+]] = arith.addf %[[P0]], %[[P1]] : tensor<1x128xf32>
-// CHECK:         %[[V:.+]] = arith.maximumf %[[TOTAL]], %{{.+}} : tensor<1x128xf32>
-// CHECK:         arith.truncf %[[V]] : tensor<1x128xf32> to tensor<1x128xbf16>
-// CHECK:         "tt.store"
+// CHECK:         gpu.barrier
+// CHECK:         %[[COUNTER:.+]] = "tt.addptr"(%[[COUNTERS]]
+// CHECK-NEXT:    %[[BEFORE:.+]] = "tt.atomic_rmw"(%[[COUNTER]], %[[ONE:.+]]) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32}
+// CHECK-NEXT:    %[[LAST:.+]] = arith.cmpi eq, %[[BEFORE]], %[[ONE]] : i32
+// CHECK-NEXT:    scf.if %[[LAST]] {
+// CHECK-NEXT:      "tt.atomic_rmw"(%[[COUNTER]], %{{.+}}) {atomic_rmw_op = 10 : i32, scope = 1 : i32, sem = 1 : i32}
+// CHECK:           %[[P0:.+]] = "tt.load"({{.*}} -> tensor<128x16xf32>
+// CHECK:           %[[P1:.+]] = "tt.load"({{.*}} -> tensor<128x16xf32>
+// CHECK:           %[[TOTAL:.+]] = arith.addf %[[P0]], %[[P1]] : tensor<128x16xf32>
+// CHECK:           %[[V:.+]] = arith.maximumf %[[TOTAL]], %{{.+}} : tensor<128x16xf32>
+// CHECK:           arith.truncf %[[V]] : tensor<128x16xf32> to tensor<128x16xbf16>
+// CHECK:           "tt.store"
+// CHECK-NOT:   "tt.func"
 // CHECK-NOT:   // kernel
 func.func @main(%x: !x, %w: !w) -> !y {
   %0 = "qfuse.matmul"(%x, %w) ({

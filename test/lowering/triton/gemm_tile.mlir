@@ -1,5 +1,5 @@
-// RUN: %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 100 %s | filecheck %s --check-prefix=SM90
-// RUN: %python -m qfuse.tools.qfuse_translate --to=ttir --target=hip:gfx942 --m 100 %s | filecheck %s --check-prefix=HIP
+// RUN: env QFUSE_TILE_TABLE=%S/tiles.json %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 100 %s | filecheck %s --check-prefix=SM90
+// RUN: env QFUSE_TILE_TABLE=%S/tiles.json %python -m qfuse.tools.qfuse_translate --to=ttir --target=hip:gfx942 --m 100 %s | filecheck %s --check-prefix=HIP
 
 // K = 300 is no multiple of 16 bytes, so TMA cannot read it: pointers and masks instead.
 

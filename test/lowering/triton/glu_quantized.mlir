@@ -1,4 +1,4 @@
-// RUN: %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 1024 %s | filecheck %s
+// RUN: env QFUSE_TILE_TABLE=%S/tiles.json %python -m qfuse.tools.qfuse_translate --to=ttir --target=cuda:sm_90 --m 1024 %s | filecheck %s
 
 // Gate and up are the two products of a step; the epilogue multiplies them and quantizes.
 

@@ -1,8 +1,10 @@
 """What the tests of GPU kernels share: kernels as text, running them on numpy, references."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -11,12 +13,14 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import STORAGE_MAX, Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.triton import gemm
 from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.interpreter import Buffer
 from qfuse.lowering.triton.interpreter import run as interpret
 from qfuse.lowering.triton.interpreter.types import DTYPES
 from qfuse.lowering.triton.kernel import Launch, TritonKernel
 from qfuse.lowering.triton.lower import lower_kernel
+from qfuse.lowering.triton.tiles import Config
 
 Array = np.ndarray
 Quantized = tuple[Array, Array]
@@ -118,6 +122,15 @@ def lowered(text: str, target: str = "cuda:sm_90") -> TritonKernel:
         return lower_kernel(function, find_gpu(target))
 
 
+@contextmanager
+def forced(config: Config, last_m: int | None = None) -> Iterator[None]:
+    """All products that are lowered here are cut as `config` says, for up to `last_m` rows."""
+    lowered.cache_clear()
+    with patch.object(gemm, "choose_configs", lambda *_: [(1, last_m, config)]):
+        yield
+    lowered.cache_clear()
+
+
 def run(
     text: str,
     operands: Sequence[Value],
@@ -125,8 +138,12 @@ def run(
     m: int,
     target: str = "cuda:sm_90",
     programs: int | None = None,
+    **options: Any,
 ) -> list[Value]:
-    """Run the launches that serve `m` rows; every element of the results must be written."""
+    """Run the launches that serve `m` rows; every element of the results must be written.
+
+    `programs` and the options are those of `run_launch`.
+    """
     kernel = lowered(text, target)
     variant = kernel.variant(m)
     memory: dict[tuple[str, int, str], Array | Buffer] = {}
@@ -141,8 +158,10 @@ def run(
             memory["result", i, "scale"] = Buffer(scale_shape(result, m), result.scheme.scale)
     scratch = variant.scratch_per_row * m // 4
     memory["scratch", 0, "data"] = Buffer(max(scratch, 1), "f32")
+    counters = memory["counter", 0, "data"] = np.zeros(variant.counter_bytes // 4, np.int32)
     for launch in variant.launches:
-        run_launch(launch, memory, m, target, programs)
+        run_launch(launch, memory, m, target, programs, **options)
+        assert not counters.any(), f"{launch.name} leaves counters that are not zero"
     made: list[Value] = []
     for i, result in enumerate(results):
         found = [memory["result", i, "data"]]
@@ -162,13 +181,19 @@ def run_launch(
     m: int,
     target: str,
     programs: int | None = None,
+    edit: Callable[[str], str] = str,
+    **options: Any,
 ) -> None:
-    """Interpret one launch; `programs` lowers the number of those that loop over tiles."""
+    """Interpret one launch; `programs` lowers the number of those that loop over tiles.
+
+    `edit` changes its text; the other options are those of the interpreter.
+    """
     x, y, z = launch.grid.of(m)
     if programs is not None and launch.grid.at_most is not None:
         x = min(x, programs)
     arguments = [memory[p.source, p.index, p.part] for p in launch.parameters]
-    interpret(launch.text, launch.name, [*arguments, m], (x, y, z), target=target)
+    text = edit(launch.text)
+    interpret(text, launch.name, [*arguments, m], (x, y, z), target=target, **options)
 
 
 def scale_shape(value: Shaped, m: int) -> tuple[int, int]:
@@ -209,6 +234,22 @@ def dequantized(codes: Quantized, value: Shaped) -> Array:
     return data.astype(np.float64) * scale[: data.shape[0], : data.shape[1]]
 
 
+def product(x: Shaped, w: Shaped, m: int, seed: int = 0) -> tuple[list[Value], Array]:
+    """Random operands of a product of m rows, and its f64 values."""
+    made: list[Value] = []
+    values = []
+    for i, (value, rows) in enumerate(((x, m), (w, w.shape[0]))):
+        if value.quantized:
+            codes = random_codes(value, rows, seed + i)
+            made.append(codes)
+            values.append(dequantized(codes, value))
+        else:
+            data = random((rows, value.shape[1]), value.dtype, seed + i)
+            made.append(data)
+            values.append(data.astype(np.float64))
+    return made, values[0] @ values[1].T
+
+
 def quantize(values: Array, result: Shaped) -> Quantized:
     """Codes and scales of f32 values as `qfuse.quantize` says, in its own operations."""
     assert result.scheme is not None
@@ -227,7 +268,8 @@ def quantize(values: Array, result: Shaped) -> Quantized:
 
 
 def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):  # to infinity, which is right
+        return x / (1 + np.exp(-x))
 
 
 def assert_close(actual: Array, expected: Array, dtype: str) -> None:

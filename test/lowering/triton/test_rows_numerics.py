@@ -131,6 +131,36 @@ def test_rms_norm(m: int, width: int, rounding: str, present: tuple[int, int, in
         np.testing.assert_array_equal(next(made).astype(np.float64), h)
 
 
+ACTIVATION_FORMATS = {
+    "groups of 128": quantized(-1, 1376),
+    "per token": quantized(-1, 1376, block=(1, 1376)),
+    "i8 per token": quantized(-1, 1376, block=(1, 1376), dtype="i8"),
+    "i8 per 32, as the data of q8_0": quantized(-1, 1376, block=(1, 32), dtype="i8", scale="f16"),
+}
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "cuda:sm_80"])
+@pytest.mark.parametrize("name", ACTIVATION_FORMATS)
+@pytest.mark.parametrize("op", ["rms_norm", "glu"])
+def test_fused_quantization_bit_for_bit(op: str, name: str, target: str) -> None:
+    """Norms and GLU quantize their own rounded result, as `qfuse.quantize` would."""
+    m, out = 3, ACTIVATION_FORMATS[name]
+    row = plain(-1, out.shape[-1])
+    x, other = (random((m, row.shape[-1]), "bf16", seed) for seed in (1, 2))
+    if op == "rms_norm":
+        attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
+        operands, values = [row, plain(row.shape[-1])], [x, other[0].copy()]
+        attributes += segment_sizes("result", [True, True, False])
+    else:
+        attributes = 'act = "silu", ' + segment_sizes("result", [True, True])
+        operands, values = [row, row], [x, other]
+    text = kernel_text(op, operands, [row, out], attributes)
+    value, (codes, scale) = run(text, values, [row, out], m, target)
+    expected, expected_scale = quantize(value.astype(np.float32), out)
+    np.testing.assert_array_equal(scale, expected_scale)
+    np.testing.assert_array_equal(codes.astype(np.float32), expected.astype(np.float32))
+
+
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("halves", [False, True])
 def test_glu(act: str, halves: bool) -> None:
