@@ -10,7 +10,9 @@
 | trace.py | the first call with new shapes: runs the plan and notes what happened |
 | arena.py | one buffer for all intermediate results |
 | specialize.py | the trace turned into a Python function with everything resolved |
+| device.py | where tensors live: the host, or one GPU |
 | session.py | caches, buffers, and one specialisation per input shape |
+| capture.py | decoding as a CUDA graph |
 | profile.py | launches and bytes of a call |
 | executable.py | the object a user holds: call, generate, save, report |
 """

@@ -23,7 +23,8 @@ class Executable:
         tokens = exe.generate([1, 2, 3], max_new_tokens=32)
 
     It has one session of its own, for one user at a time; `session()` makes more, which share
-    the weights.
+    the weights.  A program for a GPU is loaded, described and saved without one; what runs it
+    takes torch's current CUDA device.
     """
 
     def __init__(self, program: Program) -> None:
@@ -40,12 +41,26 @@ class Executable:
         self.program.save(path)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Run the program once; returns all outputs as a tuple, which belongs to the caller."""
+        """Run the program once; returns all outputs as a tuple, which belongs to the caller.
+
+        Inputs have to be, and outputs are, where the program runs: on the GPU it was compiled for.
+        """
         return self._own_session(*inputs)
 
-    def session(self, *, cache_len: int | None = None, batch: int = 1) -> Session:
-        """Another independent user of the program, with caches of its own."""
-        return Session(self.program, cache_len=cache_len, batch=batch)
+    def session(
+        self,
+        *,
+        cache_len: int | None = None,
+        batch: int = 1,
+        device: torch.device | str | None = None,
+        graphs: bool = True,
+    ) -> Session:
+        """Another independent user of the program, with caches of its own.
+
+        `device` is which GPU to run a GPU program on; `graphs` lets it capture decoding into CUDA
+        graphs.
+        """
+        return Session(self.program, cache_len=cache_len, batch=batch, device=device, graphs=graphs)
 
     @property
     def is_language_model(self) -> bool:
@@ -95,14 +110,15 @@ class Executable:
         session = self._own_session
         session.reset()
         which = [o.name for o in self.program.plan.outputs].index(LOGITS)
-        position = torch.arange(ids.shape[1])
+        ids, position = ids.to(session.device.place), self._positions(ids)
         for _ in range(count):
             logits = session(ids, position)[which]
-            token = int(logits[0, -1].argmax())
+            likeliest = logits[0, -1].argmax()
+            token = _read(likeliest)
             yield token
             if token in stop:
                 return
-            ids, position = torch.tensor([[token]]), position[-1:] + 1
+            ids, position = likeliest.view(1, 1), position[-1:] + 1
 
     def logits(self, input_ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Logits after a prompt: [1, 1, V] for its last token, or [1, T, V] for all of them.
@@ -113,7 +129,12 @@ class Executable:
         self._check_fits(ids.shape[1], 0)
         session = self._own_session
         session.reset()
-        return session.run({IDS: ids, POSITION: torch.arange(ids.shape[1])})[LOGITS]
+        ids = ids.to(session.device.place)
+        return session.run({IDS: ids, POSITION: self._positions(ids)})[LOGITS]
+
+    def _positions(self, ids: torch.Tensor) -> torch.Tensor:
+        """Places of the tokens [1, T] of a prompt, int64 [T], on the session's device."""
+        return torch.arange(ids.shape[1], device=self._own_session.device.place)
 
     def report(self) -> Report:
         """What fusion did to the program."""
@@ -127,6 +148,7 @@ class Executable:
             name = step.kernel if isinstance(step, KernelStep) else step.op
             steps[name] = steps.get(name, 0) + 1
         return {
+            "target": program.target,
             "model": {k: v for k, v in program.info.items() if k != "config"},
             "inputs": {a.name: str(a.type) for a in plan.inputs},
             "caches": {a.name: str(a.type) for a in plan.caches},
@@ -134,12 +156,7 @@ class Executable:
             "sizes": program.sizes(),
             "steps": steps,
             "kernels": {
-                name: {
-                    "level": kernel.level,
-                    "entries": [entry.symbol for entry in kernel.entries],
-                    "bytes": len(kernel.object),
-                    "calls": steps.get(name, 0),
-                }
+                name: {**kernel.describe(), "calls": steps.get(name, 0)}
                 for name, kernel in program.kernels.items()
             },
         }
@@ -192,3 +209,12 @@ class Executable:
             f"a prompt of {prompt} tokens and {more + 1} new ones need {prompt + more} places, but "
             f"the caches hold {room}; ask for at most {room - prompt + 1} new tokens"
         )
+
+
+def _read(token: torch.Tensor) -> int:
+    """The one number that is read from the device for each token, when all before it is done."""
+    try:
+        return int(token)
+    except RuntimeError as error:
+        text = str(error).strip().partition("\n")[0]
+        raise QfuseError(f"the program failed on {token.device}: {text}") from error

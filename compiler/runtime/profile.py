@@ -98,6 +98,6 @@ def _used_part(trace: Trace, cache: int, position: int) -> float:
         return 1.0
     held = trace.roots[view.root].held
     capacity = trace.views[cache].shape[-2]
-    if held is None or not capacity:
+    if held is None or not held.is_cpu or not capacity:  # on a GPU it reads the whole cache
         return 1.0
     return min(1.0, (int(held.max()) + 1) / capacity)

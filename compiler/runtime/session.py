@@ -1,18 +1,22 @@
 """Running a program: caches, buffers, and one specialisation per input shape."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from qfuse.compiler.runtime.capture import CapturedCall, can_capture
+from qfuse.compiler.runtime.device import Device, find_device, place_plan
 from qfuse.compiler.runtime.donation import donated_updates
 from qfuse.compiler.runtime.plan import DTYPES, DYNAMIC, Argument, Ref, TensorType
 from qfuse.compiler.runtime.profile import Profile, profile_of
 from qfuse.compiler.runtime.program import Launch, Program
 from qfuse.compiler.runtime.specialize import Specialization, Specializer
-from qfuse.compiler.runtime.trace import Trace, Tracer
+from qfuse.compiler.runtime.trace import Trace, Tracer, dense_copy
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.triton.gpu_kernel import ALIGNMENT, GpuKernel
 
 MAX_SPECIALIZATIONS = 16
 """Input shapes a session keeps a specialisation for; the least recently used one goes."""
@@ -32,6 +36,13 @@ class Session:
 
     Outputs belong to the caller: no later call writes to them.  Caches start zeroed and keep
     their contents from call to call.
+
+    A program for a GPU runs on `device`, by default where its weights are, else torch's current
+    one, and on torch's current stream.  Its inputs have to be there, and its outputs are; inputs
+    that are not contiguous, or not at a multiple of 16 bytes, are copied.  Calls with few tokens
+    do not wait for the GPU; with `graphs` they are captured into CUDA graphs, which then replay.
+    A position beyond the end of the caches is an error on the host, but on a GPU torch stops the
+    whole process' use of it, as with any index out of range.
     """
 
     def __init__(
@@ -41,21 +52,36 @@ class Session:
         cache_len: int | None = None,
         batch: int = 1,
         poison: bool = False,
+        device: Device | torch.device | str | None = None,
+        graphs: bool = True,
     ) -> None:
         self.program = program
         self.poison = poison
-        plan = program.plan
-        self.caches = {
-            cache.name: torch.zeros(_cache_shape(cache, cache_len, batch), dtype=_dtype(cache))
-            for cache in plan.caches
-        }
-        self._constants: dict[int, Any] = dict(program.constants)
+        self.graphs = graphs
+        if not isinstance(device, Device):
+            device = find_device(program.target, device or _home(program))
+        self.device = device
+        self.plan = plan = place_plan(program.plan, device)
+        counters = [k.counter_bytes for k in program.kernels.values() if isinstance(k, GpuKernel)]
+        # not as inference tensors: calls in any mode write to the caches
+        with self._allocating(), torch.inference_mode(False):
+            self.caches = {
+                cache.name: torch.zeros(
+                    _cache_shape(cache, cache_len, batch), dtype=_dtype(cache), device=device.place
+                )
+                for cache in plan.caches
+            }
+            self._constants: dict[int, Any] = dict(program.constants_on(device.place))
+            # launches leave counters zero, and run one after the other: all can have the same
+            self._counters = device.buffer(max(counters, default=0), ALIGNMENT).zero_()
+            self._scratch = [device.buffer(64, ALIGNMENT)]
+            self._arena = torch.empty(0, dtype=torch.uint8, device=device.place)
         self._donated = donated_updates(plan)
         self._inputs = plan.inputs
+        self._threads = device.threads
+        self._is_here = device.holds
         self._dtypes = [None if isinstance(a.type, str) else _dtype(a) for a in plan.inputs]
         self._specializations: dict[tuple[Any, ...], Specialization | None] = {}
-        self._arena = torch.empty(0, dtype=torch.uint8)
-        self._scratch = [torch.empty(64, dtype=torch.uint8)]
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -64,16 +90,22 @@ class Session:
         Raises QfuseError on inputs that do not fit; the caches are then as they were.
         """
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            key = self._key(inputs)
-            specialization = self._specializations.get(key)
-            if specialization is None:
-                return self._first_call(key, inputs)
-            self._specializations[key] = self._specializations.pop(key)  # now the youngest
-            try:
-                return specialization.call(*inputs)
-            except (RuntimeError, IndexError) as error:  # what torch says of a bad index
-                text = str(error).strip().partition("\n")[0]
-                raise QfuseError(f"a torch operator of the program failed: {text}") from error
+            if self.device.is_host:
+                return self._call(inputs)
+            with self.device.entered():
+                return self._call(inputs)
+
+    def _call(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        key = self._key(inputs)
+        specialization = self._specializations.get(key)
+        if specialization is None:
+            return self._first_call(key, inputs)
+        self._specializations[key] = self._specializations.pop(key)  # now the youngest
+        try:
+            return specialization.call(*inputs)
+        except (RuntimeError, IndexError) as error:  # what torch says of a bad index
+            text = str(error).strip().partition("\n")[0]
+            raise QfuseError(f"a torch operator of the program failed: {text}") from error
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The same by name: a dict of inputs in, a dict of outputs out."""
@@ -87,7 +119,7 @@ class Session:
 
     def reset(self) -> None:
         """Zero all caches."""
-        with self._lock:
+        with self._lock, self.device.entered():
             for cache in self.caches.values():
                 cache.zero_()
 
@@ -99,7 +131,7 @@ class Session:
             specialization = self._specializations.get(key)
         if specialization is None:
             raise QfuseError("a program whose shapes depend on its data cannot be profiled")
-        return profile_of(self.program.plan, specialization)
+        return profile_of(self.plan, specialization)
 
     def source(self, *inputs: Any) -> str:
         """The Python function that runs for inputs of these shapes (after a first call)."""
@@ -116,12 +148,12 @@ class Session:
 
     def _key(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """What a specialisation depends on; raises QfuseError on inputs that do not fit."""
-        key: list[Any] = [torch.get_num_threads()]
+        key: list[Any] = [self._threads()]
         try:
             for item, dtype in zip(inputs, self._dtypes, strict=True):
                 if dtype is None:
                     key.append((type(item), item))
-                elif item.dtype is dtype and item.is_cpu:
+                elif item.dtype is dtype and self._is_here(item):
                     key.append(item.shape)
                 else:
                     raise TypeError
@@ -156,13 +188,15 @@ class Session:
             if not fits or item.dtype != DTYPES[wanted.dtype]:
                 found = TensorType(tuple(item.shape), str(item.dtype).removeprefix("torch."))
                 raise QfuseError(f"input {argument.name} is {found}; the program takes {wanted}")
-            if item.device.type != "cpu":
+            if not self._is_here(item):
+                place = self.device.place
+                cure = "" if item.is_meta else f"; pass it as .to('{place}')"
                 raise QfuseError(
-                    f"input {argument.name} is on {item.device}; the program runs on cpu"
+                    f"input {argument.name} is on {item.device}; the program runs on {place}{cure}"
                 )
 
     def _first_call(self, key: tuple[Any, ...], inputs: Sequence[Any]) -> tuple[Any, ...]:
-        plan = self.program.plan
+        plan = self.plan
         held = {cache.value: self.caches[cache.name] for cache in plan.caches}
         direct, scalars, order = {}, {}, []
         for item, argument in zip(inputs, self._inputs, strict=True):
@@ -171,16 +205,18 @@ class Session:
                 continue
             order.append(argument.value)
             if item.nbytes > STAGED_BYTES:
-                direct[argument.value] = item.contiguous()
+                fits = item.is_contiguous() and item.data_ptr() % self.device.alignment == 0
+                direct[argument.value] = item if fits else dense_copy(item)
             else:
-                held[argument.value] = item.clone(memory_format=torch.contiguous_format)
-        tracer = Tracer(plan, self._constants, self._donated, self._launch)
+                held[argument.value] = dense_copy(item)
+        tracer = Tracer(plan, self._constants, self._donated, self._launch, self.device)
         final = tracer.run(held, direct, scalars)
         outputs = self._finish(final, tracer.trace)
         if not tracer.trace.dynamic:
-            self._specializations[key] = self._specialize(
-                tracer.trace, order, frozenset(direct), len(scalars)
-            )
+            with self._allocating():
+                self._specializations[key] = self._specialize(
+                    tracer.trace, order, frozenset(direct), len(scalars)
+                )
             if len(self._specializations) > MAX_SPECIALIZATIONS:
                 del self._specializations[next(iter(self._specializations))]
         return outputs
@@ -189,9 +225,18 @@ class Session:
         self, trace: Trace, order: list[int], direct: frozenset[int], scalars: int
     ) -> Specialization:
         specializer = Specializer(
-            self.program.plan, trace, order, direct, self._bind, self._allocate, self.poison
+            self.plan,
+            trace,
+            order,
+            direct,
+            self._bind,
+            self._allocate,
+            self.poison,
+            self.device,
         )
         specialization = specializer.build()
+        if self.graphs and can_capture(specialization, self.device):
+            specialization.call = CapturedCall(specialization, self.device)
         if scalars:
             # scalars are part of the key; the function takes tensors only
             tensors = [i for i, a in enumerate(self._inputs) if not isinstance(a.type, str)]
@@ -209,7 +254,7 @@ class Session:
             fixed = view is None or trace.roots[view.root].held is not None
             return item.clone() if fixed else item
 
-        plan = self.program.plan
+        plan = self.plan
         outputs = tuple(own(o.arg.value) if isinstance(o.arg, Ref) else o.arg for o in plan.outputs)
         held = {cache.name: cache.value for cache in plan.caches}
         saves = [
@@ -225,20 +270,41 @@ class Session:
         self._bind(kernel, pointers, rows)()
 
     def _bind(self, kernel: str, pointers: Sequence[int], rows: int) -> Launch:
-        threads = torch.get_num_threads()
-        size = self.program.kernels[kernel].scratch_bytes(rows, threads)
+        compiled, threads = self.program.kernels[kernel], self._threads()
+        if isinstance(compiled, GpuKernel):
+            memory = [self._scratch_at(compiled.scratch_bytes(rows)), self._counters.data_ptr()]
+        else:
+            memory = [self._scratch_at(compiled.scratch_bytes(rows, threads))]
+        return self.program.kernel(kernel).bind(pointers, rows, threads, *memory)
+
+    def _scratch_at(self, size: int) -> int:
+        """Where launches of that need find scratch; all share it."""
         if self._scratch[-1].nbytes < size:
             # launches hold addresses in the old ones, so those stay; doubling bounds their sum
             size = max(size, 2 * self._scratch[-1].nbytes)
-            self._scratch.append(torch.empty(size, dtype=torch.uint8))
-        scratch = self._scratch[-1].data_ptr()
-        return self.program.kernel(kernel).bind(pointers, rows, threads, scratch)
+            self._scratch.append(self.device.buffer(size, ALIGNMENT))
+        return self._scratch[-1].data_ptr()
+
+    @contextmanager
+    def _allocating(self) -> Iterator[None]:
+        """What torch says where memory cannot be had, in one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error).strip().partition("\n")[0]
+            place = self.device.place
+            raise QfuseError(f"no memory for the program on {place}: {text}") from error
 
     def _allocate(self, nbytes: int) -> torch.Tensor:
         """The arena: all specialisations use the same memory, since only one runs at a time."""
         if self._arena.nbytes < nbytes:
-            self._arena = torch.empty(nbytes, dtype=torch.uint8)
+            self._arena = torch.empty(nbytes, dtype=torch.uint8, device=self.device.place)
         return self._arena[:nbytes]
+
+
+def _home(program: Program) -> torch.device | None:
+    """The GPU that the weights are on, if they are on one already."""
+    return next((t.device for t in program.constants.values() if t.is_cuda), None)
 
 
 def _dtype(argument: Argument) -> torch.dtype:

@@ -17,8 +17,9 @@ import torch
 
 from qfuse.compiler import torch_ops
 from qfuse.compiler.runtime import arena, calls
+from qfuse.compiler.runtime.device import HOST, Device
 from qfuse.compiler.runtime.plan import Plan, Ref, TorchStep, refs
-from qfuse.compiler.runtime.trace import Action, Trace, View
+from qfuse.compiler.runtime.trace import Action, Trace, View, dense_copy
 
 Bind = Callable[[str, Sequence[int], int], Any]
 """bind(kernel, pointers, rows) -> a launch: callable, with its pointers in `.pointers`."""
@@ -26,7 +27,11 @@ Bind = Callable[[str, Sequence[int], int], Any]
 
 @dataclass
 class Specialization:
-    """A program for one set of input shapes: `call(*inputs)` returns the outputs."""
+    """A program for one set of input shapes: `call(*inputs)` returns the outputs.
+
+    Where calls can be captured there are its halves, too: `stage(*inputs)` copies the inputs to
+    the addresses that `body()` reads.
+    """
 
     call: Callable[..., tuple[Any, ...]]
     source: str
@@ -34,6 +39,8 @@ class Specialization:
     actions: tuple[Action, ...]
     arena_bytes: int
     copied_outputs: tuple[int, ...]
+    stage: Callable[..., None] | None = None
+    body: Callable[[], tuple[Any, ...]] | None = None
 
 
 @dataclass
@@ -48,7 +55,8 @@ class Specializer:
 
     `inputs` lists the program's tensor inputs in call order; those in `direct` are used where
     the caller has them, the others are copied into the session's buffers.  `allocate(nbytes)`
-    returns a uint8 tensor for the arena.
+    returns a uint8 tensor for the arena.  All of them, and what the function makes, lie on
+    `device`.
     """
 
     def __init__(
@@ -60,8 +68,10 @@ class Specializer:
         bind: Bind,
         allocate: Callable[[int], torch.Tensor],
         poison: bool = False,
+        device: Device = HOST,
     ) -> None:
         self.plan, self.trace, self.bind, self.poison = plan, trace, bind, poison
+        self.device = device
         self.inputs, self.direct = inputs, direct
         self.allocate = allocate
         self.names: dict[str, Any] = {}
@@ -101,6 +111,7 @@ class Specializer:
         for value in self.inputs:
             if value not in self.direct:
                 self._line(f"{self._static(value)}.copy_(v{value})", uses={f"v{value}"})
+        staging = len(self.lines)
         if self.poison and self.arena is not None:
             self._line(f"{self._name('arena', self.arena)}.fill_(255)")
         for value in self.direct:
@@ -113,7 +124,15 @@ class Specializer:
                     dead = self.arena[start : start + self.trace.roots[root].nbytes]
                     self._line(f"{self._name(f'dead{root}', dead)}.fill_(255)")
         copied = self._emit_end()
-        source = self._source(parameters)
+        if self.device.captures and not self.direct:
+            inputs = ", ".join(parameters)
+            source = (
+                self._source("stage", parameters, self.lines[:staging])
+                + self._source("body", [], self.lines[staging:])
+                + f"def call({inputs}):\n    stage({inputs})\n    return body()\n"
+            )
+        else:
+            source = self._source("call", parameters, self.lines)
         exec(compile(source, "<qfuse specialization>", "exec"), self.names)
         return Specialization(
             self.names["call"],
@@ -122,6 +141,8 @@ class Specializer:
             tuple(self.actions),
             0 if self.arena is None else self.arena.nbytes,
             copied,
+            self.names.get("stage"),
+            self.names.get("body"),
         )
 
     # What has to run, and where results lie
@@ -183,7 +204,7 @@ class Specializer:
         """The tensor of a view whose root has a fixed address."""
         held = self.trace.roots[view.root].held
         base = held if held is not None else self.arena
-        empty = torch.empty(0, dtype=view.dtype)
+        empty = torch.empty(0, dtype=view.dtype, device=self.device.place)
         if base is None:  # an arena of no bytes: some extent is zero
             return empty.new_empty(view.shape)
         start = view.offset if held is not None else view.offset + self.offsets[view.root]
@@ -234,11 +255,18 @@ class Specializer:
         self.uses = set()
 
     def _restore_layout(self, value: int) -> None:
-        """Pointers into `value` rely on the layout of the first call; torch promises none."""
+        """Pointers into `value` rely on the layout and alignment of the first call.
+
+        Torch promises no layout, and nothing is known of the addresses of a caller's tensors.
+        """
         if value in self.pointed or value in self.direct:
             name = f"v{value}"
             text = f"if not {name}.is_contiguous(): {name} = {name}.contiguous()"
             self._line(text, {name}, name)
+            if self.device.alignment > 1:
+                copy = self._name("dense_copy", dense_copy)
+                text = f"if {name}.data_ptr() % {self.device.alignment}: {name} = {copy}({name})"
+                self._line(text, {name}, name)
 
     def _emit_torch(self, i: int, action: Action) -> None:
         step = action.step
@@ -281,7 +309,7 @@ class Specializer:
             pointers.append(0)
             if value in action.results:
                 view = self.trace.views[value]
-                make = partial(torch.empty, view.shape, dtype=view.dtype)
+                make = partial(torch.empty, view.shape, dtype=view.dtype, device=self.device.place)
                 self._line(f"v{value} = {self._name(f'new{value}', make)}()", set(), f"v{value}")
                 updates.append((j, f"v{value}.data_ptr()", {f"v{value}"}))
             elif (at := self._pointer_of(value)) is not None:
@@ -334,15 +362,15 @@ class Specializer:
         self._line(f"return ({''.join(f'{text}, ' for text in outputs)})", variables)
         return tuple(copied)
 
-    def _source(self, parameters: list[str]) -> str:
-        """The lines, with each variable deleted after its last use."""
+    def _source(self, name: str, parameters: list[str], lines: Sequence[_Line]) -> str:
+        """A function of these lines, with each variable deleted after its last use."""
         last: dict[str, int] = {}
-        for i, line in enumerate(self.lines):
+        for i, line in enumerate(lines):
             last.update(dict.fromkeys(line.uses, i))
             if line.defines is not None:
                 last[line.defines] = i
-        text = [f"def call({', '.join(parameters)}):"]
-        for i, line in enumerate(self.lines):
+        text = [f"def {name}({', '.join(parameters)}):", *(["    pass"] if not lines else [])]
+        for i, line in enumerate(lines):
             if line.text:
                 text.append(f"    {line.text}")
             done = sorted(v for v in (*line.uses, line.defines) if v and last[v] == i)

@@ -14,6 +14,7 @@ import torch
 
 from qfuse.compiler import torch_ops
 from qfuse.compiler.runtime import calls
+from qfuse.compiler.runtime.device import HOST, Device
 from qfuse.compiler.runtime.plan import (
     DTYPES,
     DYNAMIC,
@@ -91,7 +92,7 @@ class Tracer:
 
     `constants` maps values to tensors that are the same in every call; values computed from
     those alone are added to it, for the next tracer.  `launch(name, pointers, rows)` runs a
-    kernel.
+    kernel, whose operands lie at multiples of `device.alignment`.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class Tracer:
         constants: dict[int, Any],
         donated: frozenset[int],
         launch: Callable[[str, Sequence[int], int], None],
+        device: Device = HOST,
     ) -> None:
         self.plan = plan
+        self.device = device
         self.constants = constants
         self.donated = donated
         self.launch = launch
@@ -252,7 +255,7 @@ class Tracer:
         shapes = [t.shape for t in tensors]
         for value, type_ in zip(step.results, kernel.results, strict=True):
             extents = result_shape(kernel, type_, shapes)
-            result = torch.empty(extents, dtype=DTYPES[type_.dtype])
+            result = torch.empty(extents, dtype=DTYPES[type_.dtype], device=self.device.place)
             self.trace.roots.append(Root("buffer", result.nbytes))
             self._define(value, result, len(self.trace.roots) - 1)
             tensors.append(result)
@@ -261,7 +264,7 @@ class Tracer:
         self.trace.actions.append(Action("kernel", step, operands, step.results, rows))
 
     def _contiguous(self, value: int, type_: TensorType | None, kernel: str) -> int:
-        """`value`, or the value of a contiguous copy; checks it against the kernel's type."""
+        """`value`, or that of a contiguous and aligned copy; checks it against the type."""
         tensor = self._value(value)
         if type_ is not None:
             agree = len(type_.shape) == tensor.dim() and all(
@@ -270,27 +273,40 @@ class Tracer:
             if not agree or tensor.dtype != DTYPES[type_.dtype]:
                 found = TensorType(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
                 raise QfuseError(f"kernel {kernel} expects {type_} but is given {found}")
-        if tensor.is_contiguous():
+        if tensor.is_contiguous() and tensor.data_ptr() % self.device.alignment == 0:
             return value
         if value not in self.copies:
             self.copies[value] = self.next_value
             self.next_value += 1
         copy = self.copies[value]
         if value in self.trace.known:
-            self.trace.known[copy] = tensor.contiguous()
+            self.trace.known[copy] = dense_copy(tensor)
         elif copy not in self.env:
-            made = tensor.contiguous()
+            made = dense_copy(tensor)
             self.trace.roots.append(Root("buffer", made.nbytes))
             self._define(copy, made, len(self.trace.roots) - 1)
             self.trace.actions.append(Action("copy", None, (value,), (copy,)))
         return copy
 
 
+def dense_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy, which torch's allocators put at a multiple of 64 bytes."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def result_shape(
     kernel: KernelType, result: TensorType, shapes: Sequence[Sequence[int]]
 ) -> list[int]:
-    """The extents of a result: a DYNAMIC one is that of the first operand that has it, too."""
+    """The extents of a result: a DYNAMIC one is that of the first operand that has it, too.
+
+    Where the kernel says which operand has its rows, the one DYNAMIC extent before the last makes
+    as many.
+    """
     extents = list(result.shape)
+    if kernel.rows is not None and extents[:-1].count(DYNAMIC) == 1:
+        operand, dims = kernel.rows
+        known = math.prod(n for n in extents[:-1] if n != DYNAMIC)
+        extents[extents.index(DYNAMIC)] = math.prod(shapes[operand][:dims]) // known
     for i in (i for i, n in enumerate(extents) if n == DYNAMIC):
         for type_, shape in zip(kernel.operands, shapes, strict=True):
             if type_ and len(type_.shape) == len(extents) and type_.shape[i] == DYNAMIC:
