@@ -7,12 +7,15 @@
     exe.save("model.qfuse")
     exe = load("model.qfuse")                  # needs neither MLIR nor the checkpoint
 
+    y = fp8_groupwise_scaled_gemm(x, x_scale, weight, weight_scale, (128, 128), "bfloat16")
+
 | file or folder | what it holds |
 |---|---|
 | compilation.py | `compile`: the whole flow on one page |
 | options.py | what can be chosen, and the environment variables |
 | frontend/ | Hugging Face checkpoints and torch modules to MLIR; the torch.compile backend |
 | torch_ops.py, torch_ir.py | our torch operators; reading the torch dialect |
+| operators.py, gemm.py | operators to call on tensors directly, and the kernels behind them |
 | pipeline.py | pass pipelines: the built-in order, and as text |
 | passes/ | one pass per file |
 | pdl.py, epilogue.py, remarks.py | what passes are written with |
@@ -24,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qfuse.compiler.compilation import compile
+    from qfuse.compiler.operators import fp8_groupwise_scaled_gemm
     from qfuse.compiler.runtime.executable import Executable
 
-__all__ = ["Executable", "compile", "load"]
+__all__ = ["Executable", "compile", "fp8_groupwise_scaled_gemm", "load"]
 
 
 def load(path: Any) -> "Executable":
@@ -46,4 +50,8 @@ def __getattr__(name: str) -> Any:
         from qfuse.compiler.runtime.executable import Executable
 
         return Executable
+    if name == "fp8_groupwise_scaled_gemm":
+        from qfuse.compiler.operators import fp8_groupwise_scaled_gemm
+
+        return fp8_groupwise_scaled_gemm
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

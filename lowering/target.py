@@ -40,15 +40,15 @@ class Target:
         if text in TARGETS:
             return Target(kind, arch)
         if kind == "cpu":
-            raise QfuseError(f"target '{text}': cpu takes no architecture; use 'cpu'")
+            raise QfuseError(f"target {text!r}: cpu takes no architecture; use 'cpu'")
         if kind == "hip":
             raise QfuseError(
-                f"target '{text}': programs do not run on hip yet; qfuse-translate compiles their "
+                f"target {text!r}: programs do not run on hip yet; qfuse-translate compiles their "
                 "kernels, and programs are compiled for cuda:sm_90 and other cuda architectures"
             )
         near = difflib.get_close_matches(text, TARGETS, n=1, cutoff=0.3)
         near = near or (["cuda:sm_90"] if kind in ("cuda", "gpu") else ["cpu"])
         raise QfuseError(
-            f"unknown target '{text}'; the nearest supported one is '{near[0]}' (there are "
+            f"unknown target {text!r}; the nearest supported one is '{near[0]}' (there are "
             f"{', '.join(TARGETS)})"
         )

@@ -13,7 +13,10 @@
 | rowwise.py | the frame of row-wise kernels, quantizing a row |
 | elementwise.py | add, mul, activations, glu, rope, quantize, dequantize |
 | norm.py | rms_norm |
-| matmul.py | products: what is supported, entries, tasks |
+| routing.py | route, combine |
+| matmul.py | products by one weight: entries, tasks |
+| group_matmul.py | products by the weights of experts |
+| product_kernel.py | what both share: what is supported, tiles, chunks of rows |
 | product.py | packing x, decoding and multiplying |
 | epilogue.py | from totals to results |
 

@@ -225,6 +225,10 @@ class Function:
         known = min(a, b) if isinstance(a, int) and isinstance(b, int) else None
         return self._fold("minsi", a, b, known)
 
+    def imax(self, a: Index, b: Index) -> Index:
+        known = max(a, b) if isinstance(a, int) and isinstance(b, int) else None
+        return self._fold("maxsi", a, b, known)
+
     def address(self, *terms: tuple[Index, Index] | Index) -> Index:
         """Sum of terms; a pair is a product."""
         total: Index = 0
@@ -250,6 +254,15 @@ class Function:
             f"{type_} into {type_}",
             type_,
         )
+
+    def load_index(self, source: Value, at: Index) -> Value:
+        """A signed whole number, i32 or i64, as an index."""
+        element = source.type.rpartition("x")[2].rstrip(">")
+        return self.cast("arith.index_cast", self.load(source, at, element), "index")
+
+    def store_index(self, value: Index, target: Value, at: Index) -> None:
+        """An index as an i32."""
+        self.store(self.cast("arith.index_cast", self.index(value), "i32"), target, at)
 
     def store(self, value: Value, target: Value, at: Index, mask: Value | None = None) -> None:
         at = self.index(at)

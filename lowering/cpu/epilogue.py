@@ -140,7 +140,6 @@ def _evaluate(
         return lanes.load(extra.data, at, extra.dtype, piece.mask)
 
     arguments = [sums.get(p, nothing) for p in range(parts)]
-    arguments += [
-        load(extra, kind) for extra, kind in zip(signature.operands[2:], maps, strict=True)
-    ]
+    extras = signature.operands[len(signature.operands) - len(maps) :]
+    arguments += [load(extra, kind) for extra, kind in zip(extras, maps, strict=True)]
     return emit_region(lanes, signature.op.regions[0].blocks[0], arguments)

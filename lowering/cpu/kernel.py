@@ -6,8 +6,8 @@ Every entry of a kernel takes the same arguments, each a 64-bit slot:
                      a plain tensor, data and scales for a quantized one (`parameters`)
     shared           scratch that all threads see (x packed by the entry's prepass)
     slots            scratch of the threads, `Entry.slot_bytes` each
-    counters         int64, zero at the start: [0] next task, [8] next free slot,
-                     [16] next task of the prepass
+    counters         int64, zero at the start: [0] next task, [8] next free slot, and the same
+                     of the prepass, [16] and [24]
     m                number of rows
     rows             rows of one task
 
@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-NUM_COUNTERS = 24
+NUM_COUNTERS = 32
 """int64 elements of the counter block: one cache line per counter."""
 
-TASK_COUNTER, SLOT_COUNTER, PREPASS_COUNTER = 0, 8, 16
+TASK_COUNTER, SLOT_COUNTER, PREPASS_COUNTER, PREPASS_SLOT_COUNTER = 0, 8, 16, 24
 
 ALIGNMENT = 64
 
@@ -53,8 +53,10 @@ class Entry:
     rows: int = 1
     """Rows of a task; a launch may choose fewer, in multiples of `rows_multiple`."""
     rows_multiple: int = 1
+    row_groups: int = 1
+    """The rows belong to up to this many groups, such as experts, and no task to two of them."""
     shared_row_bytes: int = 0
-    """Shared scratch: this times m, rounded up to `rows_multiple`."""
+    """Shared scratch: this times m, each group rounded up to `rows_multiple`."""
     slot_bytes: int = 0
     slot_row_bytes: int = 0
     """Scratch of a thread: `slot_bytes` + this times the rows of a task."""
@@ -73,8 +75,14 @@ class Entry:
             rows = _round_up(rows // 2, unit)
         return rows
 
+    def tasks(self, m: int, rows: int) -> int:
+        """The number of tasks for `m` rows, as many as there can be."""
+        return self.tiles * (-(-m // rows) + min(self.row_groups, m) - 1)
+
     def shared_bytes(self, m: int) -> int:
-        return self.shared_row_bytes * _round_up(m, self.rows_multiple)
+        unit = self.rows_multiple
+        most = m + (unit - 1) * min(self.row_groups, m)
+        return self.shared_row_bytes * (most // unit * unit)
 
     def thread_bytes(self, rows: int) -> int:
         return _round_up(self.slot_bytes + self.slot_row_bytes * rows, ALIGNMENT)

@@ -86,6 +86,10 @@ class Lanes:
         """Sum of the lanes, halving the vector each time: one order everywhere."""
         return self._halve(value, "addf", "f32")
 
+    def count(self, value: Value) -> Value:
+        """Sum of the lanes of an i32 vector."""
+        return self._halve(value, "addi", "i32")
+
     def largest(self, value: Value) -> Value:
         """Largest lane of an i32 vector."""
         return self._halve(value, "maxsi", "i32")

@@ -116,7 +116,7 @@ class Launch:
 def _team_size(entry: Entry, m: int, rows: int, threads: int) -> int:
     if entry.work + entry.row_work * m < PARALLEL_BYTES:
         return 1
-    return min(threads, entry.tiles * -(-m // rows))
+    return min(threads, entry.tasks(m, rows))
 
 
 def _step(address: int, argument: int, team: int) -> Callable[[], None]:

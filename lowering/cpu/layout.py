@@ -45,6 +45,10 @@ class WeightLayout:
     k: int
     bn: int
     bk: int
+    joined: bool = False
+    """The parts are rows of one tensor, each from a multiple of `bn` on, as `qfuse.concat` joins
+    them and experts have them; it was packed as one part.  `bn` is then a multiple of 64, or
+    there is one part."""
 
     @property
     def k_blocks(self) -> int:
@@ -65,6 +69,8 @@ class WeightLayout:
         return ceil_div(self.parts[part], self.bn)
 
     def first_group(self, part: int) -> int:
+        if self.joined:
+            return self.first_scale_row(part) * self.bn // GROUP
         return sum(self.groups(p) for p in range(part))
 
     def first_scale_row(self, part: int) -> int:
@@ -72,15 +78,16 @@ class WeightLayout:
 
     @property
     def packed_bytes(self) -> int:
-        return self.first_group(len(self.parts)) * self.group_bytes
+        last = len(self.parts) - 1
+        return (self.first_group(last) + self.groups(last)) * self.group_bytes
 
     @property
     def scale_shape(self) -> tuple[int, int]:
         return self.first_scale_row(len(self.parts)), self.k_blocks
 
 
-def layout_error(parts: Sequence[int], k: int, block: Sequence[int]) -> str | None:
-    """Why no weight can be packed like this, or None."""
+def layout_error(block: Sequence[int]) -> str | None:
+    """Why no weight with such blocks can be packed, or None."""
     bn, bk = block
     if bn % STRIP or bk % 32 or bk > 1024:
         return (

@@ -4,10 +4,14 @@ A *step* is what one multiply instruction consumes of a row of x, a 32-bit eleme
 bf16 (AVX-512) or one f32.  In both cases a vector of the weight holds that step of 16 rows, so
 the loops are the same for both.
 
+Packed rows of x carry their scales: each K block is [steps][rows], and then, where x is
+quantized, the scale of each row, so a product needs to know nothing else of x.
+
 Each element of the result is one chain: for every K block an accumulator that starts at zero and
 takes the steps in order, then total = fma(accumulator, x scale * w scale, total).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Index, Value, buffer, vector
@@ -49,9 +53,12 @@ class Product:
     def block_steps(self) -> int:
         return self.layout.bk // QUAD * self.quad_steps
 
-    @property
-    def steps(self) -> int:
-        return self.block_steps * self.layout.k_blocks
+    def block_elements(self, rows: int) -> int:
+        """32-bit elements of a K block of `rows` packed rows of x: steps, then scales."""
+        return self.block_steps * rows + (LANES if self.x_scaled else 0)
+
+    def packed_elements(self, rows: int) -> int:
+        return self.block_elements(rows) * self.layout.k_blocks
 
     @property
     def tile_rows(self) -> tuple[int, ...]:
@@ -73,31 +80,38 @@ def pack_rows(
     p: Product,
     lanes: Lanes,
     x: Value,
-    rows: int,
-    first: Index,
-    m: Value,
+    x_scale: Value | None,
+    rows: Sequence[Index],
     target: Value,
     at: Index,
     stride: Index,
 ) -> None:
-    """Write `rows` rows of x from row `first` to target[at] as 32-bit elements [steps][rows].
+    """Write rows of x to target[at] as 32-bit elements [steps][rows], each block with its scales.
 
-    `stride` elements lie from one K block of steps to the next.  Columns beyond K become zero;
-    rows beyond m repeat the last one, and nobody reads them.
+    `rows` says which rows; `stride` elements lie from one K block to the next.  Columns beyond K
+    become zero.
     """
     f = lanes.f
+    count = len(rows)
     k, padded = p.layout.k, p.layout.padded_k
     columns = 2 * LANES if p.pairs else LANES
-    last = f.isub(m, 1)
-    bases = [f.imul(f.imin(f.iadd(first, r), last), k) for r in range(rows)]
+    bases = [f.imul(row, k) for row in rows]
     with f.loop(0, padded // columns) as loop:
         column = f.imul(loop.iv, columns)
         left = f.isub(k, column) if padded != k else None
         vectors = [_x_steps(p, lanes, x, f.iadd(base, column), left) for base in bases]
         block, chunk = (g(loop.iv, p.block_steps // LANES) for g in (f.idiv, f.imod))
-        out = f.address(at, (block, stride), (chunk, LANES * rows))
+        out = f.address(at, (block, stride), (chunk, LANES * count))
         for i, v in enumerate(_interleave(f, vectors)):
             f.store(v, target, f.iadd(out, i * LANES))
+    if x_scale is None:
+        return
+    of_rows = [f.imul(row, p.layout.k_blocks) for row in rows]
+    with f.loop(0, p.layout.k_blocks) as loop:
+        out = f.address(at, (loop.iv, stride), p.block_steps * count)
+        for i, base in enumerate(of_rows):
+            scale = f.load(x_scale, f.iadd(base, loop.iv), "f32")
+            f.store(f.bitcast(scale, "i32"), target, f.iadd(out, i))
 
 
 def _x_steps(p: Product, lanes: Lanes, x: Value, at: Index, left: Index | None) -> Value:
@@ -176,10 +190,9 @@ def load_step(f: Function, source: Value, at: Index) -> Value:
 
 @dataclass(frozen=True)
 class ScaleSource:
-    """Where the scales of a block come from: w, and x if it is quantized."""
+    """Where the scales of a block of w come from."""
 
     w: Value
-    x: Value | None
     row: Value
     """Scale row of w for the first column."""
     last_row: Value
@@ -230,46 +243,48 @@ def index_params(*names: str) -> list[Value]:
 
 
 def source_params(p: Product) -> list[Value]:
-    """w, its scales, the scales of x if there are any, shared and per-thread scratch."""
-    names = [("w", p.format.name), ("w_scale", "f32")]
-    names += [("x_scale", "f32")] if p.x_scaled else []
-    names += [("shared", "i32"), ("slots", "i32")]
+    """w, its scales, packed x, and the scratch of the thread."""
+    names = [("w", p.format.name), ("w_scale", "f32"), ("x", "i32"), ("slots", "i32")]
     return [Value(f"%{name}", buffer(dtype)) for name, dtype in names]
+
+
+def row_scale(p: Product, f: Function, x: Value, block: Index, rows: int, row: int) -> Value | None:
+    """The scale of one of `rows` packed rows in the K block at x[block], if x is quantized."""
+    if not p.x_scaled:
+        return None
+    at = f.iadd(block, p.block_steps * rows + row)
+    return f.bitcast(f.load(x, at, "i32"), "f32")
 
 
 def build_direct(p: Product, rows: int, stride: int) -> Function:
     """`rows` rows of x by one group of the weight, decoded in registers.
 
-    Called as direct(sources..., group, scale_row, last_scale_row, column, m, x_at, out_at): x is
-    packed at slots[x_at], the totals [rows][stride] begin at slots[out_at].
+    Called as direct(sources..., group, scale_row, last_scale_row, column, x_at, x_stride, out_at):
+    the rows are packed at x[x_at], x_stride elements from one K block to the next, and the totals
+    [rows][stride] begin at slots[out_at].
     """
-    index = index_params("group", "scale_row", "last", "column", "m", "x_at", "out_at")
+    index = index_params("group", "scale_row", "last", "column", "x_at", "x_stride", "out_at")
     f = Function(f"direct{rows}", [*source_params(p), *index])
-    w, w_scale, *rest = f.params[: len(f.params) - len(index)]
-    x_scale = rest[0] if p.x_scaled else None
-    slots = rest[-1]
-    group, scale_row, last, column, m, x_at, out_at = index
+    w, w_scale, x, slots = f.params[: len(f.params) - len(index)]
+    group, scale_row, last, column, x_at, x_stride, out_at = index
     strips = GROUP // STRIP
     for r in range(rows):
         clear(f, slots, f.iadd(out_at, r * stride), GROUP)
     quads = p.layout.bk // QUAD
-    source = ScaleSource(w_scale, x_scale, scale_row, last, column)
+    source = ScaleSource(w_scale, scale_row, last, column)
     at_once = min(strips, _MAX_SUMS // rows)
     with f.loop(0, p.layout.k_blocks) as block:
         base = f.address((group, p.layout.group_bytes), (block.iv, GROUP * p.layout.bk))
-        x_base = f.address(x_at, (block.iv, p.block_steps * rows))
+        x_base = f.address(x_at, (block.iv, x_stride))
         scales = source.of_strips(p, f, strips, block.iv)
         for first in range(0, strips, at_once):
             zeros = [f.splat(0.0)] * (rows * at_once)
             with f.loop(0, quads, carried=zeros) as quad:
                 at = f.address(base, (quad.iv, GROUP * QUAD), first * STRIP * QUAD)
                 x_quad = f.address(x_base, (quad.iv, p.quad_steps * rows))
-                quad.yielded = _multiply_quad(p, f, w, at, slots, x_quad, rows, quad.carried)
+                quad.yielded = _multiply_quad(p, f, w, at, x, x_quad, rows, quad.carried)
             for r in range(rows):
-                of_row = None
-                if x_scale is not None:
-                    row = f.imin(r, f.isub(m, 1)) if r else 0
-                    of_row = f.load(x_scale, f.address((row, p.layout.k_blocks), block.iv), "f32")
+                of_row = row_scale(p, f, x, x_base, rows, r)
                 totals = quad.results[r * at_once : (r + 1) * at_once]
                 of_strips = scales[first : first + at_once]
                 to = f.iadd(out_at, r * stride + first * LANES)
@@ -282,7 +297,7 @@ def _multiply_quad(
     f: Function,
     w: Value,
     at: Index,
-    slots: Value,
+    x: Value,
     x_at: Index,
     rows: int,
     sums: list[Value],
@@ -299,10 +314,10 @@ def _multiply_quad(
         steps.append(decode_steps(p, f, strip))
     for h in range(p.quad_steps):
         for r in range(rows):
-            x = load_step(f, slots, f.iadd(x_at, h * rows + r))
+            step = load_step(f, x, f.iadd(x_at, h * rows + r))
             for s in range(strips):
                 i = r * strips + s
-                sums[i] = multiply(p, f, sums[i], steps[s][h], x)
+                sums[i] = multiply(p, f, sums[i], steps[s][h], step)
     return sums
 
 
@@ -333,29 +348,24 @@ def build_decode(p: Product) -> Function:
 def build_tile(p: Product, rows: int, stride: int) -> Function:
     """`rows` rows of packed x by a decoded K block of a tile of columns.
 
-    Called as tile(sources..., scale_row, last_scale_row, column, kb, row, m, x_at, w_at, out_at,
-    from, groups, turn, lines): x at shared[x_at], the decoded block at slots[w_at], the totals
-    [rows][stride] at slots[out_at].
+    Called as tile(sources..., scale_row, last_scale_row, column, kb, x_at, w_at, out_at, from,
+    groups, turn, lines): the block of x at x[x_at], packed in tile_rows[0] rows, the decoded block
+    at slots[w_at], the totals [rows][stride] at slots[out_at].
 
     The block was decoded from w[from]; the next one is prefetched meanwhile, spread over the
     calls, so that the memory works while the multipliers do: each column of strips fetches
     `lines` cache lines in each quarter of its steps, and this is call number `turn`.
     """
-    names = ("scale_row", "last", "column", "kb", "row", "m", "x_at", "w_at", "out_at")
+    names = ("scale_row", "last", "column", "kb", "x_at", "w_at", "out_at")
     index = index_params(*names, "from", "groups", "turn", "lines")
     f = Function(f"tile{rows}", [*source_params(p), *index])
-    w, w_scale, *rest = f.params[: len(f.params) - len(index)]
-    x_scale = rest[0] if p.x_scaled else None
-    shared, slots = rest[-2:]
-    scale_row, last, column, kb, row, m, x_at, w_at, out_at, from_, groups, turn, lines = index
+    w, w_scale, x, slots = f.params[: len(f.params) - len(index)]
+    scale_row, last, column, kb, x_at, w_at, out_at, from_, groups, turn, lines = index
     strips = p.tile_strips
     width = strips * LANES
     quarter = p.block_steps // _QUARTERS
-    of_rows: list[Value | None] = [None] * rows
-    if x_scale is not None:
-        for r in range(rows):
-            scale_at = f.imin(f.iadd(row, r), f.isub(m, 1))
-            of_rows[r] = f.load(x_scale, f.address((scale_at, p.layout.k_blocks), kb), "f32")
+    unit = p.tile_rows[0]
+    of_rows = [row_scale(p, f, x, x_at, unit, r) for r in range(rows)]
     per_group = GROUP // width
     with f.loop(0, f.imul(groups, per_group)) as columns:
         group, place = (g(columns.iv, per_group) for g in (f.idiv, f.imod))
@@ -373,17 +383,17 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
                 sums = list(step.carried)
                 at = f.address(weights_at, (number, width))
                 weights = [f.load(slots, f.iadd(at, s * LANES), I32) for s in range(strips)]
-                x_step = f.address(x_at, (number, p.tile_rows[0]))
+                x_step = f.address(x_at, (number, unit))
                 for r in range(rows):
-                    x = load_step(f, shared, f.iadd(x_step, r))
+                    of_row = load_step(f, x, f.iadd(x_step, r))
                     for s in range(strips):
                         i = r * strips + s
-                        sums[i] = multiply(p, f, sums[i], weights[s], x)
+                        sums[i] = multiply(p, f, sums[i], weights[s], of_row)
                 step.yielded = sums
             part.yielded = step.results
         at_column = f.iadd(column, f.imul(columns.iv, width))
         assert isinstance(at_column, Value)
-        source = ScaleSource(w_scale, x_scale, scale_row, last, at_column)
+        source = ScaleSource(w_scale, scale_row, last, at_column)
         scales = source.of_strips(p, f, strips, kb)
         for r in range(rows):
             totals = part.results[r * strips : (r + 1) * strips]

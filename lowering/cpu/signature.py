@@ -12,6 +12,8 @@ from qfuse.lowering.cpu.rowwise import QuantizedTarget
 
 Source = Literal["operand", "result"]
 
+_PRODUCTS = ("qfuse.matmul", "qfuse.group_matmul")
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -67,7 +69,7 @@ def read_signature(kernel: func.FuncOp) -> Signature:
             "one qfuse operation and a return, as qfuse-convert-to-cpu outlines it"
         )
     op, terminator = ops
-    weights = [op.operands[1]] if op.name == "qfuse.matmul" else []
+    weights = [op.operands[1]] if op.name in _PRODUCTS else []
     packed = {ir.BlockArgument(w).arg_number for w in weights}
     parameters: list[Parameter] = []
     data: list[Value] = []

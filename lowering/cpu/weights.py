@@ -24,7 +24,7 @@ def pack_weight(
         raise QfuseError("pack_weight: no weight given")
     k = parts[0][0].shape[-1]
     layout = WeightLayout(tuple(c.shape[0] for c, _ in parts), k, block[0], block[1])
-    if why := layout_error(layout.parts, k, block):
+    if why := layout_error(block):
         raise QfuseError(f"pack_weight: {why}")
     packed = torch.empty(layout.packed_bytes, dtype=torch.uint8)
     scales = torch.empty(layout.scale_shape, dtype=torch.float32)
@@ -46,18 +46,28 @@ def pack_weight(
 def pack_experts(
     codes: torch.Tensor, scale: torch.Tensor, block: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack the weights of experts, each as one part of N rows, one after the other.
+    """Pack the weights of experts, codes [E, N, K] of an 8-bit type, one after the other.
 
-    codes [E, N, K] of an 8-bit type, scale f32 [E, ceil(N/bn), ceil(K/bk)].  Returns (uint8
-    [E * bytes], f32 like `scale`).  Raises QfuseError like `pack_weight`.
+    `scale` is f32 [E, ceil(N/bn), ceil(K/bk)] with `block` = [bn, bk].  Each expert has the bytes
+    that `pack_weight` gives it as a weight of one part.  Returns (uint8 [bytes], f32 scales of the
+    same shape).  Raises QfuseError if the shapes disagree or the block is not supported.
     """
+    if why := layout_error(block):
+        raise QfuseError(f"pack_experts: {why}")
+    if codes.dim() != 3 or 0 in codes.shape:
+        raise QfuseError(f"pack_experts: codes {list(codes.shape)}; expected [E, N, K]")
     experts, n, k = codes.shape
     layout = WeightLayout((n,), k, block[0], block[1])
-    packed = torch.empty(experts * layout.packed_bytes, dtype=torch.uint8)
-    for e in range(experts):
-        one, _ = pack_weight([(codes[e], scale[e])], block)
-        packed[e * layout.packed_bytes : (e + 1) * layout.packed_bytes] = one
-    return packed, scale.detach().contiguous()
+    wanted = (experts, *layout.scale_shape)
+    if tuple(scale.shape) != wanted:
+        raise QfuseError(
+            f"pack_experts: codes {list(codes.shape)} with scales {list(scale.shape)}; expected "
+            f"scales {list(wanted)}"
+        )
+    packed = torch.empty(experts, layout.packed_bytes, dtype=torch.uint8)
+    for expert, out in zip(codes, packed, strict=True):
+        _pack_part(expert, layout, out)
+    return packed.flatten(), scale.detach().to(torch.float32, copy=True).contiguous()
 
 
 def _pack_part(codes: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:

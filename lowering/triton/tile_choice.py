@@ -172,6 +172,8 @@ def config_error(config: Config, problem: Problem, gpu: Gpu, last: int | None) -
         return "K can only be split for a limited number of rows"
     if config.persistent and (config.slices > 1 or config.rows % 128 or config.columns != 128):
         return "the warp-specialized kernel makes tiles of 128 by 128, and does not split K"
+    if config.persistent and config.num_warps != 4:
+        return "Triton specializes the warps of a kernel that is written for 4 of them"
     if not config.gemv and config.columns < problem.least_columns:
         return f"a tile needs {problem.least_columns} columns for the scales of a result"
     if not config.gemv and config.depth != problem.depth:

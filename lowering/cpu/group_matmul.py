@@ -1,0 +1,248 @@
+"""Products by the weights of experts: each row by the weight of the expert that `indptr` gives it.
+
+A prepass packs the rows of each expert in units (8 rows; 4 without AVX-512), which takes them
+from their tokens at the same time; an expert with few rows has one unit, packed as narrow as
+there are rows.  A task is one tile of columns for a chunk of rows of one expert, which nobody else
+shares, so the weights of each expert that has rows are read once for up to 512 of them:
+
+| rows of the expert | how |
+|---|---|
+| 1, 2 to 4, 5 to 8 | weights are decoded in registers |
+| any more | a decoded block of the weight serves many rows |
+
+The functions that multiply are those of `qfuse.matmul`, so an element is the same bits as there.
+
+Each thread first makes a table in its scratch, from which it finds the expert of a task:
+
+    rows     i32 [E + 1]   first row of each expert, in order and within 0..M whatever indptr holds
+    units    i32 [E]       exclusive prefix of the units per expert
+    tasks    i32 [E]       exclusive prefix of the tasks per expert
+"""
+
+from dataclasses import dataclass
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import shaped
+from qfuse.dialects.verify import DYNAMIC, segments
+from qfuse.lowering.cpu.emit import I32, LANES, Function, Index, Value
+from qfuse.lowering.cpu.kernel import (
+    PREPASS_COUNTER,
+    PREPASS_SLOT_COUNTER,
+    SLOT_COUNTER,
+    TASK_COUNTER,
+    Entry,
+)
+from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.layout import GROUP, WeightLayout, round_up
+from qfuse.lowering.cpu.product import build_direct
+from qfuse.lowering.cpu.product_kernel import (
+    ProductKernel,
+    Rows,
+    Totals,
+    between,
+    refuse_product,
+)
+from qfuse.lowering.cpu.rowwise import entry_parameters
+from qfuse.lowering.cpu.signature import Built, Signature
+
+OPS = ("qfuse.group_matmul",)
+
+_BEYOND = 2**31 - 1  # fills a table: no task has this number
+
+
+def refuse(op: ir.Operation) -> str | None:
+    if why := refuse_product(op):
+        return why
+    w = shaped(op.operands[1].type)
+    assert w.scheme is not None
+    block = w.scheme.block
+    parts = list(ir.DenseI64ArrayAttr(op.attributes["parts"]))
+    if len(parts) > 1 and block[0] % GROUP:
+        return (
+            f"w: blocks of {list(block)} have no CPU kernel where the weight of an expert has "
+            f"{len(parts)} parts; rows must then be a multiple of {GROUP}, as in [128, 128]"
+        )
+    if _has_tokens(op) and shaped(op.operands[3].type).shape[1] == DYNAMIC:
+        return "the number of choices of a token is dynamic; it must be static"
+    return None
+
+
+def build(signature: Signature, level: str) -> Built:
+    w = signature.operands[1].shaped
+    assert w.scheme is not None
+    parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
+    layout = WeightLayout(parts, w.shape[2], *w.scheme.block, joined=True)
+    return _GroupKernel(signature, level, layout).build()
+
+
+def _has_tokens(op: ir.Operation) -> bool:
+    return segments(op, "operand")[3]
+
+
+class _GroupKernel(ProductKernel):
+    """The entry of a product by the weights of experts."""
+
+    def __init__(self, signature: Signature, level: str, layout: WeightLayout) -> None:
+        super().__init__(signature, level, layout)
+        self.experts = signature.operands[1].shaped.shape[0]
+        self.table_elements = 3 * round_up(self.experts + 1, LANES)
+        rows = self.product.direct_rows
+        self.few_rows = tuple(zip((0, *rows), rows, strict=False))
+        """(low, high): more than `low` rows are multiplied as `high`, directly."""
+
+    def build(self) -> Built:
+        width, p = self.wide_tile, self.product
+        direct = {rows: build_direct(p, rows, width) for _, rows in self.few_rows}
+        f = Function("run", entry_parameters(self.signature.data))
+        shared, _, counters, _, chunk = f.params[-5:]
+        area = f.imul(chunk, width)
+        before_totals = self.table_elements + width * p.block_steps
+        slot_elements = f.address(before_totals, (area, self.areas))
+        slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
+        decoded = f.iadd(slot, self.table_elements)
+        totals = Totals(f.iadd(slot, before_totals), area)
+        table = self.table(f, slot)
+        size = p.block_elements(self.unit)
+        stride = f.imul(table.units, size)
+        with f.tickets(counters, TASK_COUNTER, table.tasks) as ticket:
+            expert, place = table.find_task(ticket)
+            first, rows = table.rows_of(expert)
+            chunks = self.chunks(f, rows)
+            offset = f.imul(f.imod(place, chunks), chunk)
+            count = f.imin(chunk, f.isub(rows, offset))
+            unit = f.iadd(table.first_unit(expert), f.idiv(offset, self.unit))
+            x = Rows(count, shared, f.imul(unit, size), stride)
+            number = f.idiv(place, chunks)
+            for tile, epilogue in self.for_tile(f, number, width, expert):
+                for low, high in self.few_rows:
+                    with f.when(between(f, rows, low, high)):
+                        self.direct(f, direct[high], tile, x, totals)
+                with f.when(f.icompare("sgt", rows, self.few_rows[-1][1])):
+                    self.tiled(f, tile, x, decoded, totals)
+                row = f.iadd(first, offset)
+                f.call(epilogue, [*f.params, totals.at, row, count, tile.number, chunk, width])
+        functions = [*self.epilogues, *direct.values(), *self.tiled_functions, self.pack_entry(), f]
+        return Built(functions, [self.entry()])
+
+    def entry(self) -> Entry:
+        return self.tiled_entry(
+            row_groups=self.experts,
+            slot_bytes=4 * self.table_elements,
+            row_work=self.layout.packed_bytes,
+        )
+
+    def pack_entry(self) -> Function:
+        """The prepass: x as [K blocks][units][steps][rows of a unit] in the shared scratch."""
+        f = Function("pack", entry_parameters(self.signature.data))
+        shared, _, counters, _, chunk = f.params[-5:]
+        before_totals = self.table_elements + self.wide_tile * self.product.block_steps
+        slot_elements = f.address(before_totals, (f.imul(chunk, self.wide_tile), self.areas))
+        slot = f.imul(f.take_ticket(counters, PREPASS_SLOT_COUNTER), slot_elements)
+        table = self.table(f, slot)
+        size = self.product.block_elements(self.unit)
+        stride = f.imul(table.units, size)
+        with f.tickets(counters, PREPASS_COUNTER, table.units) as ticket:
+            expert, number = table.find_unit(ticket)
+            begin, rows = table.rows_of(expert)
+            first, last = f.iadd(begin, f.imul(number, self.unit)), f.iadd(begin, f.isub(rows, 1))
+            at = f.imul(ticket, size)
+
+            def pack(count: int) -> None:
+                # Rows beyond the last repeat it; nobody reads what becomes of them.
+                numbers = [f.imin(f.iadd(first, r), last) for r in range(count)]
+                self.pack(f, [self.row_of_x(f, n) for n in numbers], shared, at, stride)
+
+            for low, high in self.few_rows:
+                with f.when(between(f, rows, low, high)):
+                    pack(high)
+            with f.when(f.icompare("sgt", rows, self.few_rows[-1][1])):
+                pack(self.unit)
+        return f
+
+    def row_of_x(self, f: Function, row: Index) -> Index:
+        """The row of x that is row `row` of the product; one of x whatever the tokens are."""
+        if not _has_tokens(self.signature.op):
+            return row
+        tokens = self.signature.operands[3]
+        last = f.isub(f.idiv(f.params[-2], tokens.width), 1)
+        return f.imax(0, f.imin(f.load_index(tokens.data, row), last))
+
+    def chunks(self, f: Function, rows: Index) -> Index:
+        """Into how many tasks' rows the rows of an expert are cut."""
+        chunk = f.params[-1]
+        return f.idiv(f.iadd(rows, f.isub(chunk, 1)), chunk)
+
+    def table(self, f: Function, at: Index) -> "_Table":
+        """Code that fills the table, at slots[at]."""
+        slots, m = f.params[-4], f.params[-2]
+        indptr = self.signature.operands[2].data
+        stretch = self.table_elements // 3
+        rows_at, units_at, tasks_at = (f.iadd(at, i * stretch) for i in range(3))
+        with f.loop(0, self.table_elements, LANES) as loop:
+            f.store(f.isplat(_BEYOND), slots, f.iadd(at, loop.iv))
+
+        def bound(expert: Index, low: Index) -> Value:
+            return f.index(f.imax(low, f.imin(f.load_index(indptr, expert), m)))
+
+        start = [bound(0, 0), f.index(0), f.index(0)]
+        with f.loop(0, self.experts, carried=start) as loop:
+            begin, units, tasks = loop.carried
+            for value, to in ((begin, rows_at), (units, units_at), (tasks, tasks_at)):
+                f.store_index(value, slots, f.iadd(to, loop.iv))
+            end = bound(f.iadd(loop.iv, 1), begin)
+            rows = f.isub(end, begin)
+            more_units = f.idiv(f.iadd(rows, self.unit - 1), self.unit)
+            more_tasks = f.imul(self.chunks(f, rows), self.tiles(self.wide_tile))
+            sums = f.iadd(units, more_units), f.iadd(tasks, more_tasks)
+            loop.yielded = [end, *map(f.index, sums)]
+        end, units, tasks = loop.results
+        f.store_index(end, slots, f.iadd(rows_at, self.experts))
+        lanes = Lanes(f, self.level)
+        return _Table(lanes, slots, stretch, (rows_at, units_at, tasks_at), units, tasks)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Where a thread looks up whose a unit or a task is."""
+
+    lanes: Lanes
+    slots: Value
+    stretch: int
+    at: tuple[Index, Index, Index]
+    units: Value
+    """How many there are in all."""
+    tasks: Value
+
+    def find_task(self, ticket: Value) -> tuple[Index, Index]:
+        """The expert of a task, and the place of the task among those of the expert."""
+        return self._find(self.at[2], ticket)
+
+    def find_unit(self, ticket: Value) -> tuple[Index, Index]:
+        """The expert of a unit of rows, and the place of the unit among those of the expert."""
+        return self._find(self.at[1], ticket)
+
+    def rows_of(self, expert: Index) -> tuple[Index, Index]:
+        """The first row of an expert, and how many it has."""
+        f = self.lanes.f
+        begin, end = (self._entry(self.at[0], f.iadd(expert, i)) for i in range(2))
+        return begin, f.isub(end, begin)
+
+    def first_unit(self, expert: Index) -> Index:
+        return self._entry(self.at[1], expert)
+
+    def _entry(self, at: Index, expert: Index) -> Value:
+        f = self.lanes.f
+        return f.load_index(self.slots, f.iadd(at, expert))
+
+    def _find(self, at: Index, ticket: Value) -> tuple[Index, Index]:
+        """By counting the prefixes up to `ticket`: that finds the last of several equal ones,
+        and only the last expert of them has rows."""
+        f = self.lanes.f
+        wanted = f.broadcast(f.cast("arith.index_cast", ticket, "i32"), I32)
+        with f.loop(0, self.stretch, LANES, carried=[f.isplat(0)]) as loop:
+            prefix = f.load(self.slots, f.iadd(at, loop.iv), I32)
+            reached = f.select(f.compare("sle", prefix, wanted), f.isplat(1), f.isplat(0))
+            loop.yielded = [f.binary("addi", loop.carried[0], reached)]
+        count = f.cast("arith.index_cast", self.lanes.count(loop.results[0]), "index")
+        expert = f.isub(count, 1)
+        return expert, f.isub(ticket, self._entry(at, expert))

@@ -1,0 +1,120 @@
+"""Kernels that sort the choices of tokens by expert, and add up what came of them.
+
+`qfuse.route` is one task: two walks over the ids, too short to share.  `qfuse.combine` works row
+by row.  Neither follows an id or a slot that is none.
+"""
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import shaped
+from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.cpu.emit import LANES, Function, Index, Value
+from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
+from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.rowwise import (
+    MAX_IN_REGISTERS,
+    Piece,
+    Segment,
+    build_row_entry,
+    entry_parameters,
+    for_segments,
+    pieces,
+)
+from qfuse.lowering.cpu.signature import Built, Signature
+
+OPS = ("qfuse.route", "qfuse.combine")
+
+_COST = 2  # bytes of memory traffic in the time of one choice's element
+
+
+def refuse(op: ir.Operation) -> str | None:
+    if op.name == "qfuse.route":
+        return None
+    y = shaped(op.operands[0].type)
+    if DYNAMIC in y.shape[1:]:
+        return f"y is {y}; all its extents but the first must be static"
+    return None
+
+
+def build(signature: Signature, level: str) -> Built:
+    if signature.op.name == "qfuse.route":
+        return _build_route(signature)
+    return _build_combine(signature, level)
+
+
+def _build_route(signature: Signature) -> Built:
+    """Count the rows of each expert; then each choice takes the next row of its expert."""
+    (ids,) = signature.operands
+    slots_out, tokens, indptr = (r.data for r in signature.results)
+    choices, experts = ids.width, signature.results[2].width - 1
+    f = Function("run", entry_parameters(signature.data))
+    _, scratch, counters, m, _ = f.params[-5:]
+    total = f.imul(m, choices)
+    next_row = f.imul(f.take_ticket(counters, SLOT_COUNTER), experts)
+    with f.tickets(counters, TASK_COUNTER, 1):
+        with f.loop(0, experts) as each:
+            f.store_index(0, scratch, f.iadd(next_row, each.iv))
+        with f.loop(0, total) as choice:
+            expert = f.load_index(ids.data, choice.iv)
+            with f.when(f.icompare("ult", expert, experts)):
+                at = f.iadd(next_row, expert)
+                f.store_index(f.iadd(f.load_index(scratch, at), 1), scratch, at)
+        f.store_index(0, indptr, 0)
+        with f.loop(0, experts, carried=[f.index(0)]) as each:
+            (begin,) = each.carried
+            at = f.iadd(next_row, each.iv)
+            end = f.index(f.iadd(begin, f.load_index(scratch, at)))
+            f.store_index(begin, scratch, at)
+            f.store_index(end, indptr, f.iadd(each.iv, 1))
+            each.yielded = [end]
+        with f.loop(0, m) as token, f.loop(0, choices) as j:
+            choice_at = f.address((token.iv, choices), j.iv)
+            expert = f.load_index(ids.data, choice_at)
+            f.store_index(-1, slots_out, choice_at)
+            with f.when(f.icompare("ult", expert, experts)):
+                at = f.iadd(next_row, expert)
+                row = f.load_index(scratch, at)
+                f.store_index(f.iadd(row, 1), scratch, at)
+                f.store_index(row, slots_out, choice_at)
+                f.store_index(token.iv, tokens, row)
+        with f.loop(each.results[0], total) as unused:
+            f.store_index(0, tokens, unused.iv)
+    return Built([f], [Entry("run", slot_bytes=4 * experts)])
+
+
+def _build_combine(signature: Signature, level: str) -> Built:
+    y, slots, weights, *residual = signature.operands
+    (result,) = signature.results
+    choices, width = y.shaped.shape[1:]
+
+    def emit_row(lanes: Lanes, token: Value) -> None:
+        f = lanes.f
+        total = f.imul(f.params[-2], choices)
+
+        def emit_segment(segment: Segment) -> None:
+            parts = list(pieces(f, segment))
+            zeros = [f.splat(0.0)] * len(parts)
+
+            def output(piece: Piece) -> Index:
+                return f.address((token, width), piece.column)
+
+            with f.loop(0, choices, carried=zeros) as loop:
+                choice = f.address((token, choices), loop.iv)
+                slot = f.load_index(slots.data, choice)
+                there = f.icompare("ult", slot, total)
+                row = f.select(there, slot, f.index(0))
+                weight = lanes.splat(weights.data, choice, weights.dtype)
+                for piece, before in zip(parts, loop.carried, strict=True):
+                    at = f.address((row, width), piece.column)
+                    term = f.mul(lanes.load(y.data, at, y.dtype, piece.mask), weight)
+                    loop.yielded.append(f.select(there, f.add(before, term), before))
+            for piece, value in zip(parts, loop.results, strict=True):
+                if residual:
+                    old = lanes.load(residual[0].data, output(piece), result.dtype, piece.mask)
+                    value = f.add(lanes.round(value, result.dtype), old)
+                lanes.store(value, result.data, output(piece), result.dtype, piece.mask)
+
+        for_segments(f, width, min(width, MAX_IN_REGISTERS * LANES), emit_segment)
+
+    cost = _COST * (choices + 2)
+    function, entry = build_row_entry("run", signature.data, level, width, cost, emit_row)
+    return Built([function], [entry])
