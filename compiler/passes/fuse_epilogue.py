@@ -200,6 +200,15 @@ def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
             return None
         return Refusal(f"the residual is {shaped(residual.type)}, the sum {shaped(y.type)}")
 
+    def comes_from_no_free_product(_combined: ir.Operation, residual: ir.Value) -> Verdict:
+        """A product (of shared experts, say) takes the sum instead, and later residuals too."""
+        if isinstance(residual, ir.BlockArgument):
+            return None
+        producer = residual.owner.operation
+        if producer.name != "qfuse.matmul" or has_one_result(producer) or has_one_reader(producer):
+            return None
+        return MISMATCH
+
     def absorb_residual(
         rewriter, add: ir.Operation, combined: ir.Operation, residual: ir.Value
     ) -> None:
@@ -221,6 +230,7 @@ def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         p.require(has_one_reader, combined)
         p.require(run_equally_often, add, combined)
         p.require(is_like_the_sum, combined, residual)
+        p.require(comes_from_no_free_product, combined, residual)
         p.require(stage_is_on, combined)
         p.rewrite(add, absorb_residual, combined, residual)
 
