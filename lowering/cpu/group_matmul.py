@@ -134,11 +134,9 @@ class _GroupKernel(ProductKernel):
     def pack_entry(self) -> Function:
         """The prepass: x as [K blocks][units][steps][rows of a unit] in the shared scratch."""
         f = Function("pack", entry_parameters(self.signature.data))
-        shared, _, counters, _, chunk = f.params[-5:]
-        before_totals = self.table_elements + self.wide_tile * self.product.block_steps
-        slot_elements = f.address(before_totals, (f.imul(chunk, self.wide_tile), self.areas))
-        slot = f.imul(f.take_ticket(counters, PREPASS_SLOT_COUNTER), slot_elements)
-        table = self.table(f, slot)
+        shared, _, counters = f.params[-5:-2]
+        slot = f.take_ticket(counters, PREPASS_SLOT_COUNTER)
+        table = self.table(f, f.imul(slot, self.table_elements))
         size = self.product.block_elements(self.unit)
         stride = f.imul(table.units, size)
         with f.tickets(counters, PREPASS_COUNTER, table.units) as ticket:
@@ -208,10 +206,12 @@ class _Table:
     lanes: Lanes
     slots: Value
     stretch: int
+    """Elements of each of the three."""
     at: tuple[Index, Index, Index]
+    """Where the tables of rows, units and tasks begin in the scratch."""
     units: Value
-    """How many there are in all."""
     tasks: Value
+    """How many there are in all."""
 
     def find_task(self, ticket: Value) -> tuple[Index, Index]:
         """The expert of a task, and the place of the task among those of the expert."""

@@ -1,5 +1,8 @@
 """What the tests of CPU kernels share: kernels as text, running them, and references in torch."""
 
+import ctypes
+import math
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +30,8 @@ TORCH = {
     "f16": torch.float16,
     "f8E4M3FN": torch.float8_e4m3fn,
     "f8E5M2": torch.float8_e5m2,
+    "i32": torch.int32,
+    "i64": torch.int64,
 }
 FP8_MAX = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0}
 
@@ -72,17 +77,48 @@ def segment_sizes(kind: str, present: Sequence[bool]) -> str:
     return f"{kind}SegmentSizes = array<i32: {sizes}>"
 
 
+Extra = Sequence[tuple[Shaped, str]]
+
+
 def matmul_text(
     x: Shaped,
     w: Shaped,
     results: Sequence[Shaped],
     body: str = "",
     yields: Sequence[str] = ("%acc0",),
-    extra: Sequence[tuple[Shaped, str]] = (),
+    extra: Extra = (),
     parts: Sequence[int] = (),
 ) -> str:
     """A product; the region's arguments are %acc0.. and %e0.., `body` is what it computes."""
-    parts = parts or [w.shape[0]]
+    return _product_text("matmul", [x, w], results, body, yields, extra, parts or [w.shape[0]])
+
+
+def group_text(
+    x: Shaped,
+    w: Shaped,
+    results: Sequence[Shaped],
+    choices: int = 0,
+    body: str = "",
+    yields: Sequence[str] = ("%acc0",),
+    extra: Extra = (),
+    parts: Sequence[int] = (),
+) -> str:
+    """As `matmul_text`, by experts; with `choices`, rows of x are those of tokens [T, choices]."""
+    indptr, tokens = plain(w.shape[0] + 1, dtype="i32"), plain(-1, choices, dtype="i32")
+    operands = [x, w, indptr, tokens if choices else None]
+    parts = parts or [w.shape[1]]
+    return _product_text("group_matmul", operands, results, body, yields, extra, parts)
+
+
+def _product_text(
+    op: str,
+    operands: Sequence[Shaped | None],
+    results: Sequence[Shaped],
+    body: str,
+    yields: Sequence[str],
+    extra: Extra,
+    parts: Sequence[int],
+) -> str:
     arguments = [f"%acc{i}: f32" for i in range(len(parts))]
     arguments += [f"%e{i}: f32" for i in range(len(extra))]
     types = ", ".join(["f32"] * len(yields))
@@ -91,13 +127,15 @@ def matmul_text(
         f'"qfuse.yield"({", ".join(yields)}) : ({types}) -> ()'
     )
     maps = ", ".join(f'"{m}"' for _, m in extra)
+    present = [o is not None for o in operands] + [i < len(extra) for i in range(6)]
     attributes = (
         f"parts = array<i64: {', '.join(map(str, parts))}>, maps = [{maps}], "
-        + segment_sizes("operand", [True] * (2 + len(extra)) + [False] * (6 - len(extra)))
+        + segment_sizes("operand", present)
         + ", "
         + segment_sizes("result", [True] * len(results) + [False] * (4 - len(results)))
     )
-    return kernel_text("matmul", [x, w, *(t for t, _ in extra)], results, attributes, region)
+    given = [o for o in operands if o is not None]
+    return kernel_text(op, [*given, *(t for t, _ in extra)], results, attributes, region)
 
 
 @contextmanager
@@ -130,29 +168,55 @@ def run(
 ) -> list[Tensor | Quantized]:
     """Run a kernel on `m` rows; results have leading extents `rows`, by default [m].
 
-    Results are filled with a pattern before and guarded by it behind: a kernel that writes too
-    little or too much is noticed.
+    A result of one dimension has no rows.  Results are filled with a pattern before and guarded by
+    it on both sides, as scratch is: a kernel that writes too little or too much is noticed.  One
+    that reads beyond an argument ends the process, for no memory follows.
     """
     kernel = loaded(text, level)
     rows = [m] if rows is None else rows
     held = [t for a in arguments for t in (a if isinstance(a, tuple) else (a,))]
-    held = [t.contiguous() for t in held]
+    held = [fenced(t.contiguous()) for t in held]
     guarded, out = [], []
     for r in results:
         pieces = [(r.shape[-1], TORCH[r.dtype])]
         pieces += [(r.scale_shape[-1], torch.float32)] if r.quantized else []
+        leading = rows if len(r.shape) > 1 else []
         tensors = []
         for width, dtype in pieces:
-            count = m * width
-            memory = torch.full(((count + 64) * dtype.itemsize,), 0xA5, dtype=torch.uint8)
-            guarded.append((memory, count * dtype.itemsize))
-            tensors.append(memory.view(dtype)[:count].view(*rows, width))
+            shape = (*leading, width)
+            memory, used = poisoned(math.prod(shape) * dtype.itemsize)
+            guarded.append((memory, used))
+            tensors.append(used.view(dtype).view(shape))
         out.append(tuple(tensors) if r.quantized else tensors[0])
-    pointers = [t.data_ptr() for t in held] + [memory.data_ptr() for memory, _ in guarded]
-    kernel.bind(pointers, m, threads)()
-    for memory, used in guarded:
-        assert bool((memory[used:] == 0xA5).all()), "wrote beyond a result"
+    scratch = poisoned(kernel.compiled.scratch_bytes(m, threads))
+    pointers = [t.data_ptr() for t in (*held, *(used for _, used in guarded))]
+    kernel.bind(pointers, m, threads, scratch[1].data_ptr())()
+    for memory, used in [*guarded, scratch]:
+        begin = used.data_ptr() - memory.data_ptr()
+        assert bool((memory[:begin] == POISON).all()), "wrote before a result"
+        assert bool((memory[begin + len(used) :] == POISON).all()), "wrote beyond a result"
     return out
+
+
+def fenced(tensor: Tensor) -> Tensor:
+    """A copy with an inaccessible page right behind it."""
+    size = tensor.numel() * tensor.itemsize
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = torch.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), dtype=torch.uint8)
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(memory.data_ptr() + pages), mmap.PAGESIZE, 0)
+    copy = memory[pages - size : pages].view(tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor)
+
+
+POISON = 0xA5
+_GUARD = 4096
+
+
+def poisoned(size: int) -> tuple[Tensor, Tensor]:
+    """(all memory, the `size` bytes in the middle of it, aligned to 64), filled with a pattern."""
+    memory = torch.full((size + 2 * _GUARD,), POISON, dtype=torch.uint8)
+    begin = -memory.data_ptr() % 64 + _GUARD - 64
+    return memory, memory[begin : begin + size]
 
 
 def quantize_reference(x: Tensor, block: tuple[int, int], dtype: str = "f8E4M3FN") -> Quantized:

@@ -134,6 +134,15 @@ def test_entries_serve_every_number_of_rows_once() -> None:
         assert sum(e.serves(m) for e in entries) == 1
 
 
+@pytest.mark.parametrize("sizes", [[1], [1, 1, 1], [8, 9], [100, 0, 3], [0, 0, 17], [7] * 40])
+def test_groups_of_rows_fit(sizes: list[int]) -> None:
+    """Scratch and tasks suffice however the rows fall into groups."""
+    m, groups = sum(sizes), len(sizes)
+    entry = Entry("run", tiles=3, rows=16, rows_multiple=8, row_groups=groups, shared_row_bytes=4)
+    assert entry.shared_bytes(m) >= 4 * sum(-(-n // 8) * 8 for n in sizes)
+    assert entry.tasks(m, 16) >= 3 * sum(-(-n // 16) for n in sizes)
+
+
 @pytest.mark.parametrize("m", [1, 9, 100, 513, 5000])
 @pytest.mark.parametrize("threads", [1, 2, 64])
 def test_task_rows(m: int, threads: int) -> None:

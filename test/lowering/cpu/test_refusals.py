@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from cpu_kernels import kernel_text, matmul_text, parsed, plain, quantized, segment_sizes
+from cpu_kernels import (
+    group_text,
+    kernel_text,
+    matmul_text,
+    parsed,
+    plain,
+    quantized,
+    segment_sizes,
+)
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped
@@ -90,6 +98,35 @@ REFUSED = {
             "rope", [plain(-1, -1, 2, 8), plain(1, -1, 8), plain(1, -1, 8)], [plain(-1, -1, 2, 8)]
         ),
         "both dynamic",
+    ),
+    "plain weights of experts": (
+        group_text(plain(-1, 2, 128), plain(4, 64, 128), [plain(-1, 2, 64)]),
+        "the weight is plain bf16",
+    ),
+    "parts of experts within a group": (
+        group_text(
+            plain(-1, 2, 128),
+            quantized(4, 128, 128, block=(32, 128)),
+            [plain(-1, 2, 64)] * 2,
+            yields=["%acc0", "%acc1"],
+            parts=[64, 64],
+        ),
+        "where the weight of an expert has 2 parts; rows must then be a multiple of 64",
+    ),
+    "an unknown number of choices": (
+        group_text(
+            plain(-1, 128), quantized(4, 64, 128, block=(128, 128)), [plain(-1, -1, 64)], -1
+        ),
+        "the number of choices of a token is dynamic",
+    ),
+    "combine of unknown choices": (
+        kernel_text(
+            "combine",
+            [plain(-1, -1, 64), plain(-1, -1, dtype="i32"), plain(-1, -1)],
+            [plain(-1, 64)],
+            segment_sizes("operand", [True, True, True, False]),
+        ),
+        "all its extents but the first must be static",
     ),
     "quantized to int8": (
         kernel_text("quantize", [plain(-1, 128)], [replace(X, dtype="i8")]),

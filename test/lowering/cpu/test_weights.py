@@ -6,7 +6,7 @@ from test_matmul import weight
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.layout import WeightLayout
-from qfuse.lowering.cpu.weights import pack_weight
+from qfuse.lowering.cpu.weights import pack_experts, pack_weight
 
 
 def place(layout: WeightLayout, part: int, row: int, column: int) -> int:
@@ -39,6 +39,45 @@ def test_joined_parts_have_the_bytes_of_each() -> None:
     alone = [pack_weight([p], (128, 128)) for p in parts]
     assert torch.equal(packed, torch.cat([p for p, _ in alone]))
     assert torch.equal(scales, torch.cat([s for _, s in alone]))
+
+
+@pytest.mark.parametrize(("n", "k", "block"), [(70, 33, (16, 32)), (300, 200, (128, 128))])
+def test_experts_have_the_bytes_of_each(n: int, k: int, block: tuple[int, int]) -> None:
+    each = [weight(n, k, block, seed=e) for e in range(3)]
+    codes, scales = (torch.stack(tensors) for tensors in zip(*each, strict=True))
+    packed, packed_scales = pack_experts(codes, scales, block)
+    alone = [pack_weight([expert], block) for expert in each]
+    assert torch.equal(packed, torch.cat([p for p, _ in alone]))
+    assert torch.equal(packed_scales, torch.stack([s for _, s in alone]))
+
+
+def test_parts_of_an_expert_begin_at_their_blocks() -> None:
+    """As one part of an expert, and as its parts: the same bytes and scales in the same places."""
+    n, k = 150, 200
+    codes, scales = weight(256 + n, k)
+    joined = WeightLayout((n, n), k, 128, 128, joined=True)
+    packed, _ = pack_experts(codes[None], scales[None], (128, 128))
+    assert joined.packed_bytes == len(packed) and joined.scale_shape == tuple(scales.shape)
+    for part, first in enumerate((0, 256)):
+        begin = joined.first_group(part) * joined.group_bytes
+        assert begin == place(WeightLayout((256 + n,), k, 128, 128), 0, first, 0)
+        assert joined.first_scale_row(part) == first // 128
+
+
+@pytest.mark.parametrize(
+    ("codes", "scale", "block", "reason"),
+    [
+        ((64, 128), (1, 1), (128, 128), "expected \\[E, N, K\\]"),
+        ((0, 64, 128), (0, 1, 1), (128, 128), "expected \\[E, N, K\\]"),
+        ((2, 64, 128), (1, 1, 1), (128, 128), "expected scales \\[2, 1, 1\\]"),
+        ((2, 64, 128), (2, 8, 1), (8, 128), "rows must be a multiple of 16"),
+    ],
+)
+def test_refuses_experts(
+    codes: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int], reason: str
+) -> None:
+    with pytest.raises(QfuseError, match=reason):
+        pack_experts(torch.zeros(codes, dtype=torch.uint8), torch.zeros(scale), block)
 
 
 @pytest.mark.parametrize(
