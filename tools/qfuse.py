@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.tools import gpu_commands
 from qfuse.tools.ending import exit_code
 
 
@@ -26,9 +27,12 @@ def _demo(args: argparse.Namespace) -> int:
 
     if args.tokens < 2:
         raise QfuseError(f"--tokens {args.tokens} leaves no speed to measure; use 2 or more")
+    if args.model is not None and args.arch is not None:
+        raise QfuseError("--model names a checkpoint and --arch asks for one; give one of them")
     console = Console(stderr=args.json)
     with _progress(console) as progress:
-        result = demo.run(args.model, console, progress, tokens=args.tokens)
+        model = args.model or demo.checkpoint(args.arch)
+        result = demo.run(model, console, progress, tokens=args.tokens)
     if args.json:
         print(json.dumps(result.to_json()))
     return 0
@@ -196,6 +200,11 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="compile a small FP8 model, compare, and report")
     demo.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint of your own")
+    demo.add_argument(
+        "--arch",
+        choices=("qwen3", "qwen3-moe", "mixtral", "deepseek-v3"),
+        help="architecture of the model to write (default: qwen3)",
+    )
     demo.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to generate")
     demo.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     demo.set_defaults(run=_demo)
@@ -203,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = commands.add_parser("compile", help="compile a checkpoint into one file")
     add = compile_.add_argument
     add("model", nargs="?", type=Path, metavar="DIR", help="a Hugging Face checkpoint")
-    add("--target", default="cpu", help="what to compile for: cpu (default)")
+    add("--target", default="cpu", help="cpu (default), cuda:sm_90, ...")
     add("-o", dest="output", type=Path, metavar="FILE", help="where to write")
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
@@ -234,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("artifact", type=Path)
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(run=_inspect)
+    gpu_commands.add(commands)
     return parser
 
 

@@ -86,7 +86,10 @@ def _lower(text: str, name: str, gpu: Gpu) -> list[TritonKernel]:
 
 def _heading(kernel: TritonKernel, variant: Variant, launch: Launch) -> str:
     grid = launch.grid
-    x = f"ceil(M / {grid.rows}) * {grid.per_block}"
+    blocks = f"ceil(M / {grid.rows})"
+    if grid.groups > 1:
+        blocks = f"(M + min(M, {grid.groups}) * {grid.rows - 1}) / {grid.rows}"
+    x = f"{blocks} * {grid.per_block}"
     if grid.at_most is not None:
         x = f"min({x}, {grid.at_most})"
     return (

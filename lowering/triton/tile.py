@@ -27,6 +27,8 @@ class Tile:
     width: int
     swapped: bool = False
     adjacent: int = 1
+    end: ir.Value | None = None
+    """The row after the last one that the tile may have; M where nothing is said."""
     _vectors: dict[str, ir.Value] = field(default_factory=dict)
 
     @property
@@ -49,8 +51,7 @@ class Tile:
         return self._vector("column", self.columns, self.row_axis)
 
     def row_mask(self) -> ir.Value:
-        left = self.b.sub(self.pointers.m, self.row)
-        return self._masked("row_mask", self.row_range(), left)
+        return self._masked("row_mask", self.row_range(), self._rows_left())
 
     def column_mask(self) -> ir.Value | None:
         """None where every tile is full."""
@@ -78,7 +79,7 @@ class Tile:
         start = b.offset(base, b.mul(b.i64(self.row), stride))
         column = b.add(self.column, first) if first else self.column
         columns = b.add(self.column_range(), column)
-        rows = b.minimum(self.row_range(), b.sub(b.sub(self.pointers.m, self.row), 1))
+        rows = b.minimum(self.row_range(), b.sub(self._rows_left(), 1))
         return b.offset(start, b.add(b.mul(rows, stride), columns))
 
     def load(self, tensor: Tensor, kind: str) -> ir.Value:
@@ -149,6 +150,9 @@ class Tile:
             inside = b.less(numbers, b.sub(ceil_div(self.width, scheme.block[1]), first))
             mask = b.both(mask, inside)
         b.store(at, b.convert(scale, scheme.scale), mask)
+
+    def _rows_left(self) -> ir.Value:
+        return self.b.sub(self.pointers.m if self.end is None else self.end, self.row)
 
     def _vector(self, name: str, count: int, other_axis: int) -> ir.Value:
         if name not in self._vectors:

@@ -36,7 +36,8 @@ _PLENTY = 32768
 
 KEEP = 1.03
 """Tiles of the next larger range serve this one, too, if the model makes them this much slower at
-most: each choice costs a compilation."""
+most: each choice costs a compilation.  Tiles of many more rows than there are do not: what a row
+that is not there costs, in instructions and power, is not in the model."""
 
 ALIKE = 1.02
 """What the model cannot tell apart.  The tile with the fewest rows wastes the least, then, and two
@@ -48,6 +49,8 @@ _LEAST_STEPS = 2
 
 _MOST_PROGRAMS = 4
 """Programs on a processor that K is split for at most: with more tiles, nothing is gained."""
+
+_LEAST_ROWS = 16
 
 _SWAP = ((16, 4, 6), (32, 4, 5), (64, 8, 4))
 """Rows, warps and stages where weights ride the long side of the tensor cores.
@@ -135,7 +138,11 @@ def by_model(
 
     scores = {config: score(config) for config in found}
     limit = min(scores.values())
-    if following is not None and scores.get(following, inf) <= KEEP * limit:
+    if (
+        following is not None
+        and scores.get(following, inf) <= KEEP * limit
+        and (last is None or following.rows <= 2 * max(last, _LEAST_ROWS))
+    ):
         return following
     near = [config for config in found if scores[config] <= ALIKE * limit]
 

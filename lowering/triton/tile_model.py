@@ -231,7 +231,7 @@ def registers_of(problem: Problem, config: Config, gpu: Gpu) -> int:
     if not SPEEDS[gpu.arch].wgmma:  # factors pass through registers
         else_ += (config.rows + config.columns) * config.depth // (threads * 8)
     if config.swap:  # results are turned round
-        else_ += 45 * (config.rows * problem.parts // 64)
+        else_ += 50 * (config.rows * problem.parts // 64)
     if problem.decoded:
         decoded = (problem.x != problem.factor) * config.rows
         decoded += (problem.w != problem.factor) * config.columns

@@ -1,0 +1,70 @@
+"""Reports as tables for people."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qfuse.tools.bench.static import COLUMNS
+
+
+def show_static(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """What `static.report` found."""
+    table = Table(*(heading for heading, _, _ in COLUMNS), title=_title(header))
+    for row in rows:
+        table.add_row(*(_cell(row.get(field), form) for _, field, form in COLUMNS))
+    console.print(table)
+    console.print(f"{header['note']}; floors assume {_assumed(header['assumed'])}")
+
+
+def show_gemm(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """What `gemm.run` measured; the last column is how many times ours each takes."""
+    table = Table(
+        "what", "M", "by", "us", "TFLOP/s", "of limit", "bound", "/ ours", title=_title(header)
+    )
+    for row in rows:
+        own = row["subjects"].get("qfuse", {}).get("seconds")
+        for name, found in row["subjects"].items():
+            what = row.get("shape") or row["chain"]
+            if "failed" in found:
+                table.add_row(what, str(row["m"]), name, found["failed"])
+                continue
+            times = found["seconds"] / own if own else None
+            table.add_row(
+                what,
+                str(row["m"]),
+                name,
+                _cell(found["us"], ".1f"),
+                _cell(found.get("tflops"), ".0f"),
+                _cell(found.get("share"), ".0%"),
+                row.get("bound", ""),
+                _cell(times, ".2f"),
+            )
+    console.print(table)
+    console.print(
+        f"limits of this run: copy {header['copy_gb_per_s']:.0f} GB/s, "
+        f"bf16 {header['bf16_tflops']:.0f} TFLOP/s, FP8 counted twice that"
+    )
+
+
+def _title(header: dict[str, Any]) -> str:
+    known = (header.get(k) for k in ("suite", "target", "gpu", "date"))
+    return ", ".join(str(k) for k in known if k)
+
+
+def _assumed(assumed: dict[str, Any]) -> str:
+    return (
+        f"{assumed['memory_bytes_per_s'] / 1e9:.0f} GB/s and "
+        f"{assumed['flops_per_s_of_8_bit_products'] / 1e12:.0f} TFLOP/s of 8-bit products"
+    )
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return " ".join(f"{k} {v}" for k, v in value.items()) or "-"
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return format(value, form)

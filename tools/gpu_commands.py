@@ -1,0 +1,135 @@
+"""`qfuse bench` and `qfuse tune`: what they are called with; torch and MLIR only when they run."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_WIDE = 160  # columns where nobody looks at a terminal
+
+SUITES = ("gpu-static", "gpu-gemm")
+
+
+def add(commands: Any) -> None:
+    """Add both to the subcommands of `qfuse`."""
+    bench = commands.add_parser("bench", help="benchmark GPU kernels, or what is known of them")
+    bench.add_argument("--suite", choices=SUITES, required=True, help="gpu-static needs no GPU")
+    _common(bench)
+    bench.add_argument("--no-chain", action="store_true", help="gpu-gemm without the fused MLP")
+    bench.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    bench.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the JSON, too")
+    bench.set_defaults(run=_bench)
+
+    tune = commands.add_parser("tune", help="measure tiles on a GPU and keep the best in a table")
+    _common(tune)
+    tune.add_argument(
+        "--table",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what to write, or add to; QFUSE_TILE_TABLE=FILE uses it",
+    )
+    tune.add_argument(
+        "--most", type=_number, default=24, metavar="N", help="tiles to measure for each range of M"
+    )
+    tune.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    tune.set_defaults(run=_tune)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--target", default="cuda:sm_90", help="default cuda:sm_90")
+    add("--shapes", metavar="NxK,...", help="say 4096x7168; 2*2048x7168 is gate and up with GLU")
+    add("--m", metavar="M,...", help="numbers of rows, say 1,64,4096")
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from qfuse.compiler import options
+    from qfuse.lowering.triton.gpu import find_gpu
+    from qfuse.tools.bench import gemm, static, table
+    from qfuse.tools.bench.cases import parse_cases, parse_rows
+
+    gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
+    directory = options.cache_dir() / "gpu"
+    if args.output is not None:
+        from qfuse.tools.files import check_writable
+
+        check_writable(args.output)  # before minutes of work
+    if args.suite == "gpu-static":
+        header = static.header(gpu)
+        found = list(static.report(cases, rows, gpu, directory))
+        show: Any = table.show_static
+    else:
+        measured = gemm.run(gpu, cases, rows, directory, chain=not args.no_chain)
+        header, found = next(measured), _announced(measured)
+        show = table.show_gemm
+    _finish(args, {**header, "rows": found})
+    if not args.json:
+        show(Console(width=None if sys.stdout.isatty() else _WIDE), header, found)
+    return 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from qfuse.compiler import options
+    from qfuse.lowering.triton.gpu import find_gpu
+    from qfuse.lowering.triton.launcher import LoadedGpuKernel
+    from qfuse.tools import tune
+    from qfuse.tools.bench.cases import parse_cases, parse_rows
+    from qfuse.tools.bench.gemm import open_machine
+    from qfuse.tools.files import check_writable, write_text
+
+    gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
+    check_writable(args.table)
+    table = tune.open_table(args.table)
+    machine, about = open_machine(gpu)
+    known = ("gpu", "date", "torch", "triton")
+    measure = tune.GpuMeasure(gpu, machine, LoadedGpuKernel, options.cache_dir() / "gpu")
+    outcomes = []
+    for outcome in tune.tune(
+        cases, rows, gpu, measure, {name: about[name] for name in known}, args.most
+    ):
+        outcomes.append(outcome)
+        table = tune.merged(table, [outcome], gpu)
+        # After each, so that what was found is kept if a later one fails.
+        write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
+        print(tune.line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
+    gains = [outcome.gain for outcome in outcomes if outcome.entry is not None]
+    if args.json:
+        print(json.dumps({**about, "outcomes": [outcome.to_json() for outcome in outcomes]}))
+    else:
+        print(
+            f"{args.table}: {len(gains)} of {len(outcomes)} ranges gained"
+            + (f", {max(gains):.2f} times at most" if gains else "")
+            + f"; set QFUSE_TILE_TABLE={args.table} to use it"
+        )
+    return 0
+
+
+def _announced(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows; each is announced on stderr, for a run takes minutes."""
+    found = []
+    for row in rows:
+        found.append(row)
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+        print(f"{row.get('shape') or row['chain']} M {row['m']}: {ratios}", file=sys.stderr)
+    return found
+
+
+def _finish(args: argparse.Namespace, data: dict[str, Any]) -> None:
+    text = json.dumps(data)
+    if args.json:
+        print(text)
+    if args.output is not None:
+        from qfuse.tools.files import write_text
+
+        write_text(args.output, text + "\n")
