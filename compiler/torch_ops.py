@@ -3,6 +3,8 @@
     qfuse::quantized_linear   a linear layer over block-scaled FP8 weights
     qfuse::kv_update          write new keys or values into a cache, functionally
     qfuse::attention          causal attention over the part of a cache in use
+    qfuse::moe_experts        experts over block-scaled FP8 weights (torch_moe.py)
+    qfuse::dense_experts      experts over plain weights (torch_moe.py)
 
 Each has a schema, an eager implementation for any device, and a shape rule (fake).  They run in
 graph breaks, in tests, and those that the compiler leaves to torch in compiled programs too, so
@@ -13,90 +15,21 @@ the work; a caller on a hot path may call them without going through torch's dis
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import linear, pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from qfuse.compiler import gpu_attention, torch_moe
+from qfuse.compiler.block_scaled import FP8_MAX as FP8_MAX
+from qfuse.compiler.block_scaled import quantize_blocks as quantize_blocks
+from qfuse.compiler.block_scaled import quantized_linear
 
 NAMESPACE = "qfuse"
 
-FP8_MAX = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
-"""Largest finite value of the storage types a weight may have."""
-
-ACTIVATION_DTYPE = torch.float8_e4m3fn
-"""Activations are quantized to this type whatever the weight's."""
-
-AMAX_FLOOR = 1e-10
-"""Smallest block maximum a scale is computed from (the value `qfuse.quantize` documents)."""
-
 LAUNCHES = {"qfuse.attention": 1, "qfuse.kv_update": 1}
-"""Kernel launches one call stands for.  `quantized_linear` is absent: the compiler expands it
-into the products and quantizations that are counted instead."""
+"""Kernel launches one call stands for.  `quantized_linear` and `moe_experts` are absent: the
+compiler expands them into the products and quantizations that are counted instead."""
 
-# A row slab of a dequantized weight takes at most this many elements, so that the reference
-# product of a 70B layer does not need gigabytes.
-_SLAB_ELEMENTS = 1 << 24
-
-
-def quantize_blocks(
-    x: torch.Tensor, block: tuple[int, int] | list[int], dtype: torch.dtype = ACTIVATION_DTYPE
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize `x` [.., R, C] with one f32 scale per block; blocks at the edges may be partial.
-
-    Per block: amax = max(|x|, AMAX_FLOOR); scale = amax / max_finite; code =
-    round-to-nearest-even of x * (max_finite / amax).  Returns codes [.., R, C] of `dtype` and
-    scales f32 [.., ceil(R / block[0]), ceil(C / block[1])].  A NaN makes its whole block NaN.
-    """
-    rows, columns = x.shape[-2:]
-    r, c = block
-    padded = pad(x.float(), (0, -columns % c, 0, -rows % r))
-    tiles = padded.unflatten(-1, (-1, c)).unflatten(-3, (-1, r))  # [.., R/r, r, C/c, c]
-    amax = tiles.abs().amax(dim=(-3, -1), keepdim=True).clamp_min(AMAX_FLOOR)
-    limit = FP8_MAX[dtype]
-    # torch computes `number / tensor` as number * (1 / tensor), which rounds twice
-    inverse = torch.full_like(amax, limit) / amax
-    # clamp: x * inverse can round to just above the largest finite value
-    codes = (tiles * inverse).clamp(-limit, limit).to(dtype).view(torch.uint8)
-    codes = codes.flatten(-2).flatten(-3, -2)[..., :rows, :columns].contiguous()
-    return codes.view(dtype), (amax / limit).squeeze(-1).squeeze(-2)
-
-
-def dequantize_blocks(
-    codes: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] | list[int]
-) -> torch.Tensor:
-    """f32 values codes * scale of blocks [r, c]: the inverse of `quantize_blocks`."""
-    rows, columns = codes.shape[-2:]
-    spread = scale.float().repeat_interleave(block[0], -2)[..., :rows, :]
-    spread = spread.repeat_interleave(block[1], -1)[..., :columns]
-    return codes.float() * spread
-
-
-def quantized_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    weight_scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    weight_block: list[int],
-    input_block: list[int],
-) -> torch.Tensor:
-    """x [.., K] times the transpose of a quantized weight [N, K], in f32, rounded once to x's type.
-
-    `weight_scale` is f32 [ceil(N/bn), ceil(K/bk)], a multiplier, for `weight_block` [bn, bk].
-    `input_block` [1, g] quantizes x first, per row and group of g; [] leaves x as it is.
-    """
-    values = x.float()
-    if input_block:
-        rows = values.reshape(-1, values.shape[-1])
-        codes, scale = quantize_blocks(rows, input_block)
-        values = dequantize_blocks(codes, scale, input_block).view(values.shape)
-    height = weight_block[0]
-    slab = max(1, _SLAB_ELEMENTS // max(1, weight.shape[1] * height)) * height
-    parts = []
-    for start in range(0, weight.shape[0], slab):
-        scales = weight_scale[start // height : -(-(start + slab) // height)]
-        dense = dequantize_blocks(weight[start : start + slab], scales, weight_block)
-        parts.append(linear(values, dense))
-    y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-    if bias is not None:
-        y = y + bias.float()
-    return y.to(x.dtype)
+ASYNCHRONOUS_TOKENS = 64
+"""Calls with at most this many tokens never wait for the device, so that a graph can hold them."""
 
 
 def kv_update(cache: torch.Tensor, new: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -109,6 +42,8 @@ def kv_update_(cache: torch.Tensor, new: torch.Tensor, position: torch.Tensor) -
 
     `position` holds consecutive ascending slots, as everywhere in qfuse.
     """
+    if not on_host(cache):
+        return cache.index_copy_(2, position, new)
     tokens = new.shape[2]
     last = position.item() if tokens == 1 else position[-1].item()
     cache.narrow(2, int(last) + 1 - tokens, tokens).copy_(new)
@@ -122,16 +57,26 @@ def attention(
     position: torch.Tensor,
     scale: float,
     window: int,
+    seen: gpu_attention.Visible | None = None,
 ) -> torch.Tensor:
     """Causal attention of T new tokens over whole caches; returns [B, T, H, D], contiguous.
 
     q [B, H, T, D]; k and v [B, Hkv, S, D]; `position` int64 [T], consecutive and ascending.
     Query t sees the cache slots <= position[t], and > position[t] - window if window > 0.
-    Only views of the used slots are read, so the cost follows the context and not the capacity.
+    On the host only views of the used slots are read, so the cost follows the context and not the
+    capacity.  For other devices see gpu_attention.py; there, `seen` is what its `visible` returns,
+    for a caller whose layers share it.
     """
     batch, heads, tokens, width = q.shape
     if tokens == 0:
         return q.new_empty(batch, 0, heads, v.shape[-1])
+    if not on_host(q):
+        if tokens > ASYNCHRONOUS_TOKENS:
+            return gpu_attention.prompt_attention(q, k, v, position, scale, window)
+        seen = gpu_attention.visible(q, k, v, position, window) if seen is None else seen
+        if isinstance(seen, torch.Tensor):
+            return gpu_attention.masked_attention(q, k, v, seen, scale)
+        return gpu_attention.flash_decoding(q, k, v, seen, scale)
     if tokens == 1:
         used = int(position.item()) + 1
         start = max(0, used - window) if window > 0 else 0
@@ -151,6 +96,11 @@ def attention(
         q, k, v, attn_mask=mask, scale=scale, enable_gqa=heads != k.shape[1]
     )
     return out.transpose(1, 2).contiguous()
+
+
+def on_host(tensor: torch.Tensor) -> bool:
+    """Whether the contents of a tensor can be looked at without waiting for a device."""
+    return tensor.is_cpu
 
 
 def _fake_linear(
@@ -187,6 +137,7 @@ OPERATORS: tuple[tuple[str, Callable[..., torch.Tensor], Callable[..., torch.Ten
         attention,
         _fake_attention,
     ),
+    *torch_moe.OPERATORS,
 )
 """Schema, eager implementation and shape rule of each operator."""
 

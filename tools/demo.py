@@ -58,11 +58,17 @@ class DemoResult:
         return asdict(self)
 
 
+def checkpoint(arch: str | None = None) -> Path:
+    """A small checkpoint of an architecture ("qwen3" by default), written at the first call."""
+    arch = arch or "qwen3"
+    directory = cache_dir() / f"demo-{arch}-fp8"
+    return write_demo_checkpoint(directory, architecture=arch.replace("-", "_"))
+
+
 def run(
-    model: Path | None, console: Console, progress: Progress, *, tokens: int = NEW_TOKENS
+    directory: Path, console: Console, progress: Progress, *, tokens: int = NEW_TOKENS
 ) -> DemoResult:
-    """Run the demo on a checkpoint directory, or on one written for it; prints to `console`."""
-    directory = model or write_demo_checkpoint(cache_dir() / "demo-qwen3-fp8")
+    """Run the demo on a checkpoint; prints to `console`."""
     checkpoint = Checkpoint(directory)
     prompt = _prompt(checkpoint, PROMPT_TOKENS)
     room = PROMPT_TOKENS + tokens

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from qfuse.compiler.block_scaled import quantize_blocks
 from qfuse.compiler.frontend.checkpoint import CONFIG, INDEX, SCALE_SUFFIX, SINGLE, read_json
-from qfuse.compiler.torch_ops import quantize_blocks
 from qfuse.dialects.errors import QfuseError
 
 # Root mean square of what a block adds to the residual stream, whose own is about one.
@@ -45,6 +45,11 @@ class DemoConfig:
     tied: bool = False
     bias: bool = False
     shards: int = 1
+    # what follows is for mixtures of experts
+    experts: int = 16
+    experts_per_token: int = 4
+    expert_size: int = 344
+    dense_layers: int = 1
 
 
 TINY = {
@@ -56,6 +61,9 @@ TINY = {
     "intermediate_size": 200,
     "vocab_size": 256,
     "max_position_embeddings": 128,
+    "experts": 8,
+    "experts_per_token": 2,
+    "expert_size": 72,
 }
 """Choices for tests, where seconds count: `write_demo_checkpoint(path, **TINY)`."""
 
@@ -64,7 +72,16 @@ _CLASSES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
 }
+_MOE = ("qwen3_moe", "mixtral", "deepseek_v3")
+_MOE_CHOICES = ("experts", "experts_per_token", "expert_size", "dense_layers")
+# The experts of DeepSeek-V3 are in groups of this many, of which a token may use some.
+_GROUP = 4
+_ROUTED_SCALE = 2.5  # their weights add up to this
+_MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
 def write_demo_checkpoint(directory: str | Path, **choices: Any) -> Path:
@@ -102,51 +119,155 @@ def write_demo_checkpoint(directory: str | Path, **choices: Any) -> Path:
 
 def make_tensors(choice: DemoConfig) -> dict[str, torch.Tensor]:
     """All tensors of the checkpoint by name, the same for the same choice."""
-    generator = torch.Generator().manual_seed(choice.seed)
-    tensors: dict[str, torch.Tensor] = {}
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    def linear(name: str, rows: int, columns: int, gain: float, bias: bool = False) -> None:
-        weight = normal(rows, columns) * (gain * columns**-0.5)
-        if choice.quantized:
-            codes, scale = quantize_blocks(weight, choice.weight_block)
-            tensors[f"{name}.weight"], tensors[f"{name}.weight{SCALE_SUFFIX}"] = codes, scale
-        else:
-            tensors[f"{name}.weight"] = weight.bfloat16()
-        if bias:
-            tensors[f"{name}.bias"] = (normal(rows) * 0.1).bfloat16()
-
-    def norm(name: str, width: int, gain: float = 1.0) -> None:
-        tensors[f"{name}.weight"] = (gain * torch.exp(0.2 * normal(width))).bfloat16()
-
-    hidden, inner = choice.hidden_size, choice.intermediate_size
-    query, key = choice.heads * choice.head_dim, choice.kv_heads * choice.head_dim
-    embedding = normal(choice.vocab_size, hidden).bfloat16()
-    tensors["model.embed_tokens.weight"] = embedding
+    make = _Maker(choice)
+    embedding = make.normal(choice.vocab_size, choice.hidden_size).bfloat16()
+    make.tensors["model.embed_tokens.weight"] = embedding
     for layer in range(choice.layers):
         at = f"model.layers.{layer}"
-        norm(f"{at}.input_layernorm", hidden)
-        biased = choice.bias or choice.architecture == "qwen2"
-        linear(f"{at}.self_attn.q_proj", query, hidden, 1.0, biased)
-        linear(f"{at}.self_attn.k_proj", key, hidden, 1.0, biased)
-        linear(f"{at}.self_attn.v_proj", key, hidden, 1.0, biased)
-        linear(f"{at}.self_attn.o_proj", hidden, query, _UPDATE, choice.bias)
-        if choice.architecture == "qwen3":
-            norm(f"{at}.self_attn.q_norm", choice.head_dim, 1.5)
-            norm(f"{at}.self_attn.k_norm", choice.head_dim)
-        norm(f"{at}.post_attention_layernorm", hidden)
-        linear(f"{at}.mlp.gate_proj", inner, hidden, 1.0)
-        linear(f"{at}.mlp.up_proj", inner, hidden, 1.0)
-        linear(f"{at}.mlp.down_proj", hidden, inner, 2 * _UPDATE)
-    norm("model.norm", hidden)
+        make.norm(f"{at}.input_layernorm", choice.hidden_size)
+        if choice.architecture == "deepseek_v3":
+            make.latent_attention(f"{at}.self_attn")
+        else:
+            make.attention(f"{at}.self_attn")
+        make.norm(f"{at}.post_attention_layernorm", choice.hidden_size)
+        if _is_sparse(choice, layer):
+            make.experts(at)
+        else:
+            make.mlp(f"{at}.mlp", choice.intermediate_size)
+    make.norm("model.norm", choice.hidden_size)
     if not choice.tied:
-        successor = torch.randperm(choice.vocab_size, generator=generator)
-        head = normal(choice.vocab_size, hidden) * hidden**-0.5
-        head[successor] += embedding.float() * (_LEAD / hidden)
-        tensors["lm_head.weight"] = head.bfloat16()
-    return tensors
+        successor = torch.randperm(choice.vocab_size, generator=make.generator)
+        head = make.normal(choice.vocab_size, choice.hidden_size) * choice.hidden_size**-0.5
+        head[successor] += embedding.float() * (_LEAD / choice.hidden_size)
+        make.tensors["lm_head.weight"] = head.bfloat16()
+    return make.tensors
+
+
+class _Maker:
+    """Draws the tensors of one checkpoint, in the order of the calls."""
+
+    def __init__(self, choice: DemoConfig) -> None:
+        self.choice = choice
+        self.generator = torch.Generator().manual_seed(choice.seed)
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def linear(self, name: str, rows: int, columns: int, gain: float, bias: bool = False) -> None:
+        weight = self.normal(rows, columns) * (gain * columns**-0.5)
+        if self.choice.quantized:
+            codes, scale = quantize_blocks(weight, self.choice.weight_block)
+            self.tensors[f"{name}.weight"] = codes
+            self.tensors[f"{name}.weight{SCALE_SUFFIX}"] = scale
+        else:
+            self.tensors[f"{name}.weight"] = weight.bfloat16()
+        if bias:
+            self.tensors[f"{name}.bias"] = (self.normal(rows) * 0.1).bfloat16()
+
+    def norm(self, name: str, width: int, gain: float = 1.0) -> None:
+        self.tensors[f"{name}.weight"] = (gain * torch.exp(0.2 * self.normal(width))).bfloat16()
+
+    def attention(self, at: str) -> None:
+        choice, hidden = self.choice, self.choice.hidden_size
+        query, key = choice.heads * choice.head_dim, choice.kv_heads * choice.head_dim
+        biased = choice.bias or choice.architecture == "qwen2"
+        self.linear(f"{at}.q_proj", query, hidden, 1.0, biased)
+        self.linear(f"{at}.k_proj", key, hidden, 1.0, biased)
+        self.linear(f"{at}.v_proj", key, hidden, 1.0, biased)
+        self.linear(f"{at}.o_proj", hidden, query, _UPDATE, choice.bias)
+        if choice.architecture in ("qwen3", "qwen3_moe"):
+            self.norm(f"{at}.q_norm", choice.head_dim, 1.5)
+            self.norm(f"{at}.k_norm", choice.head_dim)
+
+    def latent_attention(self, at: str) -> None:
+        heads, hidden = self.choice.heads, self.choice.hidden_size
+        width = _latent_widths(self.choice)
+        rope, value = width["qk_rope_head_dim"], width["v_head_dim"]
+        straight = width["qk_nope_head_dim"]
+        query, key = width["q_lora_rank"], width["kv_lora_rank"]
+        self.linear(f"{at}.q_a_proj", query, hidden, 1.0)
+        self.norm(f"{at}.q_a_layernorm", query)
+        self.linear(f"{at}.q_b_proj", heads * (straight + rope), query, 1.0)
+        self.linear(f"{at}.kv_a_proj_with_mqa", key + rope, hidden, 1.0)
+        self.norm(f"{at}.kv_a_layernorm", key)
+        self.linear(f"{at}.kv_b_proj", heads * (straight + value), key, 1.0)
+        self.linear(f"{at}.o_proj", hidden, heads * value, _UPDATE)
+
+    def mlp(
+        self,
+        at: str,
+        inner: int,
+        names: tuple[str, str, str] = _MATRICES,
+        gain: float = 2 * _UPDATE,
+    ) -> None:
+        hidden, (gate, up, down) = self.choice.hidden_size, names
+        self.linear(f"{at}.{gate}", inner, hidden, 1.0)
+        self.linear(f"{at}.{up}", inner, hidden, 1.0)
+        self.linear(f"{at}.{down}", hidden, inner, gain)
+
+    def experts(self, layer: str) -> None:
+        """The router, the experts and, where the architecture has one, the shared expert."""
+        choice, mixtral = self.choice, self.choice.architecture == "mixtral"
+        at = f"{layer}.block_sparse_moe" if mixtral else f"{layer}.mlp"
+        router = self.normal(choice.experts, choice.hidden_size) * (2 * choice.hidden_size**-0.5)
+        self.tensors[f"{at}.gate.weight"] = router.bfloat16()
+        names = ("w1", "w3", "w2") if mixtral else _MATRICES
+        # Half of a dense layer's: where bf16 makes a token change one expert for another, as it
+        # does in released models too, that must not outweigh all other roundings.
+        gain = _UPDATE / (_ROUTED_SCALE if choice.architecture == "deepseek_v3" else 1.0)
+        for expert in range(choice.experts):
+            self.mlp(f"{at}.experts.{expert}", choice.expert_size, names, gain)
+        if choice.architecture == "deepseek_v3":
+            self.tensors[f"{at}.gate.e_score_correction_bias"] = 0.1 * self.normal(choice.experts)
+            self.mlp(f"{at}.shared_experts", choice.expert_size)
+
+
+def _is_sparse(choice: DemoConfig, layer: int) -> bool:
+    """Whether a layer has experts."""
+    first = choice.dense_layers if choice.architecture == "deepseek_v3" else 0
+    return choice.architecture in _MOE and layer >= first
+
+
+def _latent_widths(choice: DemoConfig) -> dict[str, int]:
+    """Extents of DeepSeek's attention, as its config names them."""
+    return {
+        "q_lora_rank": choice.hidden_size // 2,
+        "kv_lora_rank": choice.hidden_size // 4,
+        "qk_nope_head_dim": choice.head_dim,
+        "qk_rope_head_dim": choice.head_dim // 2,
+        "v_head_dim": choice.head_dim,
+    }
+
+
+def _expert_entries(choice: DemoConfig) -> dict[str, Any]:
+    """What the config of a mixture of experts has beside a dense model's."""
+    entries: dict[str, Any] = {"num_experts_per_tok": choice.experts_per_token}
+    if choice.architecture == "mixtral":
+        return entries | {
+            "num_local_experts": choice.experts,
+            "intermediate_size": choice.expert_size,
+        }
+    entries |= {"moe_intermediate_size": choice.expert_size, "norm_topk_prob": True}
+    if choice.architecture == "qwen3_moe":
+        return entries | {
+            "num_experts": choice.experts,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    return entries | {
+        "first_k_dense_replace": choice.dense_layers,
+        "n_group": choice.experts // _GROUP,
+        "n_routed_experts": choice.experts,
+        "n_shared_experts": 1,
+        "num_key_value_heads": choice.heads,
+        "num_nextn_predict_layers": 0,
+        "routed_scaling_factor": _ROUTED_SCALE,
+        "scoring_func": "sigmoid",
+        "topk_group": max(1, choice.experts // _GROUP // 2),
+        "topk_method": "noaux_tc",
+        **_latent_widths(choice),
+    }
 
 
 def _config(choice: DemoConfig) -> dict[str, Any]:
@@ -176,6 +297,13 @@ def _config(choice: DemoConfig) -> dict[str, Any]:
         "vocab_size": choice.vocab_size,
         "qfuse_demo": asdict(choice) | {"weight_block": list(choice.weight_block)},
     }
+    if choice.architecture in _MOE:
+        config |= _expert_entries(choice)
+    else:
+        for name in _MOE_CHOICES:
+            del config["qfuse_demo"][name]
+    if choice.architecture == "deepseek_v3":
+        del config["head_dim"]
     if choice.architecture in ("llama", "qwen3"):
         config["attention_bias"] = choice.bias
     if choice.quantized:

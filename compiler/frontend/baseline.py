@@ -6,15 +6,21 @@ own quantization of activations.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from qfuse.compiler.block_scaled import dequantize_blocks, quantize_blocks
 from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, Checkpoint
+from qfuse.compiler.frontend.experts import (
+    DenseExperts,
+    QuantizedExperts,
+    transformers_experts,
+)
 from qfuse.compiler.frontend.huggingface import empty_model, load_parameters, quantize_like
 from qfuse.compiler.frontend.linear import QuantizedLinear
 from qfuse.compiler.frontend.step import PreTrained
-from qfuse.compiler.torch_ops import dequantize_blocks, quantize_blocks
 
 
 def eager_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.bfloat16) -> PreTrained:
@@ -86,10 +92,38 @@ class FakeQuantizedLinear(nn.Module):
         self.input_block = input_block
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        codes, scale = quantize_blocks(rows, self.input_block)
-        values = dequantize_blocks(codes, scale, self.input_block).view(x.shape).to(x.dtype)
-        return nn.functional.linear(values, self.weight, self.bias)
+        return nn.functional.linear(_through_fp8(x, self.input_block), self.weight, self.bias)
+
+
+class FakeQuantizedExperts(nn.Module):
+    """Experts over dense weights; inputs of both products go through FP8 and back.
+
+    Takes over transformers' stacked weights, `gate_up_proj` [E, 2 I, H] and `down_proj` [E, H, I].
+    """
+
+    def __init__(self, original: Any, input_block: list[int]) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = original.gate_up_proj, original.down_proj
+        self.act_fn, self.input_block = original.act_fn, input_block
+
+    def forward(
+        self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        out = torch.zeros_like(hidden)
+        rows = _through_fp8(hidden, self.input_block)
+        for e in top_k_index.unique().tolist():
+            token, choice = torch.where(top_k_index == e)
+            gate, up = nn.functional.linear(rows[token], self.gate_up_proj[e]).chunk(2, -1)
+            inner = _through_fp8(self.act_fn(gate) * up, self.input_block)
+            result = nn.functional.linear(inner, self.down_proj[e])
+            out.index_add_(0, token, result * top_k_weights[token, choice, None])
+        return out
+
+
+def _through_fp8(x: torch.Tensor, input_block: list[int]) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    codes, scale = quantize_blocks(rows, input_block)
+    return dequantize_blocks(codes, scale, input_block).view(x.shape).to(x.dtype)
 
 
 def _dequantized(
@@ -98,21 +132,39 @@ def _dequantized(
     model = empty_model(
         checkpoint.config, checkpoint.directory, checkpoint, dtype=dtype, implementation="sdpa"
     )
+    experts = transformers_experts(model)
     quantize_like(model, checkpoint)
-    tensors = load_parameters(model, checkpoint)
+    loaded = load_parameters(model, checkpoint)
+    tensors: dict[str, torch.Tensor] = {}
+    replaced: set[str] = set()
     for name, module in list(model.named_modules()):
-        if not isinstance(module, QuantizedLinear):
-            continue
-        codes, scale = (tensors.pop(f"{name}.weight{s}") for s in ("", SCALE_SUFFIX))
-        weight = dequantize_blocks(codes, scale, module.weight_block).to(dtype)
-        if simulate_activations:
-            dense: nn.Module = FakeQuantizedLinear(weight, module.bias, module.input_block)
-        else:
-            dense = nn.Linear(
-                module.in_features, module.out_features, module.bias is not None, "meta", dtype
-            )
-        model.set_submodule(name, dense)
-        tensors[f"{name}.weight"] = weight
+        if isinstance(module, QuantizedLinear):
+            weight, scale = f"{name}.weight", f"{name}.weight{SCALE_SUFFIX}"
+            replaced |= {weight, scale}
+            values = dequantize_blocks(loaded[weight], loaded[scale], module.weight_block)
+            tensors[weight] = values.to(dtype)
+            if simulate_activations:
+                dense: nn.Module = FakeQuantizedLinear(
+                    tensors[weight], module.bias, module.input_block
+                )
+            else:
+                dense = nn.Linear(
+                    module.in_features, module.out_features, module.bias is not None, "meta", dtype
+                )
+            model.set_submodule(name, dense)
+        elif isinstance(module, QuantizedExperts):
+            for leaf in ("gate_up_proj", "down_proj"):
+                weight, scale = f"{name}.{leaf}", f"{name}.{leaf}{SCALE_SUFFIX}"
+                replaced |= {weight, scale}
+                values = module.dequantize(leaf, loaded[weight], loaded[scale])
+                tensors[weight] = values.to(dtype)
+            original = experts[name]
+            if simulate_activations:
+                original = FakeQuantizedExperts(original, module.input_block)
+            model.set_submodule(name, original)
+        elif isinstance(module, DenseExperts):
+            model.set_submodule(name, experts[name])
+    tensors |= {name: loaded[name] for name in loaded if name not in replaced}
     _assign(model, tensors)
     return model.eval().requires_grad_(False)
 

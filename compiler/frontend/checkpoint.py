@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from qfuse.compiler.block_scaled import FP8_MAX
 from qfuse.compiler.frontend.linear import scale_shape
-from qfuse.compiler.torch_ops import FP8_MAX
 from qfuse.dialects.errors import QfuseError
 
 try:
@@ -146,7 +146,7 @@ class Checkpoint:
         if tensor.dtype in FP8_MAX and name + SCALE_SUFFIX not in self:
             raise QfuseError(
                 f"tensor {name + SCALE_SUFFIX} is missing from {self._listing}: "
-                f"{name} is {_text(tensor.dtype)}, which needs its scales"
+                f"{name} is {dtype_name(tensor.dtype)}, which needs its scales"
             )
         self._check(name, tensor, shape, PLAIN_DTYPES)
         return tensor.to(dtype)
@@ -186,8 +186,8 @@ class Checkpoint:
                 f"{where} has shape {list(tensor.shape)}; the config asks for {list(shape)}"
             )
         if tensor.dtype not in dtypes:
-            wanted = ", ".join(map(_text, dtypes))
-            raise QfuseError(f"{where} is {_text(tensor.dtype)}; supported here: {wanted}")
+            wanted = ", ".join(map(dtype_name, dtypes))
+            raise QfuseError(f"{where} is {dtype_name(tensor.dtype)}; supported here: {wanted}")
 
     def _open_files(self) -> None:
         index = self.directory / INDEX
@@ -228,5 +228,6 @@ class Checkpoint:
         return names
 
 
-def _text(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float8_e4m3fn`, as torch spells it."""
     return str(dtype).removeprefix("torch.")

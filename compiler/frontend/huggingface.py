@@ -3,8 +3,8 @@
     imported = import_checkpoint("/models/Qwen3-8B-FP8", max_len=4096)
     imported = import_config("config.json")       # the graph alone, no weights
 
-transformers builds the model on meta; its linear layers, attention and cache are replaced by
-qfuse's operators, and torch.export records one step: T new tokens in, logits and the new caches
+transformers builds the model on meta; its linear layers, experts, attention and cache are replaced
+by qfuse's operators, and torch.export records one step: T new tokens in, logits and the new caches
 out, for every T >= 1.
 """
 
@@ -27,8 +27,17 @@ from qfuse.compiler.frontend.checkpoint import (
     read_json,
     read_quantization,
 )
+from qfuse.compiler.frontend.experts import (
+    Experts,
+    check_config,
+    load_experts,
+    matrix_names,
+    replace_experts,
+)
 from qfuse.compiler.frontend.fx_import import import_graph
 from qfuse.compiler.frontend.imported import Imported, ModelInfo, TensorSpec
+from qfuse.compiler.frontend.latent_attention import take_pairs_apart
+from qfuse.compiler.frontend.lazy_tensors import Entry, LazyTensors
 from qfuse.compiler.frontend.linear import (
     QuantizedLinear,
     empty_quantized_linear,
@@ -39,14 +48,20 @@ from qfuse.compiler.frontend.step import (
     PREFIX,
     PreTrained,
     attention,
-    cache_shape,
+    cache_shapes,
     trace_step,
 )
 from qfuse.dialects.errors import QfuseError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek_v3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not depend on the length of the sequence."""
+
+_RENAMED = {"mixtral": (".mlp.", ".block_sparse_moe.")}
+"""What transformers calls a part of a model type's modules, and what checkpoints call it."""
+
+_IN_F32 = {"deepseek_v3": (".e_score_correction_bias", ".mlp.gate.weight")}
+"""Ends of the names of tensors that a model type computes with in f32 whatever its dtype."""
 
 LOGITS = ("last", "all")
 DEFAULT_MAX_LEN = 2048
@@ -99,8 +114,9 @@ def import_config(
     model = empty_model(config, source)
     if quantization is not None:
         _quantize_all(model, quantization)
-    parameters = dict(model.named_parameters()) | _computed_buffers(model)
-    return _import(model, parameters, max_len, logits, {}, {"load": time.perf_counter() - started})
+    parameters = dict(_tensors_of(model)) | _computed_buffers(model)
+    loaded = time.perf_counter() - started
+    return _import(model, LazyTensors(parameters), max_len, logits, {}, {"load": loaded})
 
 
 def empty_model(
@@ -138,6 +154,7 @@ def empty_model(
     entries = {k: v for k, v in config.items() if k != "quantization_config"}
     try:
         parsed = CONFIG_MAPPING[model_type].from_dict(entries)
+        check_config(model_type, {**config, **parsed.to_dict()}, source)
         parsed._attn_implementation = implementation
         if dtype is None:
             dtype = _model_dtype(parsed, source, checkpoint)
@@ -158,14 +175,20 @@ def empty_model(
         )
     if parsed.tie_word_embeddings:
         model.tie_weights()
+    endings = _IN_F32.get(model_type, ())
+    for name, tensor in _tensors_of(model).items():
+        if name.endswith(endings):
+            tensor.data = tensor.data.float()
     return model.eval().requires_grad_(False)
 
 
 def quantize_like(model: PreTrained, checkpoint: Checkpoint) -> None:
-    """Make exactly those linear layers FP8 that the checkpoint has scales for."""
+    """Make exactly those linear layers and experts FP8 that the checkpoint has scales for.
 
-    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
-        weight = f"{name}.weight"
+    All experts become modules of qfuse; the first of a layer says what all of them are.
+    """
+
+    def format_of(weight: str) -> tuple[tuple[int, int], torch.dtype] | None:
         if weight + SCALE_SUFFIX not in checkpoint:
             return None
         if checkpoint.quantization is None:
@@ -176,26 +199,55 @@ def quantize_like(model: PreTrained, checkpoint: Checkpoint) -> None:
         dtype = checkpoint.raw(weight).dtype
         if dtype not in torch_ops.FP8_MAX:
             dtype = torch.float8_e4m3fn  # refused with its name when the tensors are loaded
-        return empty_quantized_linear(linear, checkpoint.quantization.weight_block, dtype)
+        return checkpoint.quantization.weight_block, dtype
+
+    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+        quantized = format_of(_stored(model, f"{name}.weight"))
+        return None if quantized is None else empty_quantized_linear(linear, *quantized)
 
     replace_linears(model, convert)
+    replace_experts(model, lambda name: format_of(_matrices(model, name, 1)[0][0]))
 
 
-def load_parameters(model: PreTrained, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensor of every parameter and buffer of a meta model, checked, mapped from its file."""
-    loaded = _computed_buffers(model)
+def load_parameters(model: PreTrained, checkpoint: Checkpoint) -> LazyTensors:
+    """The tensor of every parameter and buffer of a meta model, checked, mapped from its file.
+
+    Stacked experts are copies, made each time they are read.
+    """
+    loaded: dict[str, Entry] = {}
+    loaded |= _computed_buffers(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             weight = f"{name}.weight"
             shape = (module.out_features, module.in_features)
             block = (module.weight_block[0], module.weight_block[1])
             loaded[weight], loaded[weight + SCALE_SUFFIX] = checkpoint.quantized(
-                weight, shape, block
+                _stored(model, weight), shape, block
             )
-    for name, meta in model.named_parameters():
+        elif isinstance(module, Experts):
+            files = _matrices(model, name, module.experts)
+            tensors = load_experts(module, files, checkpoint)
+            loaded |= {f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()}
+    for name, meta in _tensors_of(model).items():
         if name not in loaded:
-            loaded[name] = checkpoint.plain(name, tuple(meta.shape), meta.dtype)
-    return loaded
+            loaded[name] = checkpoint.plain(_stored(model, name), tuple(meta.shape), meta.dtype)
+    return LazyTensors(loaded)
+
+
+def _tensors_of(model: PreTrained) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, each once."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _stored(model: PreTrained, name: str) -> str:
+    """What checkpoints call the module or tensor `name` of transformers' model."""
+    ours, theirs = _RENAMED.get(model.config.model_type, ("", ""))
+    return name.replace(ours, theirs) if ours else name
+
+
+def _matrices(model: PreTrained, name: str, experts: int) -> list[tuple[str, str, str]]:
+    """What checkpoints call the matrices of the first `experts` experts of the module `name`."""
+    return matrix_names(model.config.model_type, _stored(model, name), experts)
 
 
 def _model_dtype(config: Any, source: Path, checkpoint: Checkpoint | None) -> torch.dtype:
@@ -216,16 +268,19 @@ def _quantize_all(model: PreTrained, quantization: Quantization) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     skip = list(quantization.skip) or ["lm_head"]
+    block = quantization.weight_block
 
-    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+    def quantized(name: str) -> bool:
         try:
-            if not should_convert_module(name, skip):
-                return None
+            return bool(should_convert_module(name, skip))
         except re.error as error:
             raise QfuseError(f"modules_to_not_convert {skip}: {error}") from error
-        return empty_quantized_linear(linear, quantization.weight_block)
+
+    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+        return empty_quantized_linear(linear, block) if quantized(name) else None
 
     replace_linears(model, convert)
+    replace_experts(model, lambda name: (block, torch.float8_e4m3fn) if quantized(name) else None)
 
 
 def _computed_buffers(model: PreTrained) -> dict[str, torch.Tensor]:
@@ -242,7 +297,7 @@ def _computed_buffers(model: PreTrained) -> dict[str, torch.Tensor]:
 
 def _import(
     model: PreTrained,
-    parameters: dict[str, torch.Tensor],
+    parameters: LazyTensors,
     max_len: int | None,
     logits: str,
     generation: Mapping[str, Any],
@@ -259,6 +314,7 @@ def _import(
         raise QfuseError(f'logits "{logits}" is not one of {", ".join(LOGITS)}')
 
     started = time.perf_counter()
+    parameters = take_pairs_apart(model, parameters)
     step = trace_step(model, max_len, logits)
     timings["export"] = time.perf_counter() - started
 
@@ -267,17 +323,21 @@ def _import(
     timings["import"] = time.perf_counter() - started
     names = [step.arguments[n.name] for n in step.graph.nodes if n.op == "placeholder"]
 
-    shape = cache_shape(config, max_len)
+    shapes = dict(zip(("key_cache", "value_cache"), cache_shapes(config, max_len), strict=True))
     width = 1 if logits == "last" else None
     return Imported(
         module=module,
-        parameters={a.name: parameters[a.name] for a in names if a.kind == "parameter"},
+        parameters=parameters.select([a.name for a in names if a.kind == "parameter"]),
         inputs=(
             TensorSpec("input_ids", (1, None), torch.int64),
             TensorSpec("position", (None,), torch.int64),
         ),
         outputs=(TensorSpec("logits", (1, width, config.vocab_size), model.dtype),),
-        caches=tuple(TensorSpec(a.name, shape, model.dtype) for a in names if a.kind == "cache"),
+        caches=tuple(
+            TensorSpec(a.name, shapes[a.name.partition(".")[0]], model.dtype)
+            for a in names
+            if a.kind == "cache"
+        ),
         model=ModelInfo(
             model_type=config.model_type,
             config=config.to_dict(),

@@ -1,5 +1,6 @@
 """What every front end hands to the compiler."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +41,13 @@ class Imported:
 
     `module` holds one function, `@main`; its arguments and results carry `qfuse.kind` and
     `qfuse.name`.  `parameters` maps the names of the arguments of kind "parameter" to tensors
-    (on meta when only a config was imported); `inputs`, `caches` and `outputs` describe the
-    others in the order in which they appear.  The module keeps its context alive.
+    (on meta when only a config was imported; some are made each time they are read); `inputs`,
+    `caches` and `outputs` describe the others in the order in which they appear.  The module keeps
+    its context alive.
     """
 
     module: ir.Module
-    parameters: dict[str, torch.Tensor]
+    parameters: Mapping[str, torch.Tensor]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     caches: tuple[TensorSpec, ...] = ()

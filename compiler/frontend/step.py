@@ -12,7 +12,9 @@ import torch
 from torch import fx, nn
 
 from qfuse.compiler import torch_ops
+from qfuse.compiler.frontend.functional import functionalize
 from qfuse.compiler.frontend.fx_import import Argument, simplify, unused
+from qfuse.compiler.frontend.latent_attention import expand_latents
 from qfuse.dialects.errors import QfuseError
 
 ATTENTION = torch_ops.NAMESPACE
@@ -26,20 +28,21 @@ PREFIX = "model."
 
 
 def attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    cache_slots: torch.Tensor,
+    step_caches: "_Caches",
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; `cache_slots` comes through the model from `Step`."""
+    """transformers' attention interface; `step_caches` comes through the model from `Step`."""
+    keys, values = step_caches.write(module.layer_idx, key, value)
     out = torch.ops.qfuse.attention(
-        query, key, value, cache_slots, float(scaling), int(sliding_window or 0)
+        query, keys, values, step_caches.position, float(scaling), int(sliding_window or 0)
     )
     return out, None
 
@@ -47,7 +50,7 @@ def attention(
 class _Caches:
     """transformers' cache interface over tensors that are arguments of the graph.
 
-    Updating makes new tensors, so the exported graph has no side effects.
+    Writing makes new tensors, so the exported graph has no side effects.
     """
 
     is_compileable = False
@@ -55,15 +58,22 @@ class _Caches:
     def __init__(
         self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], position: torch.Tensor
     ) -> None:
-        self.keys, self.values, self._position = list(keys), list(values), position
+        self.keys, self.values, self.position = list(keys), list(values), position
         self.is_sliding = [False] * len(self.keys)
 
     def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+        self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nothing: `attention` writes."""
+        return key, value
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole caches of a layer with the new keys and values in their slots."""
         update = torch.ops.qfuse.kv_update
-        self.keys[layer] = update(self.keys[layer], key, self._position)
-        self.values[layer] = update(self.values[layer], value, self._position)
+        self.keys[layer] = update(self.keys[layer], key, self.position)
+        self.values[layer] = update(self.values[layer], value, self.position)
         return self.keys[layer], self.values[layer]
 
 
@@ -89,7 +99,7 @@ class Step(nn.Module):
             past_key_values=caches,
             use_cache=True,
             logits_to_keep=self._keep,
-            cache_slots=position,
+            step_caches=caches,
         )
         return out.logits, caches.keys, caches.values
 
@@ -107,17 +117,18 @@ def trace_step(model: PreTrained, max_len: int, logits: str) -> StepGraph:
     """torch.export of `Step` over a meta model, for any number of tokens from 1 to max_len."""
     config = model.config
     tokens = min(7, max_len)  # any number but 1, which export would take for a constant
-    shape = cache_shape(config, max_len)
+    key_shape, value_shape = cache_shapes(config, max_len)
     layers = config.num_hidden_layers
+    expand_latents(model, attention)
 
-    def caches() -> list[torch.Tensor]:
+    def caches(shape: tuple[int, ...]) -> list[torch.Tensor]:
         return [torch.empty(shape, dtype=model.dtype, device="meta") for _ in range(layers)]
 
     example = (
         torch.zeros(1, tokens, dtype=torch.int64, device="meta"),
         torch.zeros(tokens, dtype=torch.int64, device="meta"),
-        caches(),
-        caches(),
+        caches(key_shape),
+        caches(value_shape),
     )
     shapes = None
     if max_len > 1:
@@ -133,6 +144,7 @@ def trace_step(model: PreTrained, max_len: int, logits: str) -> StepGraph:
         raise QfuseError(
             f"torch.export cannot trace this {config.model_type} model: {reason[0]}"
         ) from error
+    functionalize(program.graph)
     simplify(program.graph)
     arguments, results = _describe(program, layers)
     _merge_tied(program.graph, arguments, model)
@@ -177,7 +189,14 @@ def _describe(
     return arguments, (Argument("output", "logits"), *caches)
 
 
-def cache_shape(config: Any, max_len: int) -> tuple[int, int, int, int]:
-    """Shape of each key or value cache: [1, heads, slots, width of a head]."""
+def cache_shapes(config: Any, max_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of each key and each value cache: [1, heads, slots, width of a head]."""
+    if getattr(config, "kv_lora_rank", None):
+        heads = config.num_attention_heads
+        return (
+            (1, heads, max_len, config.qk_nope_head_dim + config.qk_rope_head_dim),
+            (1, heads, max_len, config.v_head_dim),
+        )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (1, config.num_key_value_heads, max_len, width)
+    shape = (1, config.num_key_value_heads, max_len, width)
+    return shape, shape

@@ -87,8 +87,8 @@ def test_static_activations(editable):
 
 def test_unsupported_model_type(editable):
     model = editable()
-    model.config(model_type="qwen3_moe")
-    refuse(model.path, "model_type 'qwen3_moe' is not supported; nearest: qwen3", "llama")
+    model.config(model_type="qwen2_moe")
+    refuse(model.path, "model_type 'qwen2_moe' is not supported; nearest: qwen3_moe", "llama")
     model.config(model_type=None)
     refuse(model.path, "model_type None is not supported; supported: llama")
 

@@ -16,6 +16,7 @@ from qfuse.compiler.frontend.huggingface import (
     load_parameters,
     quantize_like,
 )
+from qfuse.compiler.frontend.latent_attention import take_pairs_apart
 from qfuse.compiler.frontend.step import trace_step
 from qfuse.dialects.bindings import ir
 
@@ -37,13 +38,13 @@ def run_steps(path, lengths, logits="all", max_len=64):
     checkpoint = Checkpoint(path)
     model = empty_model(checkpoint.config, path, checkpoint)
     quantize_like(model, checkpoint)
-    values = load_parameters(model, checkpoint)
+    values = dict(take_pairs_apart(model, load_parameters(model, checkpoint)))
     step = trace_step(model, max_len, logits)
     described = [step.arguments[n.name] for n in step.graph.nodes if n.op == "placeholder"]
-    heads, width = model.config.num_key_value_heads, 32
-    for argument in described:
-        if argument.kind == "cache":
-            values[argument.name] = torch.zeros(1, heads, max_len, width, dtype=model.dtype)
+    for node in step.graph.nodes:
+        if node.op == "placeholder" and step.arguments[node.name].kind == "cache":
+            name, shape = step.arguments[node.name].name, node.meta["val"].shape
+            values[name] = torch.zeros(shape, dtype=model.dtype)
     interpreter = fx.Interpreter(fx.GraphModule({}, step.graph))
     collected, start = [], 0
     for tokens in lengths:

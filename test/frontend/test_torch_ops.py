@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qfuse.compiler import torch_ops
+from qfuse.compiler import block_scaled, torch_ops
 
 FAST = settings(max_examples=25, deadline=None)
 
@@ -84,7 +84,7 @@ def test_quantized_linear(n, k, rows, block, quantize_input, bias, dtype, slab):
     """Element by element, as the definition says; in slabs of rows as in one piece."""
     generator = torch.Generator().manual_seed(n * 100 + k)
     x = torch.randn(2, rows, k, generator=generator).to(dtype)
-    codes, scale = torch_ops.quantize_blocks(torch.randn(n, k, generator=generator), block)
+    codes, scale = block_scaled.quantize_blocks(torch.randn(n, k, generator=generator), block)
     offset = torch.randn(n, generator=generator).to(dtype) if bias else None
     group = [1, block[1]] if quantize_input else []
 
@@ -102,11 +102,11 @@ def test_quantized_linear(n, k, rows, block, quantize_input, bias, dtype, slab):
             dense[i, j] = codes[i, j].double() * scale[i // block[0], j // block[1]].double()
     expected = values @ dense.T + (0 if offset is None else offset.double())
 
-    original, torch_ops._SLAB_ELEMENTS = torch_ops._SLAB_ELEMENTS, slab
+    original, block_scaled._SLAB_ELEMENTS = block_scaled._SLAB_ELEMENTS, slab
     try:
         y = torch.ops.qfuse.quantized_linear(x, codes, scale, offset, list(block), group)
     finally:
-        torch_ops._SLAB_ELEMENTS = original
+        block_scaled._SLAB_ELEMENTS = original
     assert y.dtype == dtype and y.shape == (2, rows, n)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
@@ -115,9 +115,9 @@ def test_quantized_linear(n, k, rows, block, quantize_input, bias, dtype, slab):
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_quantize_blocks_keeps_the_largest_value_exactly(dtype):
     x = torch.randn(5, 300)
-    codes, scale = torch_ops.quantize_blocks(x, (1, 128), dtype)
+    codes, scale = block_scaled.quantize_blocks(x, (1, 128), dtype)
     assert codes.dtype == dtype and scale.shape == (5, 3)
-    back = torch_ops.dequantize_blocks(codes, scale, (1, 128))
+    back = block_scaled.dequantize_blocks(codes, scale, (1, 128))
     largest = x[:, :128].abs().argmax(1)
     rows = torch.arange(5)
     torch.testing.assert_close(back[rows, largest], x[rows, largest], rtol=1e-6, atol=0)
@@ -127,8 +127,8 @@ def test_quantize_blocks_at_the_edges():
     """A block of zeros has a finite scale; a NaN makes its own block NaN and no other."""
     x = torch.zeros(2, 256)
     x[1, 3] = float("nan")
-    codes, scale = torch_ops.quantize_blocks(x, (1, 128))
-    back = torch_ops.dequantize_blocks(codes, scale, (1, 128))
+    codes, scale = block_scaled.quantize_blocks(x, (1, 128))
+    back = block_scaled.dequantize_blocks(codes, scale, (1, 128))
     assert (back[0] == 0).all() and (back[1, 128:] == 0).all()
     assert back[1, :128].isnan().all()
 
@@ -136,7 +136,7 @@ def test_quantize_blocks_at_the_edges():
 def test_shape_rules_agree_with_the_implementations():
     q, kv = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 16, 8)
     position = torch.arange(3)
-    codes, scale = torch_ops.quantize_blocks(torch.randn(6, 10), (4, 4))
+    codes, scale = block_scaled.quantize_blocks(torch.randn(6, 10), (4, 4))
     calls = {
         "attention": (q, kv, kv, position, 1.0, 0),
         "kv_update": (kv, torch.randn(1, 2, 3, 8), position),

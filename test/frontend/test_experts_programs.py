@@ -1,0 +1,39 @@
+"""Tiny checkpoints of mixtures of experts, from the file to tokens."""
+
+import json
+
+import pytest
+
+from qfuse.tools.qfuse import main
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "deepseek_v3"])
+def test_demo(checkpoints, capsys, architecture):
+    """Fused and unfused programs say the same, and it is near what transformers says in f32."""
+    path = checkpoints(architecture=architecture)
+    assert main(["demo", "--model", str(path), "--tokens", "8", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["greedy_tokens_equal"] is True and len(data["tokens"]) == 8
+    assert data["max_rel_err_vs_unfused"] == 0.0
+    assert data["rel_err_vs_fp32"] < 0.05 and data["rel_err_vs_fp32_quantized"] < 0.05
+    assert data["kernels_after"] < data["kernels_before"]
+    assert data["patterns"]["moe-experts"]["fired"] == (1 if architecture == "deepseek_v3" else 2)
+
+
+def test_unquantized_experts_run_on_torch(checkpoints, capsys):
+    path = checkpoints(architecture="qwen3_moe", quantized=False)
+    assert main(["demo", "--model", str(path), "--tokens", "4", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["greedy_tokens_equal"] is True and data["rel_err_vs_fp32"] < 0.05
+
+
+def test_arch_and_model_exclude_each_other(checkpoints, capsys):
+    assert main(["demo", "--model", str(checkpoints()), "--arch", "qwen3-moe"]) == 1
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_config_only(checkpoints, capsys):
+    config = checkpoints(architecture="deepseek_v3") / "config.json"
+    assert main(["compile", "--config-only", str(config), "--json"]) == 0
+    ops = json.loads(capsys.readouterr().out)["ops"]["fused"]
+    assert ops["qfuse.group_matmul"] == 2 and ops["qfuse.route"] == ops["qfuse.combine"] == 1
