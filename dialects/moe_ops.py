@@ -25,6 +25,7 @@ from qfuse.dialects.types import Shaped, is_float, shaped
 from qfuse.dialects.verify import DYNAMIC, segments, shape_text
 
 IDS = ("i32", "i64")
+SCORINGS = ("softmax", "sigmoid")
 
 
 def rows_agree(rows: Sequence[int], count: int) -> bool:
@@ -32,6 +33,64 @@ def rows_agree(rows: Sequence[int], count: int) -> bool:
     if count == DYNAMIC or DYNAMIC in rows:
         return len(rows) > 0
     return math.prod(rows) == count
+
+
+class SelectExpertsOp(Op, name="select_experts", traits=[ext.Pure]):
+    """The k experts of each token and how much each counts: a router from its logits on.
+
+        %ids, %weights = "qfuse.select_experts"(%logits, %bias) {scoring = "sigmoid",
+            normalize = true, scale = 2.5 : f64, num_groups = 8 : i64, groups_used = 4 : i64}
+           : (tensor<?x256xf32>, tensor<256xf32>) -> (tensor<?x8xi64>, tensor<?x8xf32>)
+
+    All in f32, for the logits l [E] of a token:
+
+        score    softmax(l), or sigmoid(l) = 1 / (1 + exp(-l))
+        choice   score + bias (DeepSeek-V3's correction), or score without a bias
+        groups   experts in num_groups equal runs; a group counts as the sum of its two largest
+                 choices (its largest where it has one), and outside of the groups_used largest
+                 groups a choice counts as 0
+        ids      the k largest choices, largest first; of equal ones, the lowest id
+        weights  their scores (not choices); `normalize` divides them by their sum (plus 1e-20 for
+                 sigmoid, as in DeepSeek-V3's own code), added in the order of ids; then times
+                 `scale`, and rounded to the result's type
+
+    One group, all used, is no grouping.
+    """
+
+    logits: ext.Operand[ir.RankedTensorType]
+    scoring: ir.StringAttr
+    normalize: Any
+    scale: ir.FloatAttr
+    num_groups: ir.IntegerAttr
+    groups_used: ir.IntegerAttr
+    ids: ext.Result[ir.RankedTensorType]
+    weights: ext.Result[ir.RankedTensorType]
+    bias: ext.Operand[ir.RankedTensorType] | None = None
+
+    def violation(self) -> str | None:
+        logits, *bias = (shaped(v.type) for v in self.operation.operands)
+        ids, weights = (shaped(r.type) for r in self.operation.results)
+        if not is_float(logits) or len(logits.shape) != 2 or logits.shape[1] == DYNAMIC:
+            return f"logits are {logits}; expected a float [T, E] with E known"
+        tokens, experts = logits.shape
+        if bias and bias[0] != Shaped((experts,), "f32"):
+            return f"the bias is {bias[0]}; expected {Shaped((experts,), 'f32')}"
+        if ids.dtype not in IDS or len(ids.shape) != 2 or ids.shape[0] != tokens:
+            return f"ids are {ids}; expected whole numbers {shape_text((tokens, DYNAMIC))}"
+        if not 1 <= ids.shape[1] <= experts:
+            return f"ids are {ids}; a token chooses 1 to {experts} experts"
+        if not is_float(weights) or weights.shape != ids.shape:
+            return f"weights are {weights}; expected a float {shape_text(ids.shape)}"
+        if not isinstance(self.operation.attributes["normalize"], ir.BoolAttr):
+            return f"normalize is {self.operation.attributes['normalize']}; expected true or false"
+        if self.scoring.value not in SCORINGS:
+            return f'scoring "{self.scoring.value}" is not one of {", ".join(SCORINGS)}'
+        groups, used = self.num_groups.value, self.groups_used.value
+        if groups < 1 or experts % groups or not 1 <= used <= groups:
+            return f"{used} of {groups} groups of {experts} experts; use equal groups, 1 or more"
+        if ids.shape[1] > used * (experts // groups):
+            return f"a token chooses {ids.shape[1]} experts of {used * (experts // groups)}"
+        return None
 
 
 class RouteOp(Op, name="route", traits=[ext.Pure]):

@@ -28,6 +28,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     elementwise_ops.GluOp,
     norm_ops.RmsNormOp,
     norm_ops.RopeOp,
+    moe_ops.SelectExpertsOp,
     moe_ops.RouteOp,
     moe_ops.GroupMatmulOp,
     moe_ops.CombineOp,
