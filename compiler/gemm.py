@@ -2,10 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,7 +17,7 @@ from qfuse.dialects.types import Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC, ceil_div
 from qfuse.lowering.cpu.cache import compile_cached
 from qfuse.lowering.cpu.launcher import LoadedKernel
-from qfuse.lowering.cpu.weights import pack_weight
+from qfuse.lowering.cpu.weights import pack_experts, pack_weight
 from qfuse.lowering.triton.ahead import compiled_ahead
 from qfuse.lowering.triton.binary import compile_kernel
 from qfuse.lowering.triton.driver import cuda_driver
@@ -51,6 +51,9 @@ class Gemm:
     `block` is (bn, bk); `by_columns` says that the scales of x lie column by column.
     """
 
+    name: ClassVar[str] = NAME
+    op: ClassVar[str] = matmul_op.MatmulOp.OPERATION_NAME
+
     n: int
     k: int
     block: tuple[int, int]
@@ -61,20 +64,30 @@ class Gemm:
     def __str__(self) -> str:
         return f"N = {self.n}, K = {self.k}, block {list(self.block)}, {FP8[self.dtype]}"
 
-    def build(self) -> ir.Module:
-        """A module in the current context that holds the product as one outlined kernel."""
+    def types(self) -> list[ir.Type]:
+        """Of the operands that kernels take, and of the result."""
+        return self.product_types((DYNAMIC,), ())
+
+    def product_types(self, rows: Sequence[int], experts: Sequence[int]) -> list[ir.Type]:
+        """Of x, the weight and the result, with `rows` and `experts` as leading extents."""
         bn, bk = self.block
         layout = "col_major" if self.by_columns else "row_major"
         stored = FP8[self.dtype]
-        x = Shaped((DYNAMIC, self.k), stored, Scheme((1, bk), "f32", scale_layout=layout))
-        w = Shaped((self.n, self.k), stored, Scheme((bn, bk), "f32"))
-        y = Shaped((DYNAMIC, self.n), OUT[self.out_dtype])
+        x = Shaped((*rows, self.k), stored, Scheme((1, bk), "f32", scale_layout=layout))
+        w = Shaped((*experts, self.n, self.k), stored, Scheme((bn, bk), "f32"))
+        y = Shaped((*rows, self.n), OUT[self.out_dtype])
+        return [x.type(), w.type(), y.type()]
+
+    def build(self) -> ir.Module:
+        """A module in the current context that holds the product as one outlined kernel."""
+        *operands, result = self.types()
         module = ir.Module.create()
         with ir.InsertionPoint(module.body):
-            kernel = func.FuncOp(NAME, ([x.type(), w.type()], [y.type()]))
+            kernel = func.FuncOp(self.name, (operands, [result]))
         with ir.InsertionPoint(kernel.add_entry_block()):
-            operands = kernel.arguments
-            product, epilogue = matmul_op.build_matmul(operands[0], operands[1], [y.type()])
+            absent = [None] * (matmul_op.INPUTS[self.op] - len(operands))
+            inputs = [*kernel.arguments, *absent]
+            product, epilogue = matmul_op.build_product(self.op, inputs, [result], [self.n])
             with ir.InsertionPoint(epilogue):
                 matmul_op.YieldOp([epilogue.arguments[0]])
             func.ReturnOp(product.results)
@@ -90,12 +103,15 @@ class CpuGemm:
         self._gemm = gemm
         self._loaded = LoadedKernel(compiled)
 
-    def __call__(self, operands: Operands, out: torch.Tensor) -> None:
-        """Compute `out` [M, N], M > 0, from tensors that have been checked."""
-        x, x_scale, weight, weight_scale = operands
+    def __call__(self, operands: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """Compute `out` [M, N], M > 0, from the tensors of `Operands`, which have been checked.
+
+        A product with further operands has them after those.
+        """
+        x, x_scale, weight, weight_scale, *further = operands
         m, threads = len(x), torch.get_num_threads()
         packed = _PACKED.get(weight, self._gemm.block)
-        tensors = (x, x_scale.contiguous(), packed, weight_scale, out)
+        tensors = (x, x_scale.contiguous(), packed, weight_scale, *further, out)
         scratch = _Scratch(self._loaded.compiled.scratch_bytes(m, threads), x.device)
         pointers = [t.data_ptr() for t in tensors]
         self._loaded.bind(pointers, m, threads, scratch.address)()
@@ -107,6 +123,7 @@ class GpuGemm:
     def __init__(self, loaded: LoadedGpuKernel) -> None:
         self._loaded = loaded
         self._counters: dict[tuple[int, int], _Scratch] = {}
+        self._ready: set[torch.device] = set()
 
     @staticmethod
     def compile(gemm: Gemm, options: CompileOptions) -> "GpuGemm":
@@ -118,7 +135,7 @@ class GpuGemm:
             kernel = compile_kernel(lowered, gpu, directory)
         return GpuGemm(LoadedGpuKernel(kernel, driver))
 
-    def __call__(self, operands: Operands, out: torch.Tensor) -> None:
+    def __call__(self, operands: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """As `CpuGemm`, on the current stream of the tensors' GPU.
 
         Memory that torch's allocator gets back here goes to later work on the same stream only.
@@ -126,6 +143,10 @@ class GpuGemm:
         m, device, kernel = len(out), out.device, self._loaded.kernel
         pointers = [t.data_ptr() for t in (*operands, out)]
         with torch.cuda.device(device) if out.is_cuda else nullcontext():
+            if device not in self._ready:
+                # for every M: a later call may be captured in a graph, where no code can be loaded
+                self._loaded.load()
+                self._ready.add(device)
             scratch = _Scratch(kernel.scratch_bytes(m), device)
             counters = self._counters_for(m, device)
             at = None if counters is None else counters.address
@@ -158,7 +179,7 @@ class _Scratch:
 def lower_gemm(gemm: Gemm, gpu: Gpu) -> TritonKernel:
     """The launches of a product in Triton IR; raises QfuseError with the reason if there are none.
 
-    The tensors a caller passes are x, x_scale, weight, weight_scale and the result.
+    The tensors a caller passes are the operands, then the result.
     """
     with _kernel(gemm) as kernel:
         return lower_kernel(kernel, gpu)
@@ -166,7 +187,7 @@ def lower_gemm(gemm: Gemm, gpu: Gpu) -> TritonKernel:
 
 @contextmanager
 def _kernel(gemm: Gemm) -> Iterator[func.FuncOp]:
-    with ir.Context(), ir.Location.name(NAME):
+    with ir.Context(), ir.Location.name(gemm.name):
         registry.load_all()
         module = gemm.build()
         yield next(iter(module.body.operations))
@@ -181,14 +202,14 @@ class PackedWeights:
         self._warned = False
 
     def get(self, weight: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
-        """The packed codes of `weight` [N, K], packed again where it may have changed."""
+        """The packed codes of `weight` [N, K], or of experts [E, N, K]; they are packed again where
+        the weight may have changed."""
         if weight.is_inference():
             if not self._warned:
                 self._warned = True
                 log.warning(
-                    "remark: %s packs a weight that was made in inference mode at every call; "
-                    "make it outside to have it packed once",
-                    NAME,
+                    "remark: the CPU packs a weight that was made in inference mode at every call; "
+                    "make it outside to have it packed once"
                 )
             return self._pack(weight, block)
         stamp = (weight._version, weight.data_ptr(), tuple(weight.shape), weight.dtype, block)
@@ -202,8 +223,11 @@ class PackedWeights:
         return packed
 
     def _pack(self, weight: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
-        n, k = weight.shape
-        unread = torch.empty(ceil_div(n, block[0]), ceil_div(k, block[1]))  # scales go unpacked
+        *experts, n, k = weight.shape
+        # scales go unpacked
+        unread = torch.empty(*experts, ceil_div(n, block[0]), ceil_div(k, block[1]))
+        if experts:
+            return pack_experts(weight, unread, block)[0]
         return pack_weight([(weight, unread)], block)[0]
 
 

@@ -4,6 +4,7 @@ A step of decoding is hundreds of launches of a few microseconds each, which Pyt
 cannot issue as fast as the GPU finishes them; a replay issues them all at once.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -13,10 +14,11 @@ from qfuse.compiler.runtime import calls
 from qfuse.compiler.runtime.device import Device
 from qfuse.compiler.runtime.plan import TorchStep
 from qfuse.compiler.runtime.specialize import Specialization
+from qfuse.compiler.runtime.trace import Action, View
 from qfuse.dialects.errors import QfuseError
 
-CAPTURED_ROWS = 64
-"""Calls whose kernels see at most this many rows are captured; with more, the GPU is the slower.
+CAPTURED_TOKENS = 64
+"""Calls whose kernels see at most this many tokens are captured; with more, the GPU is the slower.
 
 No more than `torch_ops.ASYNCHRONOUS_TOKENS`: longer calls wait for the device."""
 
@@ -31,10 +33,17 @@ def can_capture(specialization: Specialization, device: Device) -> bool:
     Not those that read inputs where the caller has them, draw random numbers, or are long.
     """
     actions = specialization.actions
-    rows = [action.rows for action in actions if action.kind == "kernel"]
+    rows = [_tokens(specialization, action) for action in actions if action.kind == "kernel"]
     random = any(isinstance(a.step, TorchStep) and calls.is_random(a.step.op) for a in actions)
     fixed = specialization.stage is not None and specialization.body is not None
-    return device.captures and fixed and not random and 0 < max(rows, default=0) <= CAPTURED_ROWS
+    return device.captures and fixed and not random and 0 < max(rows, default=0) <= CAPTURED_TOKENS
+
+
+def _tokens(specialization: Specialization, action: Action) -> int:
+    """Tokens that a kernel works on: the heads of one, [batch, tokens, heads, width], are rows."""
+    first = specialization.trace.views[action.results[0]]
+    assert isinstance(first, View)
+    return math.prod(first.shape[: min(2, len(first.shape) - 1)])
 
 
 class CapturedCall:

@@ -26,6 +26,8 @@ class Device:
     is_host = True
     captures = False
     """Whether `capture` can record a call."""
+    ahead = 0
+    """Calls that are put on the device before the results of an earlier one are looked at."""
 
     def __init__(self, place: torch.device | str = "cpu") -> None:
         self.place = torch.device(place)
@@ -48,6 +50,10 @@ class Device:
         """Record what `function` puts on the device, without running it."""
         raise NotImplementedError(f"calls on {self.place} are not captured")
 
+    def reading(self, number: torch.Tensor) -> Callable[[], int]:
+        """What returns the one number of a tensor, once all that is on the device now is done."""
+        return lambda: int(number)
+
     def buffer(self, nbytes: int, alignment: int) -> torch.Tensor:
         """That many bytes without contents, at a multiple of `alignment`."""
         raw = torch.empty(nbytes + alignment - 1, dtype=torch.uint8, device=self.place)
@@ -68,6 +74,7 @@ class CudaDevice(Device):
     alignment = POINTER_ALIGNMENT
     is_host = False
     captures = True
+    ahead = 1  # the GPU does not wait while the host prepares the next call
 
     def __init__(self, place: torch.device) -> None:
         super().__init__(place)
@@ -90,6 +97,19 @@ class CudaDevice(Device):
                     stream.wait_stream(self._last)
                 self._last = stream
             yield
+
+    def reading(self, number: torch.Tensor) -> Callable[[], int]:
+        """Waits for an event, and so for nothing that is put on the stream later."""
+        copy = torch.empty_like(number, device="cpu", pin_memory=True)
+        copy.copy_(number, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.place))
+
+        def read() -> int:
+            done.synchronize()
+            return int(copy)
+
+        return read
 
     def is_capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()

@@ -1,11 +1,13 @@
 """The object a user holds: call it, generate with it, save it, ask it what it is."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qfuse.compiler.runtime.device import Device
 from qfuse.compiler.runtime.plan import KernelStep, TensorType
 from qfuse.compiler.runtime.program import Program
 from qfuse.compiler.runtime.report import Report
@@ -110,15 +112,19 @@ class Executable:
         session = self._own_session
         session.reset()
         which = [o.name for o in self.program.plan.outputs].index(LOGITS)
-        ids, position = ids.to(session.device.place), self._positions(ids)
-        for _ in range(count):
-            logits = session(ids, position)[which]
-            likeliest = logits[0, -1].argmax()
-            token = _read(likeliest)
-            yield token
-            if token in stop:
-                return
-            ids, position = likeliest.view(1, 1), position[-1:] + 1
+        device, waiting = session.device, deque[Callable[[], int]]()
+        ids, position = ids.to(device.place), self._positions(ids)
+        for i in range(count + device.ahead):
+            if i < count:
+                logits = session(ids, position)[which]
+                likeliest = logits[0, -1].argmax()
+                waiting.append(device.reading(likeliest))
+                ids, position = likeliest.view(1, 1), position[-1:] + 1
+            if i >= device.ahead:
+                token = _read(waiting.popleft(), device)
+                yield token
+                if token in stop:
+                    return
 
     def logits(self, input_ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Logits after a prompt: [1, 1, V] for its last token, or [1, T, V] for all of them.
@@ -211,10 +217,10 @@ class Executable:
         )
 
 
-def _read(token: torch.Tensor) -> int:
+def _read(read: Callable[[], int], device: Device) -> int:
     """The one number that is read from the device for each token, when all before it is done."""
     try:
-        return int(token)
+        return read()
     except RuntimeError as error:
         text = str(error).strip().partition("\n")[0]
-        raise QfuseError(f"the program failed on {token.device}: {text}") from error
+        raise QfuseError(f"the program failed on {device.place}: {text}") from error

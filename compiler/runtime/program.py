@@ -155,21 +155,19 @@ class Program:
     def constants_on(self, place: torch.device) -> dict[int, torch.Tensor]:
         """`constants` on a device, copied there once for all sessions.
 
-        Those that share memory on the host share it there.
+        From then on the program holds those on a GPU in place of the host's, which are the size
+        of the model.
         """
         if place.type == "cpu":
             return self.constants
         if place not in self._placed:
-            copies: dict[tuple[Any, ...], torch.Tensor] = {}
-            for tensor in self.constants.values():
-                copies.setdefault(_identity(tensor), tensor)
-            copies = {key: tensor.to(place) for key, tensor in copies.items()}
-            self._placed[place] = {v: copies[_identity(t)] for v, t in self.constants.items()}
+            self._placed[place] = self.constants = _moved(self.constants, place)
         return self._placed[place]
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, or nothing at all; raises QfuseError if it cannot."""
-        tensors = {f"value.{value}": tensor.cpu() for value, tensor in self.constants.items()}
+        held = _moved(self.constants, torch.device("cpu"))
+        tensors = {f"value.{value}": tensor for value, tensor in held.items()}
         metadata = []
         for name, kernel in self.kernels.items():
             data = torch.frombuffer(bytearray(kernel.code), dtype=torch.uint8)
@@ -248,10 +246,19 @@ class _Idle:
         """Nothing."""
 
 
+def _moved(tensors: Mapping[int, torch.Tensor], place: torch.device) -> dict[int, torch.Tensor]:
+    """`tensors` on a device; those that share memory share it there, too."""
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in tensors.values():
+        if (key := _identity(tensor)) not in copies:
+            copies[key] = tensor.to(place)
+    return {value: copies[_identity(tensor)] for value, tensor in tensors.items()}
+
+
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are the same memory."""
     where = tensor.data_ptr() if tensor.numel() else id(tensor)
-    return where, tensor.dtype, tensor.shape, tensor.stride()
+    return tensor.device, where, tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _pack_experts(

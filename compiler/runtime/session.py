@@ -63,8 +63,9 @@ class Session:
         self.device = device
         self.plan = plan = place_plan(program.plan, device)
         counters = [k.counter_bytes for k in program.kernels.values() if isinstance(k, GpuKernel)]
-        # not as inference tensors: calls in any mode write to the caches
-        with self._allocating(), torch.inference_mode(False):
+        # not as inference tensors: calls in any mode write to the caches; entered, so that a first
+        # call on another stream waits for the zeros
+        with self._allocating(), torch.inference_mode(False), device.entered():
             self.caches = {
                 cache.name: torch.zeros(
                     _cache_shape(cache, cache_len, batch), dtype=_dtype(cache), device=device.place

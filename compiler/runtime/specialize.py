@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from qfuse.compiler import torch_ops
+from qfuse.compiler.gpu_attention import visible
 from qfuse.compiler.runtime import arena, calls
 from qfuse.compiler.runtime.device import HOST, Device
 from qfuse.compiler.runtime.plan import Plan, Ref, TorchStep, refs
@@ -77,6 +78,7 @@ class Specializer:
         self.names: dict[str, Any] = {}
         self.lines: list[_Line] = []
         self.uses: set[str] = set()
+        self.seen: dict[Any, str] = {}
         self.fresh = {i for i, root in enumerate(trace.roots) if root.kind == "fresh"}
         self.final = {v for o in plan.outputs for v in refs(o.arg)}
         self.final |= {v for _, v in plan.cache_results}
@@ -273,12 +275,34 @@ class Specializer:
         assert isinstance(step, TorchStep)
         name = self._name(_identifier(step.op, i), calls.function(step.op))
         args = [self._arg(arg, f"o{i}_{j}") for j, arg in enumerate(step.args)]
+        if calls.base_name(step.op) == calls.ATTENTION and not self.device.is_host:
+            args += self._seen(step)
         args += [f"{key}={self._arg(arg, f'o{i}_{key}')}" for key, arg in step.kwargs]
         targets = ", ".join(f"v{value}" for value in step.results)
         self._line(f"{targets} = {name}({', '.join(args)})")
         for value in step.results:
             self._line("", set(), f"v{value}")
             self._restore_layout(value)
+
+    def _seen(self, step: TorchStep) -> list[str]:
+        """What attention makes of the position on a GPU: once for all layers that are alike."""
+        q, k, v, position, _, window = step.args
+        found = [self.trace.views.get(x.value) for x in (q, k, v)]
+        places = [place for place in found if isinstance(place, View)]
+        if len(places) < len(found) or not isinstance(window, int):
+            return []
+        if not 0 < places[0].shape[2] <= torch_ops.ASYNCHRONOUS_TOKENS:
+            return []
+        kind = (position.value, window, *((p.shape, p.dtype) for p in places))
+        if kind not in self.seen:
+            variable = self.seen[kind] = f"seen{len(self.seen)}"
+            pending, self.uses = self.uses, set()
+            args = ", ".join(self._value(x.value) for x in (q, k, v, position))
+            text = f"{variable} = {self._name('visible', visible)}({args}, {window})"
+            self._line(text, defines=variable)
+            self.uses = pending
+        self.uses.add(self.seen[kind])
+        return [self.seen[kind]]
 
     _emit_view = _emit_torch
 

@@ -14,6 +14,7 @@ from qfuse.dialects.errors import QfuseError
 STATIC_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory above this has to be asked for (CUDA C Programming Guide, 20.7.3)."""
 
+_ALL_SHARED = 100  # CU_SHAREDMEM_CARVEOUT_MAX_SHARED: percent of a processor's memory next to L1
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not yet used the device
 
 Start = Callable[[int], None]
@@ -36,6 +37,10 @@ class Driver(Protocol):
 
     def arch(self, device: int) -> str:
         """Architecture of a device: "sm_90"."""
+        ...
+
+    def processors(self, device: int) -> int:
+        """How many multiprocessors a device has."""
         ...
 
     def load(self, device: int, name: str, code: bytes, shared_bytes: int) -> Any:
@@ -143,6 +148,9 @@ class CudaDriver:
         major, minor = self._torch.cuda.get_device_capability(device)
         return f"sm_{major}{minor}"
 
+    def processors(self, device: int) -> int:
+        return self._torch.cuda.get_device_properties(device).multi_processor_count
+
     def stream(self, device: int) -> int:
         return self._raw_stream(device)
 
@@ -156,14 +164,20 @@ class CudaDriver:
         (module,) = self._call(f"loading the machine code of {name}", api.cuModuleLoadData, code)
         (function,) = self._call(f"finding {name}", api.cuModuleGetFunction, module, name.encode())
         if shared_bytes > STATIC_SHARED_BYTES:
-            attribute = api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._call(
-                f"giving {name} {shared_bytes} bytes of shared memory",
-                api.cuFuncSetAttribute,
-                function,
-                attribute,
-                shared_bytes,
-            )
+            attributes = api.CUfunction_attribute
+            for attribute, value in (
+                (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
+                # as Triton's own launcher asks: tiles are sized for two programs on a processor,
+                # and nothing says that the driver leaves room for more than one
+                (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_SHARED),
+            ):
+                self._call(
+                    f"giving {name} {shared_bytes} bytes of shared memory",
+                    api.cuFuncSetAttribute,
+                    function,
+                    attribute,
+                    value,
+                )
         return function
 
     def prepare(

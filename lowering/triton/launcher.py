@@ -74,6 +74,13 @@ class LoadedGpuKernel:
             )
         return self._functions[key]
 
+    def load(self) -> None:
+        """Load the code for every M on the current device: a CUDA graph cannot, as it captures."""
+        device = self._device()
+        for variant in self.kernel.variants:
+            for launch in variant.launches:
+                self.function(device, launch)
+
     def _device(self) -> int:
         """The current device, checked once to run this code."""
         device = self.driver.device()
@@ -139,12 +146,22 @@ class Launch:
                 driver.prepare(
                     device,
                     loaded.function(device, launch),
-                    launch.grid.of(m),
+                    self._grid(launch, m),
                     _WARP * launch.num_warps,
                     launch.shared_bytes,
                     ctypes.addressof(arguments),
                 )
             )
+
+    def _grid(self, launch: GpuLaunch, m: int) -> tuple[int, int, int]:
+        """Programs that loop over tiles are as many as processors: others would run after them.
+
+        The code is for an architecture, whose GPUs differ (an H100 has 114 or 132).
+        """
+        x, y, z = launch.grid.of(m)
+        if launch.grid.at_most is not None:
+            x = min(x, self._driver.processors(self._device))
+        return x, y, z
 
     def __call__(self) -> None:
         if not self._starts:

@@ -10,6 +10,7 @@ from gemm_cases import BF16, BLOCK, E4M3, assert_close, operands, reference
 
 from qfuse.compiler import fp8_groupwise_scaled_gemm, gemm, operators
 from qfuse.compiler.gemm import Gemm, GpuGemm, Operands, lower_gemm
+from qfuse.compiler.group_gemm import GroupGemm
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton import interpreter
 from qfuse.lowering.triton.gpu import find_gpu
@@ -39,6 +40,7 @@ class InterpretingDriver:
         self.launches = {x.name: x for v in kernel.variants for x in v.launches}
         self.kernel, self.gemm = kernel, of
         self.streams = [7]
+        self.loaded: list[str] = []
         self.counters: set[int] = set()
 
     def device(self) -> int:
@@ -47,10 +49,14 @@ class InterpretingDriver:
     def arch(self, device: int) -> str:
         return "sm_90"
 
+    def processors(self, device: int) -> int:
+        return 132
+
     def stream(self, device: int) -> int:
         return self.streams[-1]
 
     def load(self, device: int, name: str, code: bytes, shared_bytes: int) -> Any:
+        self.loaded.append(name)
         return self.launches[name]
 
     def allocate(self, device: int, nbytes: int) -> Any:
@@ -75,11 +81,13 @@ class InterpretingDriver:
         of, variant = self.gemm, self.kernel.variant(m)
         bn, bk = of.block
         groups = -(-of.k // bk)
+        experts = [of.experts] if isinstance(of, GroupGemm) else []
         shape, dtype = {
             ("operand", 0, "data"): ((m, of.k), "f8E4M3FN"),
             ("operand", 0, "scale"): ((groups, m) if of.by_columns else (m, groups), "f32"),
-            ("operand", 1, "data"): ((of.n, of.k), "f8E4M3FN"),
-            ("operand", 1, "scale"): ((-(-of.n // bn), groups), "f32"),
+            ("operand", 1, "data"): ((*experts, of.n, of.k), "f8E4M3FN"),
+            ("operand", 1, "scale"): ((*experts, -(-of.n // bn), groups), "f32"),
+            ("operand", 2, "data"): ((sum(experts) + 1,), "i32"),
             ("result", 0, "data"): ((m, of.n), "bf16"),
             ("scratch", 0, "data"): ((variant.scratch_per_row * m // 4,), "f32"),
             ("counter", 0, "data"): ((variant.counter_bytes // 4,), "i32"),
@@ -143,6 +151,15 @@ def test_gpu_launches(m: int, n: int, k: int, by_columns: bool) -> None:
     if m == 3:
         # Launches on two streams may run at once, so they do not count together.
         assert len(driver.counters) == 2
+
+
+def test_the_first_call_loads_the_code_for_all_rows() -> None:
+    """A CUDA graph may capture the next one, with other rows; it cannot load code."""
+    o = Operands(*map(aligned, operands(3, 80, 4096)))
+    product, driver = gpu_gemm(Gemm(80, 4096, BLOCK, E4M3, BF16))
+    for _ in range(2):
+        product(o, aligned(torch.empty(3, 80, dtype=BF16)))
+    assert len(driver.launches) > 1 and driver.loaded == list(driver.launches)
 
 
 def test_gpu_code_is_compiled_without_one(monkeypatch) -> None:

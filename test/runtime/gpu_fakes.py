@@ -70,6 +70,7 @@ class RecordingDriver:
             for launch in variant.launches
         }
         self.gpu = arch
+        self.multiprocessors = 132
         self.current = 0
         self.current_stream = 7
         self.loaded: list[tuple[int, str, bytes, int]] = []
@@ -81,6 +82,9 @@ class RecordingDriver:
 
     def arch(self, device: int) -> str:
         return self.gpu
+
+    def processors(self, device: int) -> int:
+        return self.multiprocessors
 
     def stream(self, device: int) -> int:
         assert device == self.current

@@ -137,6 +137,36 @@ def test_calls_on_another_stream_wait_for_the_last(monkeypatch: pytest.MonkeyPat
         assert cuda.log[-1] == ("device", "cuda:1")
 
 
+def test_a_number_is_read_when_its_event_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when the stream is done, on which the next step is by then."""
+    cuda = FakeCuda(monkeypatch)
+
+    class Event:
+        def record(self, stream: FakeStream) -> None:
+            cuda.log.append(("recorded on", stream.name))
+
+        def synchronize(self) -> None:
+            cuda.log.append("passed")
+
+    class Pinned:
+        def copy_(self, number: torch.Tensor, non_blocking: bool) -> None:
+            cuda.log.append(("copied", int(number), non_blocking))
+
+        def __int__(self) -> int:
+            return 42
+
+    def empty_like(number: torch.Tensor, device: str, pin_memory: bool) -> Pinned:
+        assert (device, pin_memory) == ("cpu", True)
+        return Pinned()
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda place: cuda.b)
+    read = CudaDevice(torch.device("cuda:1")).reading(torch.tensor(42))
+    assert cuda.log == [("copied", 42, True), ("recorded on", "b")]
+    assert read() == 42 and cuda.log[2:] == ["passed"]
+
+
 def test_graphs_of_a_session_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
     gpu = CudaDevice(torch.device("cuda:0"))

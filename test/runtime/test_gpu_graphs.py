@@ -3,6 +3,7 @@
 The device is the host's memory in the role of a GPU (gpu_fakes.FakeGpu).
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -14,12 +15,14 @@ from models import VOCABULARY, WIDTH, expected_tokens, language_model
 from test_session import CHAIN, ONE, X, chain, double, torch_add
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qfuse.compiler import torch_ops
+from qfuse.compiler import gpu_attention, torch_ops
 from qfuse.compiler.runtime import session as session_module
-from qfuse.compiler.runtime.capture import CAPTURED_ROWS, CapturedCall
+from qfuse.compiler.runtime.capture import CAPTURED_TOKENS, CapturedCall, can_capture
 from qfuse.compiler.runtime.device import Device
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.session import Session
+from qfuse.compiler.runtime.specialize import Specialization
+from qfuse.compiler.runtime.trace import Action, Trace, View
 from qfuse.dialects.errors import QfuseError
 
 
@@ -42,7 +45,7 @@ def test_a_shape_is_captured_once_and_replayed(poison: bool) -> None:
         assert found.equal(expected)
     # five rows: traced, eager, then three replays; one row: one replay
     assert [g.replays for g in gpu.graphs] == [3, 1]
-    assert gpu.entries == 12
+    assert gpu.entries == 13  # each call, and the session's own zeros before them
 
 
 def test_outputs_of_a_replay_belong_to_the_caller() -> None:
@@ -57,7 +60,7 @@ def test_outputs_of_a_replay_belong_to_the_caller() -> None:
 
 
 NOT_CAPTURED = {
-    "long": (CHAIN, torch.ones(CAPTURED_ROWS + 1, 8), {}),
+    "long": (CHAIN, torch.ones(CAPTURED_TOKENS + 1, 8), {}),
     "large inputs": (CHAIN, torch.ones(session_module.STAGED_BYTES, 8), {}),
     "switched off": (CHAIN, torch.ones(1, 8), {"graphs": False}),
     "no kernels": (
@@ -96,8 +99,32 @@ def test_a_longest_captured_call() -> None:
     gpu = FakeGpu()
     session = Session(gpu_program(CHAIN), device=gpu)
     for _ in range(3):
-        session(torch.ones(CAPTURED_ROWS, 8))
+        session(torch.ones(CAPTURED_TOKENS, 8))
     assert len(gpu.graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "captured"),
+    [
+        ((1, 1, 128, 64), True),  # one token with 128 heads: decoding
+        ((4, 2, 32, 64), True),
+        ((1, CAPTURED_TOKENS + 1, 1, 64), False),
+        ((2, CAPTURED_TOKENS, 64), False),
+        ((CAPTURED_TOKENS, 64), True),
+        ((CAPTURED_TOKENS + 1, 64), False),
+    ],
+)
+def test_heads_are_not_tokens(shape: tuple[int, ...], captured: bool) -> None:
+    """A kernel that works head by head sees more rows than there are tokens."""
+    view = View(0, 0, shape, torch.empty(shape, device="meta").stride(), torch.bfloat16, True)
+    kernel = Action("kernel", None, (0,), (1,), math.prod(shape[:-1]))
+
+    def nothing(*_: torch.Tensor) -> tuple[Any, ...]:
+        return ()
+
+    trace = Trace({}, {1: view})
+    made = Specialization(nothing, "", trace, (kernel,), 0, (), nothing, nothing)  # type: ignore[arg-type]
+    assert can_capture(made, FakeGpu()) == captured
 
 
 class FailingGpu(FakeGpu):
@@ -188,6 +215,26 @@ def test_generation_reads_one_number_per_token() -> None:
             assert reads.count - before == 5
 
 
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_the_next_step_starts_before_a_token_is_read(ahead: int) -> None:
+    """A GPU has work while the host reads; tokens are the same, and none too many is computed."""
+    table = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0))
+    gpu = FakeGpu()
+    gpu.ahead = ahead
+    exe = gpu_executable(table, gpu)
+    expected = expected_tokens(table, [1, 2], 8)
+    for count in (0, 1, 2, 8):
+        before = gpu.entries
+        assert exe.generate([1, 2], count) == expected[:count]
+        assert gpu.entries - before == count + 1  # a reset, and one call for each token
+    tokens, before = exe.stream([1, 2], 8), gpu.entries
+    assert next(tokens) == expected[0]
+    assert gpu.entries - before == 2 + ahead
+    for stop in expected:
+        assert exe.generate([1, 2], 8, eos=stop) == expected[: expected.index(stop) + 1]
+
+
 def test_what_looks_at_a_tensor_cannot_be_captured_but_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -226,7 +273,8 @@ def test_attention_with_a_mask_agrees(window: int, tokens: int, batch: int, head
         expected = torch_ops.attention(q, k, v, position, 0.3, window)
         hidden_k, hidden_v = k.clone(), v.clone()
         hidden_k[:, :, start + tokens :], hidden_v[:, :, start + tokens :] = 1e30, 1e30
-        found = torch_ops.masked_attention(q, hidden_k, hidden_v, position, 0.3, window)
+        mask = gpu_attention.visible(q, k, v, position, window)
+        found = gpu_attention.masked_attention(q, hidden_k, hidden_v, mask, 0.3)
         torch.testing.assert_close(found, expected)
         assert found.is_contiguous()
 
@@ -255,7 +303,7 @@ def test_attention_of_a_prompt_agrees(start: int, window: int) -> None:
 
 
 def test_captured_calls_never_wait_for_the_device() -> None:
-    assert CAPTURED_ROWS <= torch_ops.ASYNCHRONOUS_TOKENS
+    assert CAPTURED_TOKENS <= torch_ops.ASYNCHRONOUS_TOKENS
 
 
 @pytest.mark.usefixtures("far")

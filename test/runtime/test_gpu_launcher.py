@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,28 @@ def test_programs_work_behind_the_rows() -> None:
     assert kernel().scratch_bytes(4096) == 128 * 256
     # rows of scratch come first, rounded up
     assert kernel().rows_bytes(5) == 256 and kernel().scratch_bytes(5) == 256
+
+
+def test_programs_that_loop_are_no_more_than_processors() -> None:
+    """Any number of them makes all tiles; more than run at once would take twice as long."""
+    driver = RecordingDriver([kernel()])
+    loaded = LoadedGpuKernel(kernel(), driver)
+    for processors, programs in ((114, 114), (132, 132), (144, 132)):
+        driver.multiprocessors = processors
+        loaded.bind(POINTERS, 10_000, scratch=0x10000)()
+        assert driver.started[-1].grid == (programs, 1, 1)
+    driver.multiprocessors = 2
+    loaded.bind(POINTERS, 5, scratch=0x10000, counters=0)()
+    assert driver.started[-2].grid == (3, 2, 1), "these do not loop"
+
+
+def test_all_code_can_be_loaded_ahead() -> None:
+    driver = RecordingDriver([kernel()])
+    loaded = LoadedGpuKernel(kernel(), driver)
+    loaded.load()
+    assert [name for _, name, *_ in driver.loaded] == ["k_split", "k_sum", "k_tiles"]
+    loaded.bind(POINTERS, 5)()
+    assert len(driver.loaded) == 3
 
 
 def test_pointers_change_between_calls() -> None:
@@ -183,6 +206,7 @@ class FakeApi:
 
     class CUfunction_attribute:
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+        CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -213,6 +237,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 77, raising=False)
     return FakeApi()
 
@@ -225,16 +251,18 @@ def test_calls_of_the_driver_api(api: FakeApi) -> None:
     names = [name for name, *_ in api.calls]
     assert names == [
         *("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"),
-        *("cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute"),
+        *("cuModuleLoadData", "cuModuleGetFunction"),
+        *("cuFuncSetAttribute", "cuFuncSetAttribute"),
         *("cuLaunchKernel", "cuLaunchKernel"),
     ]
     assert api.calls[1] == ("cuDeviceGet", 1)
-    assert api.calls[4:7] == [
+    assert api.calls[4:8] == [
         ("cuModuleLoadData", b"three"),
         ("cuModuleGetFunction", "a cuModuleLoadData", b"k_tiles"),
         ("cuFuncSetAttribute", "a cuModuleGetFunction", 8, 200_000),
+        ("cuFuncSetAttribute", "a cuModuleGetFunction", 9, 100),
     ]
-    function, *sizes, stream, arguments, extra = api.calls[7][1:]
+    function, *sizes, stream, arguments, extra = api.calls[8][1:]
     assert function == "a cuModuleGetFunction"
     assert sizes == [12, 1, 1, 384, 1, 1, 200_000]
     assert (stream, extra) == (77, 0) and isinstance(arguments, int)
