@@ -8,6 +8,9 @@
     exe = load("model.qfuse")                  # needs neither MLIR nor the checkpoint
 
     y = fp8_groupwise_scaled_gemm(x, x_scale, weight, weight_scale, (128, 128), "bfloat16")
+    y = fp8_groupwise_scaled_group_gemm(
+        x, x_scale, weight, weight_scale, indptr, (128, 128), "bfloat16"
+    )
 
 | file or folder | what it holds |
 |---|---|
@@ -15,7 +18,9 @@
 | options.py | what can be chosen, and the environment variables |
 | frontend/ | Hugging Face checkpoints and torch modules to MLIR; the torch.compile backend |
 | torch_ops.py, torch_ir.py | our torch operators; reading the torch dialect |
-| operators.py, gemm.py | operators to call on tensors directly, and the kernels behind them |
+| operators.py | operators to call on tensors directly |
+| gemm.py, group_gemm.py | the kernels behind them |
+| routing.py, routing_adapters.py | which rows are whose: one contract, and those of others |
 | pipeline.py | pass pipelines: the built-in order, and as text |
 | passes/ | one pass per file |
 | pdl.py, epilogue.py, remarks.py | what passes are written with |
@@ -27,10 +32,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qfuse.compiler.compilation import compile
-    from qfuse.compiler.operators import fp8_groupwise_scaled_gemm
+    from qfuse.compiler.operators import (
+        fp8_groupwise_scaled_gemm,
+        fp8_groupwise_scaled_group_gemm,
+    )
     from qfuse.compiler.runtime.executable import Executable
 
-__all__ = ["Executable", "compile", "fp8_groupwise_scaled_gemm", "load"]
+__all__ = [
+    "Executable",
+    "compile",
+    "fp8_groupwise_scaled_gemm",
+    "fp8_groupwise_scaled_group_gemm",
+    "load",
+]
+
+_OPERATORS = ("fp8_groupwise_scaled_gemm", "fp8_groupwise_scaled_group_gemm")
 
 
 def load(path: Any) -> "Executable":
@@ -50,8 +66,8 @@ def __getattr__(name: str) -> Any:
         from qfuse.compiler.runtime.executable import Executable
 
         return Executable
-    if name == "fp8_groupwise_scaled_gemm":
-        from qfuse.compiler.operators import fp8_groupwise_scaled_gemm
+    if name in _OPERATORS:
+        from qfuse.compiler import operators
 
-        return fp8_groupwise_scaled_gemm
+        return getattr(operators, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,9 @@
 """Operators called on torch tensors directly; each is compiled when it is first called.
 
     y = fp8_groupwise_scaled_gemm(x, x_scale, weight, weight_scale, (128, 128), "bfloat16")
+    y = fp8_groupwise_scaled_group_gemm(
+        x, x_scale, weight, weight_scale, indptr, (128, 128), "bfloat16"
+    )
 
 They run where their tensors are: on the CPU, or on any NVIDIA GPU that kernels exist for.  They
 are operators of torch too (`torch.ops.qfuse.*`), so torch.compile and torch.export keep them whole.
@@ -8,13 +11,17 @@ They have no gradients.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from qfuse.compiler.gemm import FP8, NAME, OUT, CpuGemm, Gemm, GpuGemm, Operands
+from qfuse.compiler.group_gemm import NAME as GROUP_NAME
+from qfuse.compiler.group_gemm import GroupGemm, GroupOperands
 from qfuse.compiler.options import CompileOptions
+from qfuse.compiler.routing import check_indptr
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.launcher import POINTER_ALIGNMENT
@@ -42,8 +49,8 @@ def fp8_groupwise_scaled_gemm(
     torch.dtype.  Returns [M, N], empty for M = 0.
 
     The first call for an N, K, block, types and device compiles; kernels are kept on disk
-    (`QFUSE_CACHE_DIR`).  Before a CUDA graph captures it, it must have been called once, as no
-    code can be loaded during a capture.
+    (`QFUSE_CACHE_DIR`).  Before a CUDA graph captures it, it must have been called once on that
+    device, with any M: no code can be loaded during a capture.
 
     On the CPU a weight is also packed once, into memory of its own that goes when the weight
     does.  A change of the weight is noticed and packs it again, unless it goes through
@@ -52,18 +59,58 @@ def fp8_groupwise_scaled_gemm(
 
     Raises QfuseError, in one line, for tensors that do not fit this description.
     """
-    arguments = {"x": x, "x_scale": x_scale, "weight": weight, "weight_scale": weight_scale}
-    for name, value in arguments.items():
+    tensors = Operands(x, x_scale, weight, weight_scale)
+    dtype = _check_kinds(NAME, tensors, block_size, out_dtype)
+    return torch.ops.qfuse.fp8_groupwise_scaled_gemm(*tensors, list(block_size), dtype)
+
+
+def fp8_groupwise_scaled_group_gemm(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    indptr: torch.Tensor,
+    block_size: Sequence[int],
+    out_dtype: str | torch.dtype,
+    *,
+    debug: bool = False,
+) -> torch.Tensor:
+    """Each row of `x` times the transpose of its expert's weight; MLC LLM's operator.
+
+    `weight` is [E, N, K] and `weight_scale` float32 [E, ceil(N / bn), ceil(K / bk)].  The rows of
+    `x` are sorted by expert: expert e has rows indptr[e] to indptr[e + 1] - 1, possibly none, with
+    `indptr` int32 [E + 1], indptr[0] = 0 and indptr[E] = M (`qfuse.compiler.routing` makes it from
+    the choices of tokens, `routing_adapters` from other conventions).  Everything else is as for
+    `fp8_groupwise_scaled_gemm`, of whose results these rows are the same; kernels are compiled for
+    each E also, and serve every `indptr`.
+
+    On the CPU an `indptr` that does not fit is refused.  On a GPU, to read it would be to wait for
+    it: with `debug=True` it is refused there too; without, rows that are no expert's, or several
+    experts', hold anything, but nothing outside of the tensors is read or written.
+
+    Raises QfuseError, in one line, for tensors that do not fit this description.
+    """
+    tensors = GroupOperands(x, x_scale, weight, weight_scale, indptr)
+    dtype = _check_kinds(GROUP_NAME, tensors, block_size, out_dtype)
+    return torch.ops.qfuse.fp8_groupwise_scaled_group_gemm(*tensors, list(block_size), dtype, debug)
+
+
+def _check_kinds(
+    name: str,
+    tensors: Operands | GroupOperands,
+    block_size: Sequence[int],
+    out_dtype: str | torch.dtype,
+) -> torch.dtype:
+    """The type of the result; raises QfuseError for what torch could not even pass on."""
+    for tensor, value in tensors._asdict().items():
         if not isinstance(value, torch.Tensor):
-            raise _error(f"{name} is a {type(value).__name__}, not a tensor")
+            raise QfuseError(f"{name}: {tensor} is a {type(value).__name__}, not a tensor")
     dtype = getattr(torch, out_dtype, None) if isinstance(out_dtype, str) else out_dtype
     if not isinstance(dtype, torch.dtype) or dtype not in OUT:
-        raise _error(f"out_dtype {out_dtype!r} is not one of {_names(OUT)}")
+        raise QfuseError(f"{name}: out_dtype {out_dtype!r} is not one of {_names(OUT)}")
     if not isinstance(block_size, Sequence) or not all(isinstance(b, int) for b in block_size):
-        raise _error(f"block_size {block_size!r} is not two positive extents (bn, bk)")
-    return torch.ops.qfuse.fp8_groupwise_scaled_gemm(
-        x, x_scale, weight, weight_scale, list(block_size), dtype
-    )
+        raise QfuseError(f"{name}: block_size {block_size!r} is not two positive extents (bn, bk)")
+    return dtype
 
 
 _COMPILED: dict[tuple[Gemm, str], CpuGemm | GpuGemm] = {}
@@ -82,7 +129,7 @@ def _compiled(gemm: Gemm, device: torch.device) -> CpuGemm | GpuGemm:
                     make = CpuGemm if options.target.is_cpu else GpuGemm.compile
                     _COMPILED[key] = make(gemm, options)
                 except QfuseError as error:
-                    raise _error(f"{gemm}: {error}") from None
+                    raise QfuseError(f"{gemm}: {error}") from None
     return _COMPILED[key]
 
 
@@ -97,6 +144,25 @@ def _target(device: torch.device) -> str:
     return f"cuda:sm_{major}{minor}"
 
 
+def _compute(
+    operands: Operands | GroupOperands,
+    block_size: list[int],
+    out_dtype: torch.dtype,
+    debug: bool = False,
+) -> torch.Tensor:
+    """An operator, its arguments checked."""
+    x = operands.x
+    gemm = _check(operands, block_size, out_dtype)
+    if isinstance(operands, GroupOperands):
+        check_indptr(operands.indptr, len(x), whole=True, debug=debug)
+    out = x.new_empty((len(x), gemm.n), dtype=out_dtype)
+    if len(x):
+        if x.device.type != "cpu":
+            _check_alignment(operands)
+        _compiled(gemm, x.device)(operands, out)
+    return out
+
+
 def _run(
     x: torch.Tensor,
     x_scale: torch.Tensor,
@@ -105,15 +171,23 @@ def _run(
     block_size: list[int],
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The operator."""
-    operands = Operands(x, x_scale, weight, weight_scale)
-    gemm = _check(operands, block_size, out_dtype)
-    out = x.new_empty((len(x), gemm.n), dtype=out_dtype)
-    if len(x):
-        if x.device.type != "cpu":
-            _check_alignment(operands)
-        _compiled(gemm, x.device)(operands, out)
-    return out
+    with _errors_of(NAME):
+        return _compute(Operands(x, x_scale, weight, weight_scale), block_size, out_dtype)
+
+
+def _run_group(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    indptr: torch.Tensor,
+    block_size: list[int],
+    out_dtype: torch.dtype,
+    debug: bool = False,
+) -> torch.Tensor:
+    operands = GroupOperands(x, x_scale, weight, weight_scale, indptr)
+    with _errors_of(GROUP_NAME):
+        return _compute(operands, block_size, out_dtype, debug)
 
 
 def _fake(
@@ -125,63 +199,110 @@ def _fake(
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     """What is known of the result without computing it; the checks are those of a call."""
-    _check(Operands(x, x_scale, weight, weight_scale), block_size, out_dtype)
+    with _errors_of(NAME):
+        _check(Operands(x, x_scale, weight, weight_scale), block_size, out_dtype)
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=out_dtype)
 
 
-def _check(operands: Operands, block_size: Sequence[int], out_dtype: torch.dtype) -> Gemm:
+def _fake_group(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    indptr: torch.Tensor,
+    block_size: list[int],
+    out_dtype: torch.dtype,
+    debug: bool = False,
+) -> torch.Tensor:
+    """As `_fake`; what `indptr` holds is not known yet."""
+    with _errors_of(GROUP_NAME):
+        _check(GroupOperands(x, x_scale, weight, weight_scale, indptr), block_size, out_dtype)
+    return x.new_empty((x.shape[0], weight.shape[1]), dtype=out_dtype)
+
+
+def _check(
+    operands: Operands | GroupOperands, block_size: Sequence[int], out_dtype: torch.dtype
+) -> Gemm:
     """What is to be computed; raises QfuseError if the arguments do not fit together."""
-    x, x_scale, weight, weight_scale = operands
+    x, x_scale, weight, weight_scale, *_ = operands
     if x.device.type not in ("cpu", "cuda", "meta"):
-        raise _error(f"x is on {x.device}; there are kernels for cpu and cuda")
+        raise QfuseError(f"x is on {x.device}; there are kernels for cpu and cuda")
     for name, tensor in operands._asdict().items():
         if tensor.device != x.device:
-            raise _error(f"{name} is on {tensor.device}, but x on {x.device}")
+            raise QfuseError(f"{name} is on {tensor.device}, but x on {x.device}")
     if x.dtype not in FP8:
-        raise _error(f"x is {_name(x.dtype)}; expected {_names(FP8)}")
+        raise QfuseError(f"x is {_name(x.dtype)}; expected {_names(FP8)}")
     if weight.dtype != x.dtype:
-        raise _error(f"weight is {_name(weight.dtype)}, but x is {_name(x.dtype)}; use one type")
+        raise QfuseError(
+            f"weight is {_name(weight.dtype)}, but x is {_name(x.dtype)}; use one type"
+        )
     if out_dtype not in OUT:
-        raise _error(f"out_dtype {_name(out_dtype)} is not one of {_names(OUT)}")
+        raise QfuseError(f"out_dtype {_name(out_dtype)} is not one of {_names(OUT)}")
     if len(block_size) != 2 or min(block_size) < 1:
-        raise _error(f"block_size {list(block_size)} is not two positive extents (bn, bk)")
+        raise QfuseError(f"block_size {list(block_size)} is not two positive extents (bn, bk)")
     if x.dim() != 2:
-        raise _error(f"x is {_shape(x)}; expected [M, K]")
-    if weight.dim() != 2 or weight.shape[1] != x.shape[1]:
-        raise _error(f"weight is {_shape(weight)}; expected [N, {x.shape[1]}], as x is {_shape(x)}")
-    (m, k), (n, _), (bn, bk) = x.shape, weight.shape, block_size
-    if k == 0 or n == 0:
-        raise _error(f"x is {_shape(x)} and weight {_shape(weight)}; neither N nor K may be 0")
+        raise QfuseError(f"x is {_shape(x)}; expected [M, K]")
+    (m, k), (bn, bk) = x.shape, block_size
+    extents = "E, N" if isinstance(operands, GroupOperands) else "N"
+    if weight.dim() != len(extents.split()) + 1 or weight.shape[-1] != k:
+        expected = f"[{extents}, {k}], as x is {_shape(x)}"
+        raise QfuseError(f"weight is {_shape(weight)}; expected {expected}")
+    *experts, n, _ = weight.shape
+    if 0 in weight.shape:
+        which = "none of E, N and K" if experts else "neither N nor K"
+        raise QfuseError(f"x is {_shape(x)} and weight {_shape(weight)}; {which} may be 0")
     per_row = f"one per row and {bk} columns of x {_shape(x)}"
     per_block = f"one per block of {bn} x {bk} of weight {_shape(weight)}"
     groups = ceil_div(k, bk)
     for name, scale, wanted, why in (
         ("x_scale", x_scale, [m, groups], per_row),
-        ("weight_scale", weight_scale, [ceil_div(n, bn), groups], per_block),
+        ("weight_scale", weight_scale, [*experts, ceil_div(n, bn), groups], per_block),
     ):
         if scale.dtype != torch.float32 or _shape(scale) != wanted:
             found = f"{_name(scale.dtype)} {_shape(scale)}"
-            raise _error(f"{name} is {found}; expected float32 {wanted}, {why}")
+            raise QfuseError(f"{name} is {found}; expected float32 {wanted}, {why}")
+    if isinstance(operands, GroupOperands):
+        _check_indptr_shape(operands.indptr, experts[0])
     by_columns = not x_scale.is_contiguous() and x_scale.t().is_contiguous()
     for name, tensor in operands._asdict().items():
         if not tensor.is_contiguous() and not (by_columns and tensor is x_scale):
             strides = f"{_shape(tensor)} with strides {list(tensor.stride())}"
-            raise _error(f"{name} is {strides}, not contiguous; pass {name}.contiguous()")
+            raise QfuseError(f"{name} is {strides}, not contiguous; pass {name}.contiguous()")
     # CPU kernels read a copy by rows.
-    return Gemm(n, k, (bn, bk), x.dtype, out_dtype, by_columns and x.device.type != "cpu")
+    by_columns = by_columns and x.device.type != "cpu"
+    if experts:
+        return GroupGemm(
+            n, k, (bn, bk), x.dtype, out_dtype, by_columns=by_columns, experts=experts[0]
+        )
+    return Gemm(n, k, (bn, bk), x.dtype, out_dtype, by_columns)
 
 
-def _check_alignment(operands: Operands) -> None:
+def _check_indptr_shape(indptr: torch.Tensor, experts: int) -> None:
+    wanted = [experts + 1]
+    if indptr.dtype != torch.int32 or _shape(indptr) != wanted:
+        found = f"{_name(indptr.dtype)} {_shape(indptr)}"
+        why = f"where the rows of each of {experts} experts begin, and M"
+        if _shape(indptr) == [experts]:
+            why += "; of ends of experts, qfuse.compiler.routing_adapters makes such"
+        raise QfuseError(f"indptr is {found}; expected int32 {wanted}, {why}")
+
+
+def _check_alignment(operands: Operands | GroupOperands) -> None:
     for name, tensor in operands._asdict().items():
         if tensor.data_ptr() % POINTER_ALIGNMENT:
-            raise _error(
+            raise QfuseError(
                 f"{name} lies at {tensor.data_ptr():#x}; GPU kernels take multiples of "
                 f"{POINTER_ALIGNMENT} bytes; pass {name}.clone()"
             )
 
 
-def _error(message: str) -> QfuseError:
-    return QfuseError(f"{NAME}: {message}")
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Errors say whose they are."""
+    try:
+        yield
+    except QfuseError as error:
+        raise QfuseError(f"{name}: {error}") from None
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -202,13 +323,20 @@ def register() -> None:
     if hasattr(namespace, "operators"):
         return
     library = torch.library.Library("qfuse", "FRAGMENT")
-    library.define(
-        f"{NAME}(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, int[] block_size, "
-        "ScalarType out_dtype) -> Tensor",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-    library.impl(NAME, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qfuse::{NAME}", _fake, lib=library)
+    tensors = "Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale"
+    choice = "int[] block_size, ScalarType out_dtype"
+    for name, schema, run, fake in (
+        (NAME, f"({tensors}, {choice}) -> Tensor", _run, _fake),
+        (
+            GROUP_NAME,
+            f"({tensors}, Tensor indptr, {choice}, bool debug=False) -> Tensor",
+            _run_group,
+            _fake_group,
+        ),
+    ):
+        library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"qfuse::{name}", fake, lib=library)
     # A Library takes its operators away when it dies: this one lives as long as torch does.
     namespace.operators = library
 

@@ -3,6 +3,7 @@
     qfuse::quantized_linear   a linear layer over block-scaled FP8 weights
     qfuse::kv_update          write new keys or values into a cache, functionally
     qfuse::attention          causal attention over the part of a cache in use
+    qfuse::select_experts     a router, from its logits on (torch_moe.py)
     qfuse::moe_experts        experts over block-scaled FP8 weights (torch_moe.py)
     qfuse::dense_experts      experts over plain weights (torch_moe.py)
 
@@ -13,6 +14,7 @@ the work; a caller on a hot path may call them without going through torch's dis
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -119,7 +121,7 @@ def _fake_attention(
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
 
 
-OPERATORS: tuple[tuple[str, Callable[..., torch.Tensor], Callable[..., torch.Tensor]], ...] = (
+OPERATORS: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
     (
         "quantized_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, "
         "int[] weight_block, int[] input_block) -> Tensor",

@@ -27,6 +27,9 @@ from qfuse.dialects.verify import DYNAMIC, segments, shape_text
 IDS = ("i32", "i64")
 SCORINGS = ("softmax", "sigmoid")
 
+SIGMOID_EPSILON = 1e-20
+"""What `select_experts` adds to the sum of sigmoid scores before it divides by it."""
+
 
 def rows_agree(rows: Sequence[int], count: int) -> bool:
     """Whether leading dimensions `rows` can make `count` rows."""

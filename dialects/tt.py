@@ -19,6 +19,8 @@ OPS: tuple[type[ir.OpView], ...] = (
     tt_compute_ops.DotOp,
     tt_compute_ops.ReduceOp,
     tt_compute_ops.ReduceReturnOp,
+    tt_compute_ops.ScanOp,
+    tt_compute_ops.ScanReturnOp,
     tt_compute_ops.FpToFpOp,
     tt_compute_ops.BitcastOp,
     tt_compute_ops.PreciseDivFOp,

@@ -72,18 +72,9 @@ class ReduceOp(TritonOp, name="reduce"):
     out: ext.Result[Any]
 
     def violation(self) -> str | None:
-        source = block_of(self.operation.operands[0])
-        axis = ir.IntegerAttr(self.operation.attributes["axis"]).value
-        if not 0 <= axis < len(source.shape):
-            return f"axis {axis} is outside of {source}"
-        blocks = self.operation.regions[0].blocks
-        if len(blocks) != 1 or [a.type for a in blocks[0].arguments] != [source.dtype] * 2:
-            return f"the region must be one block with two arguments of {source.dtype}"
-        operations = [op.operation for op in blocks[0].operations]
-        if not operations or operations[-1].name != ReduceReturnOp.OPERATION_NAME:
-            return "the region must end with tt.reduce_return"
-        if [v.type for v in operations[-1].operands] != [source.dtype]:
-            return f"the region must return one {source.dtype}"
+        source, axis = _source_and_axis(self.operation)
+        if why := _fold_error(self.operation, source, axis, ReduceReturnOp):
+            return why
         shape = (*source.shape[:axis], *source.shape[axis + 1 :])
         return same_error("result", self.operation.results[0].type, Block(shape, source.dtype))
 
@@ -94,6 +85,40 @@ class ReduceReturnOp(TritonOp, name="reduce_return", traits=[ir.IsTerminatorTrai
         "tt.reduce_return"(%m) : (f32) -> ()
 
     Triton calls it `tt.reduce.return`; IRDL takes no dot in a name, so printing renames it.
+    """
+
+    value: ext.Operand[Any]
+
+
+class ScanOp(TritonOp, name="scan"):
+    """Fold each element of a dimension with all that come before it.
+
+    %s = "tt.scan"(%x) ({
+    ^bb0(%a: i32, %b: i32):
+      %0 = arith.addi %a, %b : i32
+      "tt.scan_return"(%0) : (i32) -> ()
+    }) {axis = 0 : i32, reverse = false} : (tensor<128xi32>) -> tensor<128xi32>
+    """
+
+    axis: ir.IntegerAttr
+    reverse: Any  # BoolAttr has no attr_name to constrain by
+    source: ext.Operand[ir.RankedTensorType]
+    combine: ext.Region
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        source, axis = _source_and_axis(self.operation)
+        if why := _fold_error(self.operation, source, axis, ScanReturnOp):
+            return why
+        if not isinstance(self.operation.attributes["reverse"], ir.BoolAttr):
+            return f"reverse is {self.operation.attributes['reverse']}; expected true or false"
+        return same_error("result", self.operation.results[0].type, source)
+
+
+class ScanReturnOp(TritonOp, name="scan_return", traits=[ir.IsTerminatorTrait]):
+    """End the region of a scan; Triton calls it `tt.scan.return`, as with reductions.
+
+    "tt.scan_return"(%s) : (i32) -> ()
     """
 
     value: ext.Operand[Any]
@@ -224,6 +249,27 @@ def bit_width(dtype: ir.Type) -> int | None:
     if isinstance(dtype, ir.IntegerType | ir.FloatType):
         return dtype.width
     return 64 if pointee_of(dtype) is not None else None
+
+
+def _source_and_axis(op: ir.Operation) -> tuple[Block, int]:
+    return block_of(op.operands[0]), ir.IntegerAttr(op.attributes["axis"]).value
+
+
+def _fold_error(
+    op: ir.Operation, source: Block, axis: int, terminator: type[TritonOp]
+) -> str | None:
+    """Why the axis or the region of a reduction or scan of `source` is not legal, or None."""
+    if not 0 <= axis < len(source.shape):
+        return f"axis {axis} is outside of {source}"
+    blocks = op.regions[0].blocks
+    if len(blocks) != 1 or [a.type for a in blocks[0].arguments] != [source.dtype] * 2:
+        return f"the region must be one block with two arguments of {source.dtype}"
+    operations = [inner.operation for inner in blocks[0].operations]
+    if not operations or operations[-1].name != terminator.OPERATION_NAME:
+        return f"the region must end with {terminator.OPERATION_NAME}"
+    if [v.type for v in operations[-1].operands] != [source.dtype]:
+        return f"the region must return one {source.dtype}"
+    return None
 
 
 def _elementwise_f32_error(op: ir.Operation) -> str | None:

@@ -7,16 +7,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from qfuse.dialects.errors import QfuseError
+
 _WIDE = 160  # columns where nobody looks at a terminal
 
-SUITES = ("gpu-static", "gpu-gemm")
+SUITES = ("cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
+_MOE = ("cpu-moe", "gpu-moe")
 
 
 def add(commands: Any) -> None:
     """Add both to the subcommands of `qfuse`."""
-    bench = commands.add_parser("bench", help="benchmark GPU kernels, or what is known of them")
-    bench.add_argument("--suite", choices=SUITES, required=True, help="gpu-static needs no GPU")
-    _common(bench)
+    bench = commands.add_parser("bench", help="benchmark kernels, or what is known of them")
+    bench.add_argument(
+        "--suite", choices=SUITES, required=True, help="cpu-moe and gpu-static need no GPU"
+    )
+    _common(bench, "; of experts Qwen3-30B-A3B, or 128x8x2048x768: their number, choices, H and I")
+    bench.add_argument(
+        "--experts",
+        type=_number,
+        metavar="N",
+        help="cut the experts of cpu-moe and gpu-moe (default: what memory allows)",
+    )
     bench.add_argument("--no-chain", action="store_true", help="gpu-gemm without the fused MLP")
     bench.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     bench.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the JSON, too")
@@ -38,11 +49,12 @@ def add(commands: Any) -> None:
     tune.set_defaults(run=_tune)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, more: str = "") -> None:
     add = parser.add_argument
     add("--target", default="cuda:sm_90", help="default cuda:sm_90")
-    add("--shapes", metavar="NxK,...", help="say 4096x7168; 2*2048x7168 is gate and up with GLU")
-    add("--m", metavar="M,...", help="numbers of rows, say 1,64,4096")
+    shapes = "say 4096x7168; 2*2048x7168 is gate and up with GLU"
+    add("--shapes", metavar="NxK,...", help=shapes + more)
+    add("--m", "--tokens", metavar="M,...", help="numbers of rows, say 1,64,4096")
 
 
 def _number(text: str) -> int:
@@ -54,29 +66,53 @@ def _number(text: str) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from qfuse.compiler import options
-    from qfuse.lowering.triton.gpu import find_gpu
-    from qfuse.tools.bench import gemm, static, table
-    from qfuse.tools.bench.cases import parse_cases, parse_rows
+    from qfuse.tools.bench import table
 
-    gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
-    directory = options.cache_dir() / "gpu"
+    if args.experts is not None and args.suite not in _MOE:
+        raise QfuseError(f"--experts {args.experts} is for {' and '.join(_MOE)}")
     if args.output is not None:
         from qfuse.tools.files import check_writable
 
         check_writable(args.output)  # before minutes of work
-    if args.suite == "gpu-static":
-        header = static.header(gpu)
-        found = list(static.report(cases, rows, gpu, directory))
-        show: Any = table.show_static
-    else:
-        measured = gemm.run(gpu, cases, rows, directory, chain=not args.no_chain)
-        header, found = next(measured), _announced(measured)
-        show = table.show_gemm
+    header, rows = _bench_moe(args) if args.suite in _MOE else _bench_products(args)
+    found = _announced(args, rows)
     _finish(args, {**header, "rows": found})
     if not args.json:
-        show(Console(width=None if sys.stdout.isatty() else _WIDE), header, found)
+        console = Console(width=None if sys.stdout.isatty() else _WIDE)
+        table.SHOW[args.suite](console, header, found)
     return 0
+
+
+def _bench_products(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Header and rows of gpu-static and gpu-gemm."""
+    from qfuse.compiler import options
+    from qfuse.lowering.triton.gpu import find_gpu
+    from qfuse.tools.bench import gemm, static
+    from qfuse.tools.bench.cases import parse_cases, parse_rows
+
+    gpu, rows = find_gpu(args.target), parse_rows(args.m)
+    directory = options.cache_dir() / "gpu"
+    if args.suite == "gpu-static":
+        products = static.parse(args.shapes)
+        return static.header(gpu), static.report(products, rows, gpu, directory)
+    measured = gemm.run(gpu, parse_cases(args.shapes), rows, directory, chain=not args.no_chain)
+    return next(measured), measured
+
+
+def _bench_moe(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Header and rows of cpu-moe and gpu-moe."""
+    from qfuse.compiler import options
+    from qfuse.lowering.triton.gpu import find_gpu
+    from qfuse.tools.bench import cpu_moe, gpu_moe, moe
+    from qfuse.tools.bench.cases import parse_rows
+
+    cases, tokens = moe.parse_experts(args.shapes), parse_rows(args.m, moe.TOKENS)
+    if args.suite == "cpu-moe":
+        measured = cpu_moe.run(cases, tokens, args.experts)
+    else:
+        gpu, directory = find_gpu(args.target), options.cache_dir() / "gpu"
+        measured = gpu_moe.run(gpu, cases, tokens, args.experts, directory)
+    return next(measured), measured
 
 
 def _tune(args: argparse.Namespace) -> int:
@@ -115,13 +151,16 @@ def _tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _announced(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows; each is announced on stderr, for a run takes minutes."""
+def _announced(args: argparse.Namespace, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows; each that was measured is announced on stderr, for a run takes minutes."""
+    from qfuse.tools.bench import gemm, moe_suite
+
+    lines = {"gpu-gemm": gemm.line, "cpu-moe": moe_suite.line, "gpu-moe": moe_suite.line}
     found = []
     for row in rows:
         found.append(row)
-        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
-        print(f"{row.get('shape') or row['chain']} M {row['m']}: {ratios}", file=sys.stderr)
+        if args.suite in lines:
+            print(lines[args.suite](row), file=sys.stderr, flush=True)
     return found
 
 

@@ -15,6 +15,7 @@ from qfuse.compiler import torch_ops
 from qfuse.compiler.frontend.functional import functionalize
 from qfuse.compiler.frontend.fx_import import Argument, simplify, unused
 from qfuse.compiler.frontend.latent_attention import expand_latents
+from qfuse.compiler.frontend.routers import select_by_operator
 from qfuse.dialects.errors import QfuseError
 
 ATTENTION = torch_ops.NAMESPACE
@@ -120,6 +121,7 @@ def trace_step(model: PreTrained, max_len: int, logits: str) -> StepGraph:
     key_shape, value_shape = cache_shapes(config, max_len)
     layers = config.num_hidden_layers
     expand_latents(model, attention)
+    select_by_operator(model)
 
     def caches(shape: tuple[int, ...]) -> list[torch.Tensor]:
         return [torch.empty(shape, dtype=model.dtype, device="meta") for _ in range(layers)]

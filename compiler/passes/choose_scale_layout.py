@@ -10,7 +10,7 @@ from qfuse.dialects.registry import COMPUTE_OPS
 from qfuse.dialects.types import QTensorType, shaped
 
 PATTERN = "scale-layout"
-_READERS = ("qfuse.matmul", "qfuse.dequantize")
+_READERS = ("qfuse.matmul", "qfuse.group_matmul", "qfuse.dequantize")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class ChooseScaleLayout(Pass):
 
     A step of a product needs the scales of one group of K for all of its rows: 128 floats one
     after the other in [K / group, M], 128 sectors of memory apart in [M, K / group] (cuBLASLt and
-    DeepGEMM want them like this, too).  Values are the same.  Runs for GPU targets only: the
-    kernels of the CPU read scales row by row.
+    DeepGEMM want them like this, too).  Leading dimensions are flattened: M is T for the tokens of
+    a layer of experts, and T * k for the rows between its products.  Values are the same.  Runs for
+    GPU targets only: the kernels of the CPU read scales row by row.
 
     Does nothing to a value that something else than a product or a dequantize reads (its scales
     would be seen), to one that no kernel of ours makes, and where a row has a single scale.

@@ -1,4 +1,4 @@
-"""The pattern of `qfuse-raise-torch` for the experts of a mixture-of-experts layer."""
+"""Patterns of `qfuse-raise-torch` for mixture-of-experts layers: routers, and experts."""
 
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
@@ -16,13 +16,138 @@ from qfuse.compiler.torch_ir import (
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import ACTIVATIONS, GluOp
 from qfuse.dialects.matmul_op import build_product
-from qfuse.dialects.moe_ops import CombineOp, GroupMatmulOp, RouteOp
+from qfuse.dialects.moe_ops import (
+    SCORINGS,
+    CombineOp,
+    GroupMatmulOp,
+    RouteOp,
+    SelectExpertsOp,
+)
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import DYNAMIC
 
-_OPERATOR = "torch.qfuse.moe_experts"
 _VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view")
+
+
+def select_experts(p: Pattern) -> None:
+    logits, bias = p.value(), p.value()
+    # k, scoring, normalize, scale, number of groups, groups used, dtype
+    constants = tuple(p.value() for _ in range(7))
+    root = p.op("torch.operator", logits, bias, *constants, many=True)
+    p.require(is_select_experts, root)
+    p.require(options_are_constant, root, *constants)
+    p.require(is_typed_router, root, logits, bias)
+    p.require(options_are_legal, root, logits, *constants)
+    p.rewrite(root, make_selection, logits, bias, *constants)
+
+
+def is_select_experts(root: ir.Operation) -> Verdict:
+    return _is_operator(root, "torch.qfuse.select_experts")
+
+
+def options_are_constant(_root: ir.Operation, *constants: ir.Value) -> Verdict:
+    if all(map(_is_known, constants)):
+        return None
+    return Refusal("an option of the router is not a constant")
+
+
+def is_typed_router(root: ir.Operation, logits: ir.Value, bias: ir.Value) -> Verdict:
+    if any(builtin_type(result.type) is None for result in root.results):
+        return MISMATCH
+    builtin = builtin_type(logits.type)
+    logits_type = None if builtin is None else shaped(builtin)
+    is_known = logits_type is not None and len(logits_type.shape) == 2
+    if not is_known or not is_float(logits_type) or logits_type.shape[1] == DYNAMIC:
+        return Refusal(
+            f"the logits are {logits_type or logits.type}", "use float logits [T, E] with E known"
+        )
+    if not _is_none(bias):
+        wanted = Shaped((logits_type.shape[1],), "f32")
+        builtin = builtin_type(bias.type)
+        if builtin is None or shaped(builtin) != wanted:
+            return Refusal(f"the bias is {builtin or bias.type}", f"use {wanted}")
+    return None
+
+
+def options_are_legal(
+    root: ir.Operation, logits: ir.Value, k: ir.Value, scoring: ir.Value, *rest: ir.Value
+) -> Verdict:
+    _normalize, _scale, num_groups, groups_used, _dtype = map(constant_of, rest)
+    experts, chosen = shaped(builtin_type(logits.type)).shape[1], constant_of(k)
+    if constant_of(scoring) not in SCORINGS:
+        return Refusal(f"the scoring is {constant_of(scoring)}", f"use {', '.join(SCORINGS)}")
+    if num_groups < 1 or experts % num_groups or not 1 <= groups_used <= num_groups:
+        return Refusal(
+            f"{groups_used} of {num_groups} groups of {experts} experts are used",
+            "use equal groups, 1 or more",
+        )
+    candidates = groups_used * (experts // num_groups)
+    if not 1 <= chosen <= candidates:
+        return Refusal(
+            f"a token chooses {chosen} experts of {candidates}", f"use 1 to {candidates}"
+        )
+    ids, weights = (shaped(builtin_type(result.type)) for result in root.results)
+    if ids.shape[1:] != (chosen,) or weights.shape != ids.shape:
+        return Refusal(f"ids are {ids} and weights {weights}", f"both are [T, {chosen}]")
+    return None
+
+
+def make_selection(
+    rewriter,
+    root: ir.Operation,
+    logits: ir.Value,
+    bias: ir.Value,
+    _k: ir.Value,
+    scoring: ir.Value,
+    normalize: ir.Value,
+    scale: ir.Value,
+    num_groups: ir.Value,
+    groups_used: ir.Value,
+    _dtype: ir.Value,
+) -> None:
+    i64 = ir.IntegerType.get_signless(64)
+    types = [result.type for result in root.results]
+    selection = ir.Operation.create(
+        SelectExpertsOp.OPERATION_NAME,
+        results=[builtin_type(type_) for type_ in types],
+        operands=[to_builtin(v) for v in (logits, bias) if not _is_none(v)],
+        attributes={
+            "scoring": ir.StringAttr.get(constant_of(scoring)),
+            "normalize": ir.BoolAttr.get(constant_of(normalize)),
+            "scale": ir.FloatAttr.get_f64(constant_of(scale)),
+            "num_groups": ir.IntegerAttr.get(i64, constant_of(num_groups)),
+            "groups_used": ir.IntegerAttr.get(i64, constant_of(groups_used)),
+        },
+    )
+    remarks.fired("select-experts", root)
+    values = zip(selection.results, types, strict=True)
+    rewriter.replace_op(root, [from_builtin(value, type_) for value, type_ in values])
+
+
+def dense_experts(p: Pattern) -> None:
+    """Matches experts that are not quantized, to say that they stay on torch."""
+    root = p.op("torch.operator", *(p.value() for _ in range(6)))
+    p.require(is_dense_experts, root)
+    p.require(experts_are_quantized, root)
+    p.rewrite(root, _never)
+
+
+dense_experts.__name__ = "moe_experts"  # it reports as the pattern that it speaks for
+
+
+def is_dense_experts(root: ir.Operation) -> Verdict:
+    return _is_operator(root, "torch.qfuse.dense_experts")
+
+
+def experts_are_quantized(root: ir.Operation) -> Verdict:
+    weight = builtin_type(root.operands[3].type)
+    kind = "of unknown type" if weight is None else str(weight.element_type)
+    return Refusal(
+        f"the weights of experts are {kind}, not quantized, so they run on torch, one expert "
+        "after the other",
+        "use a checkpoint whose experts are FP8 with block scales",
+    )
 
 
 def moe_experts(p: Pattern) -> None:
@@ -40,16 +165,13 @@ def moe_experts(p: Pattern) -> None:
 
 
 def is_moe_experts(root: ir.Operation) -> Verdict:
-    return None if ir.StringAttr(root.attributes["name"]).value == _OPERATOR else MISMATCH
+    return _is_operator(root, "torch.qfuse.moe_experts")
 
 
 def arguments_are_constant(_root: ir.Operation, *constants: ir.Value) -> Verdict:
-    try:
-        for value in constants:
-            constant_of(value)
-    except NotConstant:
-        return Refusal("the intermediate size, a block or the activation is not a constant")
-    return None
+    if all(map(_is_known, constants)):
+        return None
+    return Refusal("the intermediate size, a block or the activation is not a constant")
 
 
 def is_typed_layer(_root: ir.Operation, *tensors: ir.Value) -> Verdict:
@@ -208,4 +330,26 @@ def _keeps_rows(view: ir.Operation) -> bool:
     return len(old.shape) > 1 and len(new.shape) > 1 and old.shape[-1] == new.shape[-1] != DYNAMIC
 
 
-MOE = (moe_experts,)
+def _is_operator(root: ir.Operation, name: str) -> Verdict:
+    # A predicate, because PDL may ask the others before it compares an attribute.
+    return None if ir.StringAttr(root.attributes["name"]).value == name else MISMATCH
+
+
+def _is_known(value: ir.Value) -> bool:
+    """Whether a torch value is a constant."""
+    try:
+        constant_of(value)
+    except NotConstant:
+        return False
+    return True
+
+
+def _is_none(value: ir.Value) -> bool:
+    return str(value.type) == "!torch.none"
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("dense_experts only explains")
+
+
+MOE = (select_experts, moe_experts, dense_experts)

@@ -13,6 +13,7 @@
 | rowwise.py | the frame of row-wise kernels, quantizing a row |
 | elementwise.py | add, mul, activations, glu, rope, quantize, dequantize |
 | norm.py | rms_norm |
+| select_experts.py | select_experts |
 | routing.py | route, combine |
 | matmul.py | products by one weight: entries, tasks |
 | group_matmul.py | products by the weights of experts |

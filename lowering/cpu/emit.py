@@ -261,8 +261,9 @@ class Function:
         return self.cast("arith.index_cast", self.load(source, at, element), "index")
 
     def store_index(self, value: Index, target: Value, at: Index) -> None:
-        """An index as an i32."""
-        self.store(self.cast("arith.index_cast", self.index(value), "i32"), target, at)
+        """An index as an i32 or i64, whichever `target` holds."""
+        element = target.type.rpartition("x")[2].rstrip(">")
+        self.store(self.cast("arith.index_cast", self.index(value), element), target, at)
 
     def store(self, value: Value, target: Value, at: Index, mask: Value | None = None) -> None:
         at = self.index(at)

@@ -7,6 +7,7 @@ a few vectors), each in vectors of sixteen; the last segment and the last vector
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qfuse.dialects.types import Shaped
@@ -65,14 +66,26 @@ def build_row_entry(
     """
     f = Function(symbol, entry_parameters(data))
     lanes = Lanes(f, level)
+    with each_row(f) as row:
+        emit_row(lanes, row)
+    return f, row_entry(symbol, width, cost)
+
+
+@contextmanager
+def each_row(f: Function) -> Iterator[Value]:
+    """A loop in the code over all rows of the tasks that a thread takes."""
     *_, counters, m, rows = f.params
     tasks = f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
     with f.tickets(counters, TASK_COUNTER, tasks) as task:
         first = f.imul(task, rows)
         with f.loop(first, f.imin(f.iadd(first, rows), m)) as loop:
-            emit_row(lanes, loop.iv)
-    entry = Entry(symbol, rows=max(1, _TASK_ELEMENTS // width), row_work=width * cost)
-    return f, entry
+            yield loop.iv
+
+
+def row_entry(symbol: str, width: int, cost: int, slot_bytes: int = 0) -> Entry:
+    """The entry of a function that works through `each_row`; costs as for `build_row_entry`."""
+    rows = max(1, _TASK_ELEMENTS // width)
+    return Entry(symbol, rows=rows, slot_bytes=slot_bytes, row_work=width * cost)
 
 
 def for_segments(f: Function, width: int, length: int, emit: Callable[[Segment], None]) -> None:

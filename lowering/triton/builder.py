@@ -23,7 +23,7 @@ Operand: TypeAlias = ir.Value | int | float
 Shape = tuple[int, ...]
 
 _CACHE, _EVICT = 1, 1  # Triton's enums: no cache modifier, normal eviction
-_SLT, _SGE, _EQ, _UGT = 2, 5, 0, 8  # arith.cmpi
+_SLT, _EQ, _ULT, _UGT = 2, 0, 6, 8  # arith.cmpi
 
 
 def i32_attr(value: int) -> ir.Attribute:
@@ -98,6 +98,10 @@ class Builder:
         """Of integers."""
         return self.binary("arith.minsi", a, b)
 
+    def maximum(self, a: Operand, b: Operand) -> ir.Value:
+        """Of integers."""
+        return self.binary("arith.maxsi", a, b)
+
     def ceil_div(self, a: ir.Value, b: int) -> ir.Value:
         return self.div(self.add(a, b - 1), b)
 
@@ -108,6 +112,10 @@ class Builder:
     def equal(self, a: Operand, b: Operand) -> ir.Value:
         """a == b, of integers."""
         return self.compare(_EQ, a, b)
+
+    def below(self, a: Operand, b: Operand) -> ir.Value:
+        """a < b, of unsigned integers: 0 <= a < b of signed ones where b is not negative."""
+        return self.compare(_ULT, a, b)
 
     def above(self, a: Operand, b: Operand) -> ir.Value:
         """a > b, of unsigned integers."""
@@ -358,12 +366,25 @@ class Builder:
         block = block_of(value)
         result = Block((*block.shape[:axis], *block.shape[axis + 1 :]), block.dtype).type()
         op = self.op("tt.reduce", [value], [result], regions=1, axis=i32_attr(axis))
-        location = op.location
-        body = op.regions[0].blocks.append(block.dtype, block.dtype, arg_locs=[location] * 2)
-        with ir.InsertionPoint(body):
-            folded = self.value(combine, list(body.arguments), block.dtype)
-            self.op("tt.reduce_return", [folded], [])
+        self._combine(op, combine, "tt.reduce_return")
         return op.result
+
+    def scan(self, value: ir.Value, axis: int, combine: str) -> ir.Value:
+        """Each element folded with those before it along `axis`, by the operation `combine`."""
+        reverse = ir.BoolAttr.get(False)
+        op = self.op(
+            "tt.scan", [value], [value.type], regions=1, axis=i32_attr(axis), reverse=reverse
+        )
+        self._combine(op, combine, "tt.scan_return")
+        return op.result
+
+    def _combine(self, op: ir.Operation, combine: str, terminator: str) -> None:
+        """The region of a reduction or scan that applies `combine`."""
+        dtype = block_of(op.operands[0]).dtype
+        body = op.regions[0].blocks.append(dtype, dtype, arg_locs=[op.location] * 2)
+        with ir.InsertionPoint(body):
+            folded = self.value(combine, list(body.arguments), dtype)
+            self.op(terminator, [folded], [])
 
     def when(self, condition: ir.Value, body: Callable[[], None]) -> None:
         """Do `body` if a scalar of i1 is true."""

@@ -26,7 +26,7 @@ from qfuse.lowering.triton.epilogue import emit_region
 from qfuse.lowering.triton.gemv import Gemv
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Launch, Variant
-from qfuse.lowering.triton.operands import Operands
+from qfuse.lowering.triton.operands import Operands, Rows
 from qfuse.lowering.triton.product import Group, Product, read_product
 from qfuse.lowering.triton.signature import Pointers, Signature, Tensor, open_launch
 from qfuse.lowering.triton.tile import Tile
@@ -56,16 +56,24 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
         for number, (group, (_, _, config)) in enumerate(zip(product.groups, choices, strict=True)):
             place = f"_{number}" if len(product.groups) > 1 else ""
             name = f"{signature.name}_{config.name}{place}"
-            kernels.append(_Kernel(product, group, gpu, config, name))
-        launches = tuple(kernel.launch() for kernel in kernels)
-        scratch = max(kernel.scratch_per_row for kernel in kernels)
-        counters = max(kernel.counter_bytes(last) for kernel in kernels)
-        variants.append(Variant(first, last, launches, scratch, counters))
+            kernels.append(ProductKernel(product, group, gpu, config, name))
+        variants.append(variant_of(first, last, kernels))
     return variants
 
 
+def variant_of(first: int, last: int | None, kernels: "Sequence[ProductKernel]") -> Variant:
+    """The launches of `kernels`, one after the other, for M from `first` to `last`."""
+    return Variant(
+        first,
+        last,
+        tuple(kernel.launch() for kernel in kernels),
+        max(kernel.scratch_per_row for kernel in kernels),
+        max(kernel.counter_bytes(last) for kernel in kernels),
+    )
+
+
 @dataclass(frozen=True)
-class _Kernel:
+class ProductKernel:
     """The launch of one group of a product, cut as `config` says."""
 
     product: Product
@@ -113,29 +121,31 @@ class _Kernel:
         if self.slices == 1:
             return 0
         assert last_m is not None, f"{self.name} splits K for any number of rows"
-        return 4 * ceil_div(last_m, self.config.rows) * self.column_tiles
+        return 4 * self.grid.blocks(last_m) * self.column_tiles
+
+    @property
+    def grid(self) -> Grid:
+        persistent = self.gpu.processors if self.config.persistent else None
+        return Grid(self.config.rows, self.column_tiles, persistent, self.slices)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What the launch reads that its epilogue does not."""
+        return [self.product.x, self.product.w]
 
     def launch(self) -> Launch:
-        config, product = self.config, self.product
-        grid = Grid(
-            config.rows,
-            self.column_tiles,
-            self.gpu.processors if config.persistent else None,
-            self.slices,
-        )
-        tensors = _once([product.x, product.w, *self.extras, *self.results])
+        config = self.config
         with open_launch(
             self.gpu,
             self.name,
-            tensors,
-            grid,
+            _once([*self.inputs, *self.extras, *self.results]),
+            self.grid,
             shared=self.slices > 1,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         ) as launch:
             self._emit(launch.b, launch.pointers)
-        assert launch.launch is not None
-        return launch.launch
+        return launch.made
 
     def _serves(self, extra: Tensor, kind: str) -> bool:
         return kind in ("[]", "[M,1]") or extra.width == self.group.width
@@ -149,25 +159,25 @@ class _Kernel:
         )
         stores = self._descriptors(b, pointers)
         if not config.persistent:
-            row, column = self._place(b, pointers, b.program_id(0))
-            self._tile(b, pointers, operands, stores, row, column)
+            rows, column = self._place(b, pointers, b.program_id(0))
+            self._tile(b, pointers, operands, stores, rows, column)
             return
         row_tiles = b.ceil_div(pointers.m, config.rows)
         bounds = (b.program_id(0), b.mul(row_tiles, self.column_tiles), b.num_programs(0))
 
         def body(number: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-            row, column = self._place(b, pointers, number)
-            self._tile(b, pointers, operands, stores, row, column)
+            rows, column = self._place(b, pointers, number)
+            self._tile(b, pointers, operands, stores, rows, column)
             return []
 
         # On the loop over tiles, so that the producer fetches the next one during the epilogue.
         b.loop(bounds, [], body, **{"tt.warp_specialize": ir.UnitAttr.get()})
 
-    def _place(self, b: Builder, pointers: Pointers, number: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """First row and column of tile `number`: bands of rows, column by column within one."""
+    def _place(self, b: Builder, pointers: Pointers, number: ir.Value) -> tuple[Rows, ir.Value]:
+        """Rows and first column of tile `number`: bands of rows, column by column within one."""
         config, columns = self.config, self.column_tiles
         if config.swap or config.gemv:  # one tile holds all rows
-            return b.full(0), b.mul(number, config.columns)
+            return Rows(b.full(0), pointers.m), b.mul(number, config.columns)
         per_band = config.band * columns
         first = b.mul(b.div(number, per_band), config.band)
         in_band = b.minimum(b.sub(b.ceil_div(pointers.m, config.rows), first), config.band)
@@ -175,7 +185,7 @@ class _Kernel:
         row_tile = b.add(first, b.rem(within, in_band))
         column_tile = b.div(within, in_band)
         return (
-            b.mul(row_tile, config.rows),
+            Rows(b.mul(row_tile, config.rows), pointers.m),
             b.mul(column_tile, config.columns * config.adjacent),
         )
 
@@ -185,25 +195,26 @@ class _Kernel:
         pointers: Pointers,
         operands: Operands | Gemv,
         stores: dict[int, ir.Value],
-        row: ir.Value,
+        rows: Rows,
         column: ir.Value,
     ) -> None:
         config, group = self.config, self.group
         starts = [b.add(column, j * config.columns) if j else column
                   for j in range(config.adjacent)]  # fmt: skip
-        totals = operands.accumulate(row, starts, self._steps(b))
+        totals = operands.accumulate(rows, starts, self._steps(b))
         tiles = []
         for j, start in enumerate(starts):
             tile = Tile(
                 b,
                 pointers,
-                row,
+                rows.first,
                 config.rows,
                 start,
                 config.columns,
                 group.width,
                 config.swap,
                 config.adjacent,
+                rows.end,
             )
             sums = {p: totals[j * len(group.parts) + i] for i, p in enumerate(group.parts)}
             tiles.append((tile, sums))

@@ -22,6 +22,7 @@ from qfuse.lowering.triton.product import MAX_DEPTH, Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
 
 if TYPE_CHECKING:  # tiles.py asks this file what there is a kernel for
+    from qfuse.lowering.triton.operands import Rows
     from qfuse.lowering.triton.tiles import Config
 
 COLUMNS, DEPTH = 8, 512
@@ -55,7 +56,7 @@ class Gemv:
         self.shape = (config.columns, config.depth // self.share, self.share)
 
     def accumulate(
-        self, row: ir.Value, columns: Sequence[ir.Value], steps: tuple[ir.Value, ir.Value]
+        self, rows: "Rows", columns: Sequence[ir.Value], steps: tuple[ir.Value, ir.Value]
     ) -> list[ir.Value]:
         """Totals [1, columns] of f32 over `steps` of K, one for each column and part."""
         b, product = self.b, self.product

@@ -149,7 +149,13 @@ def _damage(kernel: GpuKernel) -> str | None:
             return f"no launch for M {first}..{last}"
         for launch in variant.launches:
             grid, at_most = launch.grid, launch.grid.at_most
-            sizes = (grid.rows, grid.per_block, grid.y, 1 if at_most is None else at_most)
+            sizes = (
+                grid.rows,
+                grid.per_block,
+                grid.y,
+                grid.groups,
+                1 if at_most is None else at_most,
+            )
             if not all(_is_count(size) and size > 0 for size in sizes):
                 return f"{grid}"
             if not set(launch.parameters) <= tensors | work:

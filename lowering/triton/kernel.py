@@ -23,16 +23,23 @@ class Parameter:
 class Grid:
     """How many programs a launch starts for M rows.
 
-    x = ceil(M / rows) * per_block, but at most `at_most` (programs that loop over tiles); y as is.
+    x = blocks * per_block, but at most `at_most` (programs that loop over tiles); y as is.  The M
+    rows fall into `groups`, of which each has blocks of `rows` rows of its own: there are as many
+    blocks as that can take, with one group ceil(M / rows).
     """
 
     rows: int
     per_block: int = 1
     at_most: int | None = None
     y: int = 1
+    groups: int = 1
+
+    def blocks(self, m: int) -> int:
+        """Blocks of rows: each group that has any may leave its last block with a single row."""
+        return (m + min(m, self.groups) * (self.rows - 1)) // self.rows
 
     def of(self, m: int) -> tuple[int, int, int]:
-        x = -(-m // self.rows) * self.per_block
+        x = self.blocks(m) * self.per_block
         return (min(x, self.at_most) if self.at_most else x, self.y, 1)
 
 

@@ -4,13 +4,15 @@ from types import ModuleType
 
 from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.triton import gemm, norm, rope, rowwise
+from qfuse.lowering.triton import gemm, group_gemm, norm, rope, routing, rowwise, select_experts
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import TritonKernel
 from qfuse.lowering.triton.signature import read_signature
 
 _FAMILIES: dict[str, ModuleType] = {
-    op: family for family in (gemm, norm, rope, rowwise) for op in family.OPS
+    op: family
+    for family in (gemm, group_gemm, norm, rope, routing, rowwise, select_experts)
+    for op in family.OPS
 }
 
 

@@ -17,6 +17,9 @@ ALIGNMENT = 16
 # Triton runs no passes on IR that is handed to it as such, not even these.
 _CLEANUP = "builtin.module(canonicalize,cse)"
 
+_SPELLINGS = {f'"tt.{fold}_return"': f'"tt.{fold}.return"' for fold in ("reduce", "scan")}
+"""Names of operations with two dots, which IRDL does not take, as ours and as Triton's."""
+
 
 @dataclass
 class OpenKernel:
@@ -63,9 +66,14 @@ def kernel(gpu: Gpu, name: str, pointers: Sequence[str], integers: int = 1) -> I
 
 def module_text(module: ir.Module) -> str:
     """The module as text for `text.respell`; operations are named as in Triton."""
-    return str(module).replace('"tt.reduce_return"', '"tt.reduce.return"')
+    text = str(module)
+    for ours, tritons in _SPELLINGS.items():
+        text = text.replace(ours, tritons)
+    return text
 
 
 def read_module(text: str) -> ir.Module:
     """The inverse of `module_text`, in the current context; raises ir.MLIRError for other text."""
-    return ir.Module.parse(text.replace('"tt.reduce.return"', '"tt.reduce_return"'))
+    for ours, tritons in _SPELLINGS.items():
+        text = text.replace(tritons, ours)
+    return ir.Module.parse(text)

@@ -1,6 +1,8 @@
 """The main loop of a product: reading its operands and their scales, and adding up."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.tt_dialect import block_of
@@ -11,6 +13,16 @@ from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.product import Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
 from qfuse.lowering.triton.tiles import Config
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a product that a tile begins at, the first after those it may have (both i32),
+    and the expert whose weight they meet."""
+
+    first: ir.Value
+    end: ir.Value
+    expert: ir.Value | None = None
 
 
 class Operands:
@@ -34,13 +46,13 @@ class Operands:
             self.x_desc = b.descriptor(
                 pointers.data(product.x), extents, product.k, (config.rows, config.depth)
             )
-            extents = (product.w.shaped.shape[0], product.k)
+            extents = (product.n, product.k)
             self.w_desc = b.descriptor(
                 pointers.data(product.w), extents, product.k, (config.columns, config.depth)
             )
 
     def accumulate(
-        self, row: ir.Value, columns: Sequence[ir.Value], steps: tuple[ir.Value, ir.Value]
+        self, rows: Rows, columns: Sequence[ir.Value], steps: tuple[ir.Value, ir.Value]
     ) -> list[ir.Value]:
         """Totals over `steps` (first, last + 1) of K for the tiles that begin at (row, column).
 
@@ -54,8 +66,9 @@ class Operands:
         shape = shape[::-1] if config.swap else shape
         zero = b.full(0, "i32" if integer else "f32", shape)
         start, stop = steps
-        x = _XRows(self, row)
-        ws = [_WRows(self, first, column) for first, column in tiles]
+        gathered = self.product.tokens is not None
+        x = _GatheredRows(self, rows) if gathered else _XRows(self, rows)
+        ws = [_WRows(self, first, column, rows.expert) for first, column in tiles]
         scales = _Scales(self, [x, *ws], start, stop)
         totals = [b.full(0.0, "f32", shape)] * len(tiles)
 
@@ -96,7 +109,7 @@ class Operands:
         return b.fma(made, scale, total)
 
     def _first_row(self, part: int, column: ir.Value) -> ir.Value:
-        """Row of w that makes `column` of a part."""
+        """Row of w, or of each expert's, that makes `column` of a part."""
         start = self.product.starts[part]
         return self.b.add(column, start) if start else column
 
@@ -109,15 +122,24 @@ class Operands:
         k: ir.Value,
     ) -> ir.Value:
         """Rows [first_row, + rows) of x or w at step k; those beyond `left` read as zero."""
-        b, depth, width = self.b, self.config.depth, self.product.k
+        b, width = self.b, self.product.k
         base = b.offset(self.pointers.data(tensor), b.mul(b.i64(first_row), width))
-        base = b.offset(base, b.mul(k, depth))
-        numbers, columns = b.expand(b.range(rows), 1), b.expand(b.range(depth), 0)
-        mask = None if left is None else b.less(numbers, left)
-        if width % depth:
-            mask = b.both(mask, b.less(columns, b.sub(width, b.mul(k, depth))))
+        base = b.offset(base, b.mul(k, self.config.depth))
+        numbers, columns = b.expand(b.range(rows), 1), self.columns()
+        mask = b.both(None if left is None else b.less(numbers, left), self.inside(k))
         at = b.offset(base, b.add(b.mul(numbers, width), columns))
         return self.decoded(b.load(at, mask))
+
+    def columns(self) -> ir.Value:
+        """0, 1, ... along a step of K, as [1, depth]."""
+        return self.b.expand(self.b.range(self.config.depth), 0)
+
+    def inside(self, k: ir.Value) -> ir.Value | None:
+        """Which elements of step k there are; None for all, always."""
+        b, depth, width = self.b, self.config.depth, self.product.k
+        if width % depth == 0:
+            return None
+        return b.less(self.columns(), b.sub(width, b.mul(k, depth)))
 
     def decoded(self, block: ir.Value) -> ir.Value:
         """A block as what is multiplied."""
@@ -140,47 +162,98 @@ class Operands:
 class _XRows:
     """The rows of x that a tile reads, and their scales: one for each row."""
 
-    def __init__(self, operands: Operands, row: ir.Value) -> None:
-        self.o, self.row = operands, row
+    def __init__(self, operands: Operands, rows: Rows) -> None:
+        self.o, self.rows = operands, rows
 
     def load(self, k: ir.Value) -> ir.Value:
-        o, b = self.o, self.o.b
+        o, b, row = self.o, self.o.b, self.rows.first
         if o.x_desc is not None:
-            return b.load_block(o.x_desc, self.row, b.mul(k, o.config.depth))
-        left = b.sub(o.pointers.m, self.row)
-        return o.load(o.product.x, self.row, o.config.rows, left, k)
+            return b.load_block(o.x_desc, row, b.mul(k, o.config.depth))
+        return o.load(o.product.x, row, o.config.rows, self.left(), k)
+
+    def left(self) -> ir.Value:
+        """How many rows there are from the first one on."""
+        return self.o.b.sub(self.rows.end, self.rows.first)
 
     def scale(self, k: ir.Value | None) -> tuple[ir.Value, bool] | None:
         """The scales at step k, and whether other steps have others; None for a plain x."""
         o, b, x = self.o, self.o.b, self.o.product.x
         if not x.shaped.quantized:
             return None
-        row_stride, group_stride = x.scale_strides(o.pointers.m)
+        row_stride, group_stride = x.scale_strides(self.count())
         group = None if k is None else o.scale_group(x, k)
-        base = b.offset(o.pointers.scale(x), b.mul(b.i64(self.row), row_stride))
+        base = o.pointers.scale(x)
         if group is not None:
             base = b.offset(base, b.mul(group, group_stride))
-        rows = b.range(o.config.rows)
-        mask = b.less(rows, b.sub(o.pointers.m, self.row))
-        loaded = b.load(b.offset(base, b.mul(rows, row_stride)), mask)
+        mask = b.less(b.range(o.config.rows), self.left())
+        loaded = b.load(self.at(base, row_stride), mask)
         # Two dimensions before it is carried round the loop: warp specialization wants that.
         scale = b.expand(b.convert(loaded, "f32"), 0 if o.config.swap else 1)
         return scale, group is not None
+
+    def count(self) -> ir.Value:
+        """How many rows x has."""
+        return self.o.pointers.m
+
+    def at(self, base: ir.Value, stride: int | ir.Value) -> ir.Value:
+        """Where what belongs to each row lies, `stride` elements apart."""
+        b = self.o.b
+        base = b.offset(base, b.mul(b.i64(self.rows.first), stride))
+        return b.offset(base, b.mul(b.range(self.o.config.rows), stride))
+
+
+class _GatheredRows(_XRows):
+    """The same where `tokens` say which rows of x they are; none but those of x are read."""
+
+    def __init__(self, operands: Operands, rows: Rows) -> None:
+        super().__init__(operands, rows)
+        b, product = operands.b, operands.product
+        assert product.tokens is not None
+        at = b.offset(operands.pointers.data(product.tokens), rows.first)
+        numbers = b.range(operands.config.rows)
+        tokens = b.load(b.offset(at, numbers), b.less(numbers, self.left()))
+        self.tokens = b.maximum(b.minimum(tokens, b.sub(self.count(), 1)), 0)
+        data = operands.pointers.data(product.x)
+        self.begin = b.expand(b.offset(data, b.mul(b.i64(self.tokens), product.k)), 1)
+
+    def load(self, k: ir.Value) -> ir.Value:
+        o, b = self.o, self.o.b
+        at = b.offset(self.begin, b.add(o.columns(), b.mul(k, o.config.depth)))
+        there = b.less(b.expand(b.range(o.config.rows), 1), self.left())
+        return o.decoded(b.load(at, b.both(there, o.inside(k))))
+
+    def count(self) -> ir.Value:
+        tokens = self.o.product.tokens
+        assert tokens is not None
+        return self.o.b.div(self.o.pointers.m, tokens.width)
+
+    def at(self, base: ir.Value, stride: int | ir.Value) -> ir.Value:
+        b = self.o.b
+        return b.offset(base, b.mul(self.tokens, stride))
 
 
 class _WRows:
     """The rows of w for one tile of one part, and their scales: a scalar, or one for each row."""
 
-    def __init__(self, operands: Operands, first_row: ir.Value, column: ir.Value) -> None:
+    def __init__(
+        self,
+        operands: Operands,
+        first_row: ir.Value,
+        column: ir.Value,
+        expert: ir.Value | None = None,
+    ) -> None:
         self.o, self.first_row, self.column = operands, first_row, column
+        self.expert = expert
 
     def load(self, k: ir.Value) -> ir.Value:
-        o, b = self.o, self.o.b
+        o, b, row = self.o, self.o.b, self.first_row
         if o.w_desc is not None:
-            return b.load_block(o.w_desc, self.first_row, b.mul(k, o.config.depth))
+            return b.load_block(o.w_desc, row, b.mul(k, o.config.depth))
+        if self.expert is not None:
+            row = b.add(row, b.mul(self.expert, o.product.n))
         ragged = o.group.width % o.config.columns
         left = b.sub(o.group.width, self.column) if ragged else None
-        return o.load(o.product.w, self.first_row, o.config.columns, left, k)
+        return o.load(o.product.w, row, o.config.columns, left, k)
 
     def scale(self, k: ir.Value | None) -> tuple[ir.Value, bool] | None:
         o, b, w = self.o, self.o.b, self.o.product.w
@@ -190,9 +263,12 @@ class _WRows:
         row_stride, group_stride = w.scale_strides()
         group = None if k is None else o.scale_group(w, k)
         base = o.pointers.scale(w)
+        if self.expert is not None:
+            scales = math.prod(w.shaped.scale_shape[-2:])
+            base = b.offset(base, b.mul(self.expert, scales))
         if group is not None:
             base = b.offset(base, b.mul(group, group_stride))
-        per_scale, total = scheme.block[0], w.shaped.shape[0]
+        per_scale, total = scheme.block[0], o.product.n
         if per_scale >= total:
             return b.convert(b.load(base), "f32"), group is not None
         if per_scale % o.config.columns == 0:

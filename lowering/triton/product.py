@@ -1,10 +1,10 @@
-"""What a `qfuse.matmul` asks for, and how its work is cut for a GPU."""
+"""What a product asks for, and how its work is cut for a GPU."""
 
 from dataclasses import dataclass
 from math import gcd
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import accumulators_of
+from qfuse.dialects.matmul_op import INPUTS, accumulators_of
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.triton.epilogue import region_error
@@ -29,7 +29,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Product:
-    """A matmul as plain data."""
+    """A matmul as plain data; or, where there is an `indptr`, one by the weights of experts."""
 
     signature: Signature
     x: Tensor
@@ -40,10 +40,18 @@ class Product:
     starts: tuple[int, ...]
     """Row of w where each part begins."""
     groups: tuple[Group, ...]
+    indptr: Tensor | None = None
+    tokens: Tensor | None = None
+    """Which rows of x are those of the product; without it, x has them in their order."""
 
     @property
     def k(self) -> int:
         return self.w.width
+
+    @property
+    def n(self) -> int:
+        """Rows of the weight, or of each expert's."""
+        return self.w.shaped.shape[-2]
 
     @property
     def region(self) -> ir.Block:
@@ -81,9 +89,12 @@ class Product:
 
 
 def read_product(signature: Signature) -> Product:
-    """The operands, parts and groups of the matmul of `signature`."""
+    """The operands, parts and groups of the product of `signature`."""
     op = signature.op
-    x, w, *extras = signature.operands
+    given = iter(signature.operands)
+    sizes = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[: INPUTS[op.name]]
+    x, w, *routing = (next(given) if size else None for size in sizes)
+    assert x is not None and w is not None
     widths = tuple(ir.DenseI64ArrayAttr(op.attributes["parts"]))
     starts = []
     for i in range(len(widths)):
@@ -96,7 +107,9 @@ def read_product(signature: Signature) -> Product:
         results = tuple(i for i, r in enumerate(signature.results) if r.width == width)
         parts = tuple(sorted({p for i in results for p in read[i]}))
         groups.append(Group(width, parts, results))
-    return Product(signature, x, w, tuple(extras), maps, widths, tuple(starts), tuple(groups))
+    return Product(
+        signature, x, w, tuple(given), maps, widths, tuple(starts), tuple(groups), *routing
+    )
 
 
 def refuse(op: ir.Operation, x: Shaped, w: Shaped, results: list[Shaped], gpu: Gpu) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC, ceil_div
 from qfuse.lowering.triton.gpu import Gpu
-from qfuse.lowering.triton.kernel import Grid, Launch, Variant
+from qfuse.lowering.triton.kernel import Grid, Variant
 from qfuse.lowering.triton.product import SCALE_TYPES
 from qfuse.lowering.triton.signature import LaunchBuilder, Signature, open_launch
 from qfuse.lowering.triton.tile import Tile
@@ -54,7 +54,7 @@ def build_rows(
         row = b.mul(b.div(number, tiles) if tiles > 1 else number, rows)
         column = b.mul(b.rem(number, tiles), columns) if tiles > 1 else b.full(0)
         body(launch, Tile(b, launch.pointers, row, rows, column, columns, width))
-    return [Variant(1, None, (_made(launch),))]
+    return [Variant(1, None, (launch.made,))]
 
 
 def row_error(value: Shaped) -> str | None:
@@ -92,8 +92,3 @@ def results_error(results: Sequence[Shaped]) -> str | None:
 def power_of_two(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()
-
-
-def _made(launch: LaunchBuilder) -> Launch:
-    assert launch.launch is not None
-    return launch.launch

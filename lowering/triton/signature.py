@@ -103,6 +103,11 @@ class LaunchBuilder:
         self.pointers = pointers
         self.launch: Launch | None = None
 
+    @property
+    def made(self) -> Launch:
+        assert self.launch is not None, "the launch is still being emitted"
+        return self.launch
+
 
 @contextmanager
 def open_launch(

@@ -1,10 +1,11 @@
 """Kernels as text that Triton reads; needs no MLIR.
 
-Operations of `tt` are in generic form, which every version reads.  Two spellings are not ours:
+Operations of `tt` are in generic form, which every version reads.  Some spellings are not ours:
 
 | ours | Triton 3.6 | Triton 3.9 |
 |---|---|---|
 | `tt.reduce_return` | `tt.reduce.return` | `tt.reduce.return` |
+| `tt.scan_return` | `tt.scan.return` | `tt.scan.return` |
 | `!tt.tensordesc<tensor<128x64xbf16>>` | the same | `!tt.tensordesc<128x64xbf16>` |
 """
 

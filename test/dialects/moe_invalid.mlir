@@ -201,3 +201,156 @@ func.func @case(%y: tensor<?x8x256xbf16>, %slots: tensor<?x8xi32>, %weights: ten
   %out = "qfuse.combine"(%y, %slots, %weights, %res) {operandSegmentSizes = array<i32: 1, 1, 1, 1>} : (tensor<?x8x256xbf16>, tensor<?x8xi32>, tensor<?x8xf32>, tensor<?x256xf32>) -> tensor<?x256xbf16>
   return
 }
+
+// -----
+
+// How many experts there are is known.
+func.func @case(%logits: tensor<?x?xf32>) {
+  // expected-error @+1 {{logits are tensor<?x?xf32>; expected a float [T, E] with E known}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x?xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// Logits are a matrix.
+func.func @case(%logits: tensor<1x?x16xf32>) {
+  // expected-error @+1 {{logits are tensor<1x?x16xf32>; expected a float [T, E] with E known}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<1x?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// Logits are numbers to be scored.
+func.func @case(%logits: tensor<?x16xi32>) {
+  // expected-error @+1 {{logits are tensor<?x16xi32>; expected a float [T, E] with E known}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xi32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// A bias for each expert.
+func.func @case(%logits: tensor<?x16xf32>, %bias: tensor<8xf32>) {
+  // expected-error @+1 {{the bias is tensor<8xf32>; expected tensor<16xf32>}}
+  %ids, %weights = "qfuse.select_experts"(%logits, %bias) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>, tensor<8xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// All is computed in f32.
+func.func @case(%logits: tensor<?x16xf32>, %bias: tensor<16xbf16>) {
+  // expected-error @+1 {{the bias is tensor<16xbf16>; expected tensor<16xf32>}}
+  %ids, %weights = "qfuse.select_experts"(%logits, %bias) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>, tensor<16xbf16>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// Ids are whole numbers.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{ids are tensor<?x4xf32>; expected whole numbers [?, ?]}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xf32>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// Ids for each token.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{ids are tensor<3x4xi64>; expected whole numbers [?, ?]}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<3x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// No expert is chosen twice.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{ids are tensor<?x17xi64>; a token chooses 1 to 16 experts}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x17xi64>, tensor<?x17xf32>)
+  return
+}
+
+// -----
+
+// How many experts a token chooses is known.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{a token chooses 1 to 16 experts}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x?xi64>, tensor<?x?xf32>)
+  return
+}
+
+// -----
+
+// A weight for each choice.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{weights are tensor<?x2xf32>; expected a float [?, 4]}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x2xf32>)
+  return
+}
+
+// -----
+
+// Weights are fractions.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{weights are tensor<?x4xi64>; expected a float [?, 4]}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xi64>)
+  return
+}
+
+// -----
+
+// Either they are divided by their sum or not.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{normalize is 1 : i64; expected true or false}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = 1 : i64, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// The scores that kernels know.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{scoring "tanh" is not one of softmax, sigmoid}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "tanh", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// Groups are equal.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{1 of 3 groups of 16 experts; use equal groups, 1 or more}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 3 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// There is a group at least.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{1 of 0 groups of 16 experts; use equal groups, 1 or more}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 0 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// No more groups are used than there are.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{5 of 4 groups of 16 experts; use equal groups, 1 or more}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 4 : i64, groups_used = 5 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}
+
+// -----
+
+// The groups used have experts enough.
+func.func @case(%logits: tensor<?x16xf32>) {
+  // expected-error @+1 {{a token chooses 4 experts of 2}}
+  %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 8 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+  return
+}

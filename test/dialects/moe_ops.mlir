@@ -45,3 +45,15 @@ func.func @plain(%x: tensor<3x64xbf16>, %ids: tensor<3x2xi32>, %w: tensor<4x96x6
   }) {parts = array<i64: 96>, maps = ["[N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<3x64xbf16>, tensor<4x96x64xbf16>, tensor<5xi32>, tensor<3x2xi32>, tensor<96xbf16>) -> tensor<3x2x96xf32>
   return %y : tensor<3x2x96xf32>
 }
+
+// Routers: a softmax over all experts; sigmoids with a correction bias and 4 of 8 groups; 32-bit ids of all experts.
+// CHECK-LABEL: func.func @routers
+// CHECK: "qfuse.select_experts"(%{{.*}}) {groups_used = 1 : i64, normalize = true, num_groups = 1 : i64, scale = 1.000000e+00 : f64, scoring = "softmax"} : (tensor<?x128xbf16>) -> (tensor<?x8xi64>, tensor<?x8xbf16>)
+// CHECK: "qfuse.select_experts"(%{{.*}}, %{{.*}}) {groups_used = 4 : i64, normalize = true, num_groups = 8 : i64, scale = 2.500000e+00 : f64, scoring = "sigmoid"} : (tensor<?x256xf32>, tensor<256xf32>) -> (tensor<?x8xi64>, tensor<?x8xf32>)
+// CHECK: "qfuse.select_experts"{{.*}}normalize = false{{.*}} : (tensor<3x4xf16>) -> (tensor<3x4xi32>, tensor<3x4xf32>)
+func.func @routers(%soft: tensor<?x128xbf16>, %sig: tensor<?x256xf32>, %bias: tensor<256xf32>, %few: tensor<3x4xf16>) {
+  %a:2 = "qfuse.select_experts"(%soft) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<?x128xbf16>) -> (tensor<?x8xi64>, tensor<?x8xbf16>)
+  %b:2 = "qfuse.select_experts"(%sig, %bias) {scoring = "sigmoid", normalize = true, scale = 2.5 : f64, num_groups = 8 : i64, groups_used = 4 : i64} : (tensor<?x256xf32>, tensor<256xf32>) -> (tensor<?x8xi64>, tensor<?x8xf32>)
+  %c:2 = "qfuse.select_experts"(%few) {scoring = "softmax", normalize = false, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<3x4xf16>) -> (tensor<3x4xi32>, tensor<3x4xf32>)
+  return
+}

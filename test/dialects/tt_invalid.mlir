@@ -206,6 +206,42 @@ func.func @case(%a: tensor<16x32xf32>) {
 
 // -----
 
+// A scan has its own terminator.
+func.func @case(%a: tensor<16xi32>) {
+  // expected-error @+1 {{the region must end with tt.scan_return}}
+  %0 = "tt.scan"(%a) ({
+  ^bb0(%l: i32, %r: i32):
+    "tt.reduce_return"(%l) : (i32) -> ()
+  }) {axis = 0 : i32, reverse = false} : (tensor<16xi32>) -> tensor<16xi32>
+  return
+}
+
+// -----
+
+// A scan has a direction.
+func.func @case(%a: tensor<16xi32>) {
+  // expected-error @+1 {{reverse is 0 : i32; expected true or false}}
+  %0 = "tt.scan"(%a) ({
+  ^bb0(%l: i32, %r: i32):
+    "tt.scan_return"(%l) : (i32) -> ()
+  }) {axis = 0 : i32, reverse = 0 : i32} : (tensor<16xi32>) -> tensor<16xi32>
+  return
+}
+
+// -----
+
+// A scan keeps its shape.
+func.func @case(%a: tensor<16x32xi32>) {
+  // expected-error @+1 {{result is tensor<16xi32>; expected tensor<16x32xi32>}}
+  %0 = "tt.scan"(%a) ({
+  ^bb0(%l: i32, %r: i32):
+    "tt.scan_return"(%l) : (i32) -> ()
+  }) {axis = 1 : i32, reverse = false} : (tensor<16x32xi32>) -> tensor<16xi32>
+  return
+}
+
+// -----
+
 // Conversions between floats only.
 func.func @case(%a: tensor<16xi32>) {
   // expected-error @+1 {{source is tensor<16xi32>; expected floats}}

@@ -45,6 +45,16 @@
     %0 = arith.maximumf %lhs, %rhs : f32
     "tt.reduce_return"(%0) : (f32) -> ()
   }) {axis = 2 : i32} : (tensor<64x2x32xf32>) -> tensor<64x2xf32>
+  // CHECK-NEXT: "tt.scan"(%[[R]]) ({
+  // CHECK-NEXT: ^bb0(%[[A:.+]]: i32, %[[B:.+]]: i32):
+  // CHECK-NEXT:   %[[SUM:.+]] = arith.addi %[[A]], %[[B]] : i32
+  // CHECK-NEXT:   "tt.scan_return"(%[[SUM]]) : (i32) -> ()
+  // CHECK-NEXT: }) {axis = 0 : i32, reverse = false} : (tensor<64xi32>) -> tensor<64xi32>
+  %sums = "tt.scan"(%r) ({
+  ^bb0(%lhs: i32, %rhs: i32):
+    %0 = arith.addi %lhs, %rhs : i32
+    "tt.scan_return"(%0) : (i32) -> ()
+  }) {axis = 0 : i32, reverse = false} : (tensor<64xi32>) -> tensor<64xi32>
   // CHECK-NEXT: "tt.precise_divf"(%{{.+}}, %{{.+}}) : (tensor<64x2xf32>, tensor<64x2xf32>) -> tensor<64x2xf32>
   %div = "tt.precise_divf"(%max, %max) : (tensor<64x2xf32>, tensor<64x2xf32>) -> tensor<64x2xf32>
   // CHECK-NEXT: "tt.precise_sqrt"(%{{.+}}) : (tensor<64x2xf32>) -> tensor<64x2xf32>

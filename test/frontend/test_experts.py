@@ -239,8 +239,6 @@ def test_one_operator_for_the_experts_of_a_layer(checkpoints, architecture):
     text = str(imported.module)
     sparse = 1 if architecture == "deepseek_v3" else 2
     assert text.count('"torch.qfuse.moe_experts"') == sparse
-    assert text.count("torch.aten.topk") == (3 if architecture == "deepseek_v3" else 2)
-    assert "torch.aten.div_" not in text and "scatter_" not in text
     assert text.count("!torch.vtensor<[8,128,72],f8E4M3FN>") >= sparse
     # attention, dense layers and shared experts are ordinary quantized layers
     linears = {"qwen3_moe": 8, "mixtral": 8, "deepseek_v3": 10 + 3 + 3}[architecture]

@@ -7,7 +7,7 @@ import pytest
 from qfuse.tools.qfuse import main
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "deepseek_v3"])
 def test_demo(checkpoints, capsys, architecture):
     """Fused and unfused programs say the same, and it is near what transformers says in f32."""
     path = checkpoints(architecture=architecture)
@@ -16,8 +16,9 @@ def test_demo(checkpoints, capsys, architecture):
     assert data["greedy_tokens_equal"] is True and len(data["tokens"]) == 8
     assert data["max_rel_err_vs_unfused"] == 0.0
     assert data["rel_err_vs_fp32"] < 0.05 and data["rel_err_vs_fp32_quantized"] < 0.05
-    assert data["kernels_after"] < data["kernels_before"]
-    assert data["patterns"]["moe-experts"]["fired"] == (1 if architecture == "deepseek_v3" else 2)
+    assert data["kernels_after"] < 0.65 * data["kernels_before"]
+    for pattern in ("select-experts", "moe-experts"):
+        assert data["patterns"][pattern]["fired"] == (1 if architecture == "deepseek_v3" else 2)
 
 
 def test_unquantized_experts_run_on_torch(checkpoints, capsys):
@@ -25,6 +26,9 @@ def test_unquantized_experts_run_on_torch(checkpoints, capsys):
     assert main(["demo", "--model", str(path), "--tokens", "4", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["greedy_tokens_equal"] is True and data["rel_err_vs_fp32"] < 0.05
+    assert data["patterns"]["select-experts"]["fired"] == 2
+    refused = data["patterns"]["moe-experts"]
+    assert refused["refused"] == 2 and "bf16, not quantized" in next(iter(refused["reasons"]))
 
 
 def test_arch_and_model_exclude_each_other(checkpoints, capsys):
@@ -37,3 +41,4 @@ def test_config_only(checkpoints, capsys):
     assert main(["compile", "--config-only", str(config), "--json"]) == 0
     ops = json.loads(capsys.readouterr().out)["ops"]["fused"]
     assert ops["qfuse.group_matmul"] == 2 and ops["qfuse.route"] == ops["qfuse.combine"] == 1
+    assert ops["qfuse.select_experts"] == 1

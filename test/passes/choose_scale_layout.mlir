@@ -8,6 +8,8 @@
 !q = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #row>
 !t = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #token>
 !w = !qfuse.qtensor<tensor<512x512xf8E4M3FN>, #weight>
+!we = !qfuse.qtensor<tensor<4x512x512xf8E4M3FN>, #weight>
+!qh = !qfuse.qtensor<tensor<?x2x512xf8E4M3FN>, #row>
 !wt = !qfuse.qtensor<tensor<512x512xf8E4M3FN>, #per_row>
 
 // CHECK-DAG: scale-layout: fired at qfuse.quantize
@@ -26,6 +28,26 @@ func.func @fires(%x: !x, %w: !w) -> (!x, !x) {
   }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!q, !w) -> !x
   %d = "qfuse.dequantize"(%q) : (!q) -> !x
   return %y, %d : !x, !x
+}
+
+// The tokens of a layer of experts, and the rows between its two products.
+// CHECK-LABEL: func.func @experts
+// CHECK:         "qfuse.quantize"{{.*}} -> !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<{{.*}}, "col_major">>
+// CHECK:         "qfuse.group_matmul"
+// CHECK:         -> !qfuse.qtensor<tensor<?x2x512xf8E4M3FN>, #qfuse.scheme<{{.*}}, "col_major">>
+// CHECK:         "qfuse.group_matmul"
+// CHECK:         -> tensor<?x2x512xbf16>
+func.func @experts(%x: !x, %w: !we, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>) -> tensor<?x2x512xbf16> {
+  %q = "qfuse.quantize"(%x) : (!x) -> !q
+  %h = "qfuse.group_matmul"(%q, %w, %indptr, %tokens) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!q, !we, tensor<5xi32>, tensor<?x2xi32>) -> !qh
+  %y = "qfuse.group_matmul"(%h, %w, %indptr) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qh, !we, tensor<5xi32>) -> tensor<?x2x512xbf16>
+  return %y : tensor<?x2x512xbf16>
 }
 
 // Scales that somebody sees stay as the type says they are.

@@ -4,6 +4,14 @@
 // A layer as the front end writes it: the experts are one operator, and views lead to its [T, H] and back.
 // RAISED-DAG: moe-experts: fired at torch.operator
 // RAISED-DAG: moe-experts: refused at torch.operator (odd): the activation is tanh; use silu, gelu, gelu_tanh, relu
+// RAISED-DAG: moe-experts: refused at torch.operator (plain): the weights of experts are bf16, not quantized, so they run on torch, one expert after the other; use a checkpoint whose experts are FP8 with block scales
+// RAISED-DAG: select-experts: fired at torch.operator
+// RAISED-DAG: select-experts: refused at torch.operator (how many): an option of the router is not a constant
+// RAISED-DAG: select-experts: refused at torch.operator (scores): the scoring is tanh; use softmax, sigmoid
+// RAISED-DAG: select-experts: refused at torch.operator (unequal): 2 of 3 groups of 16 experts are used; use equal groups, 1 or more
+// RAISED-DAG: select-experts: refused at torch.operator (scarce): a token chooses 4 experts of 2; use 1 to 2
+// RAISED-DAG: select-experts: refused at torch.operator (any): the logits are tensor<?x?xf32>; use float logits [T, E] with E known
+// RAISED-DAG: select-experts: refused at torch.operator (rough): the bias is tensor<16xbf16>; use tensor<16xf32>
 // RAISED-LABEL: func.func @main
 // RAISED:         %[[SLOTS:.+]]:3 = "qfuse.route"(%{{.+}}) {num_experts = 16 : i64} : (tensor<?x4xi64>) -> (tensor<?x4xi32>, tensor<?x4xi32>, tensor<17xi32>)
 // RAISED:         %[[GU:.+]]:2 = "qfuse.group_matmul"(%[[X:.+]], %{{.+}}, %[[SLOTS]]#2, %[[SLOTS]]#1)
@@ -74,5 +82,74 @@ func.func @look_alike(
   %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  return %y : !torch.vtensor<[?,256],bf16>
+}
+
+// Routers of Qwen3-MoE and DeepSeek-V3, and one whose weights are not divided by their sum.
+// RAISED-LABEL: func.func @routers
+// RAISED-NOT:     torch.operator
+// RAISED:         "qfuse.select_experts"(%{{.+}}) {groups_used = 1 : i64, normalize = true, num_groups = 1 : i64, scale = 1.000000e+00 : f64, scoring = "softmax"} : (tensor<?x16xbf16>) -> (tensor<?x4xi64>, tensor<?x4xbf16>)
+// RAISED-NOT:     torch.operator
+// RAISED:         "qfuse.select_experts"(%{{.+}}, %{{.+}}) {groups_used = 2 : i64, normalize = true, num_groups = 4 : i64, scale = 2.500000e+00 : f64, scoring = "sigmoid"} : (tensor<?x16xf32>, tensor<16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+// RAISED-NOT:     torch.operator
+// RAISED:         "qfuse.select_experts"(%{{.+}}) {{{.*}}normalize = false{{.*}} : (tensor<?x16xbf16>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
+// RAISED-NOT:     torch.operator
+// RAISED:         return
+func.func @routers(%soft: !torch.vtensor<[?,16],bf16>, %sig: !torch.vtensor<[?,16],f32>, %bias: !torch.vtensor<[16],f32>)
+    -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>) {
+  %none = torch.constant.none
+  %one = torch.constant.int 1
+  %two = torch.constant.int 2
+  %four = torch.constant.int 4
+  %f32 = torch.constant.int 6
+  %unit = torch.constant.float 1.0
+  %more = torch.constant.float 2.5
+  %yes = torch.constant.bool true
+  %no = torch.constant.bool false
+  %softmax = torch.constant.str "softmax"
+  %sigmoid = torch.constant.str "sigmoid"
+  %a:2 = torch.operator "torch.qfuse.select_experts"(%soft, %none, %four, %softmax, %yes, %unit, %one, %one, %f32) : (!torch.vtensor<[?,16],bf16>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],bf16>)
+  %b:2 = torch.operator "torch.qfuse.select_experts"(%sig, %bias, %four, %sigmoid, %yes, %more, %four, %two, %f32) : (!torch.vtensor<[?,16],f32>, !torch.vtensor<[16],f32>, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  %c:2 = torch.operator "torch.qfuse.select_experts"(%soft, %none, %four, %softmax, %no, %unit, %one, %one, %f32) : (!torch.vtensor<[?,16],bf16>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  return %a#0, %a#1, %b#0, %b#1, %c#0, %c#1 : !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>
+}
+
+// What no kernel could do stays with torch, and says why.
+// RAISED-LABEL: func.func @odd_routers
+// RAISED-COUNT-6: torch.operator "torch.qfuse.select_experts"
+// RAISED:         return
+func.func @odd_routers(
+    %howmany: !torch.vtensor<[?,16],f32> {qfuse.name = "how many"}, %scores: !torch.vtensor<[?,16],f32> {qfuse.name = "scores"}, %unequal: !torch.vtensor<[?,16],f32> {qfuse.name = "unequal"},
+    %scarce: !torch.vtensor<[?,16],f32> {qfuse.name = "scarce"}, %any: !torch.vtensor<[?,?],f32> {qfuse.name = "any"}, %rough: !torch.vtensor<[?,16],f32> {qfuse.name = "rough"},
+    %bias: !torch.vtensor<[16],bf16>, %k: !torch.int) -> (!torch.vtensor<[?,?],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>) {
+  %none = torch.constant.none
+  %one = torch.constant.int 1
+  %two = torch.constant.int 2
+  %three = torch.constant.int 3
+  %four = torch.constant.int 4
+  %eight = torch.constant.int 8
+  %f32 = torch.constant.int 6
+  %unit = torch.constant.float 1.0
+  %yes = torch.constant.bool true
+  %softmax = torch.constant.str "softmax"
+  %tanh = torch.constant.str "tanh"
+  %r0:2 = torch.operator "torch.qfuse.select_experts"(%howmany, %none, %k, %softmax, %yes, %unit, %one, %one, %f32) : (!torch.vtensor<[?,16],f32>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,?],si64>, !torch.vtensor<[?,?],f32>)
+  %r1:2 = torch.operator "torch.qfuse.select_experts"(%scores, %none, %four, %tanh, %yes, %unit, %one, %one, %f32) : (!torch.vtensor<[?,16],f32>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  %r2:2 = torch.operator "torch.qfuse.select_experts"(%unequal, %none, %four, %softmax, %yes, %unit, %three, %two, %f32) : (!torch.vtensor<[?,16],f32>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  %r3:2 = torch.operator "torch.qfuse.select_experts"(%scarce, %none, %four, %softmax, %yes, %unit, %eight, %one, %f32) : (!torch.vtensor<[?,16],f32>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  %r4:2 = torch.operator "torch.qfuse.select_experts"(%any, %none, %four, %softmax, %yes, %unit, %one, %one, %f32) : (!torch.vtensor<[?,?],f32>, !torch.none, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  %r5:2 = torch.operator "torch.qfuse.select_experts"(%rough, %bias, %four, %softmax, %yes, %unit, %one, %one, %f32) : (!torch.vtensor<[?,16],f32>, !torch.vtensor<[16],bf16>, !torch.int, !torch.str, !torch.bool, !torch.float, !torch.int, !torch.int, !torch.int) -> (!torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>)
+  return %r0#0, %r1#0, %r2#0, %r3#0, %r4#0, %r5#0 : !torch.vtensor<[?,?],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>
+}
+
+// Experts with plain weights are an operator that only torch has.
+// RAISED-LABEL: func.func @plain
+// RAISED-NOT:     qfuse.route
+// RAISED:         torch.operator "torch.qfuse.dense_experts"
+func.func @plain(
+    %rows: !torch.vtensor<[?,256],bf16>, %ids: !torch.vtensor<[?,4],si64>, %weights: !torch.vtensor<[?,4],f32>,
+    %gate_up: !torch.vtensor<[16,384,256],bf16> {qfuse.name = "plain"}, %down: !torch.vtensor<[16,256,192],bf16>) -> !torch.vtensor<[?,256],bf16> {
+  %silu = torch.constant.str "silu"
+  %y = torch.operator "torch.qfuse.dense_experts"(%rows, %ids, %weights, %gate_up, %down, %silu) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,384,256],bf16>, !torch.vtensor<[16,256,192],bf16>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }

@@ -373,7 +373,13 @@ def test_static_suite(capsys, tmp_path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
 @pytest.mark.parametrize(
-    "argv", [["bench", "--suite", "gpu-gemm"], ["tune", "--table", "TABLE"]], ids=["bench", "tune"]
+    "argv",
+    [
+        ["bench", "--suite", "gpu-gemm"],
+        ["bench", "--suite", "gpu-moe"],
+        ["tune", "--table", "TABLE"],
+    ],
+    ids=["gemm", "moe", "tune"],
 )
 def test_measuring_needs_a_gpu(capsys, tmp_path, argv: list[str]) -> None:
     table = tmp_path / "t.json"
@@ -388,7 +394,7 @@ def test_the_gemm_suite_as_a_command(host: HostGpu, monkeypatch, capsys) -> None
     about = {"target": "cuda:sm_90", "gpu": "none", "date": "2026-11-20",
              "copy_gb_per_s": 4000.0, "bf16_tflops": 1000.0}  # fmt: skip
     monkeypatch.setattr(gemm, "open_machine", lambda gpu: (machine(1e-6), about))
-    monkeypatch.setattr(gemm, "_loader", lambda: host.load)
+    monkeypatch.setattr(gemm, "loader", lambda: host.load)
     monkeypatch.setattr(gemm, "Mlp", lambda: SMALL)
     unfused = [Fused(SM_90, host.load), UnfusedBf16(compile=lambda f: f)]
     monkeypatch.setattr(gemm, "chain_subjects", lambda *_: unfused)

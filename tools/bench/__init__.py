@@ -1,4 +1,4 @@
-"""Benchmarks of GPU kernels.
+"""Benchmarks of kernels.
 
 | file | what it holds |
 |---|---|
@@ -9,5 +9,17 @@
 | baseline.py | the seed's Triton kernel with its fixed tiles |
 | chain.py | the MLP of a transformer, fused and unfused |
 | kernels.py | our kernels, compiled and started |
-| timing.py | CUDA graphs, rotated buffers, the limits of the machine |
+| timing.py | CUDA graphs, rounds, rotated buffers, the limits of a GPU |
+| cpu_limits.py | the limits of a CPU |
+
+Experts of a mixture-of-experts layer, from bf16 tokens to their sums:
+
+| file | what it holds |
+|---|---|
+| moe.py | models, routings, tensors and the reference |
+| moe_chain.py | the kernels that the compiler makes of a layer |
+| moe_peers.py | torch: eager, a loop in bf16, grouped_mm, scaled_grouped_mm |
+| moe_suite.py | the rows of a report |
+| cpu_moe.py, gpu_moe.py | `--suite cpu-moe`, `--suite gpu-moe`: ours, and the machine |
+| table.py | reports for people, of all suites |
 """

@@ -206,7 +206,9 @@ def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     m, k = x.shape
     groups = torch.nn.functional.pad(x.float(), (0, -k % BLOCK)).view(m, -1, BLOCK)
     amax = groups.abs().amax(-1, keepdim=True).clamp(min=_LEAST)
-    codes = (groups * (_LARGEST / amax)).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
+    # torch computes `number / tensor` as number * (1 / tensor), which rounds twice.
+    inverse = torch.full_like(amax, _LARGEST) / amax
+    codes = (groups * inverse).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
     return codes.view(m, -1)[:, :k].contiguous(), (amax / _LARGEST).squeeze(-1)
 
 

@@ -19,7 +19,7 @@ from qfuse.tools.bench.cases import (
     make_operands,
     quantize,
 )
-from qfuse.tools.bench.kernels import Call, Runner, compiled
+from qfuse.tools.bench.kernels import Call, Runner, compiled, in_turn
 from qfuse.tools.bench.subjects import Prepared, column_major, reading, scaled_mm_call
 
 EPS = 1e-6
@@ -141,7 +141,7 @@ class Fused:
                 gate_up.call([*n, *o.gate_up, *acted]),
                 down.call([*acted, *o.down, o.h, out]),
             ]
-            calls.append(_in_turn(steps))
+            calls.append(in_turn(steps))
             results.append(out)
         return Prepared(calls, reading(results))
 
@@ -226,11 +226,3 @@ def _quantized(m: int, width: int, device: torch.device) -> tuple[torch.Tensor, 
     """Memory for codes [M, width] and their scales."""
     codes = torch.empty(m, width, dtype=torch.float8_e4m3fn, device=device)
     return codes, torch.empty(m, -(-width // BLOCK), device=device)
-
-
-def _in_turn(steps: Sequence[Call]) -> Call:
-    def call() -> None:
-        for step in steps:
-            step()
-
-    return call

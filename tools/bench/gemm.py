@@ -86,7 +86,7 @@ def measure(
         if not error <= tolerance:
             return {"failed": f"wrong numbers in the graph: relative error {error:.2g}"}
     except Exception as failure:  # torch, Triton and cuBLAS have no type of error in common
-        return {"failed": _first_line(failure)}
+        return {"failed": first_line(failure)}
     return {"seconds": seconds, "us": seconds * 1e6, "error": error}
 
 
@@ -117,7 +117,7 @@ def run(
     """
     machine, about = open_machine(gpu)
     yield {"suite": "gpu-gemm", **about}
-    load = _loader()
+    load = loader()
     yield from report(cases, rows, subjects(gpu, load, directory), machine)
     if chain:
         found = chain_subjects(gpu, load, directory)
@@ -172,12 +172,18 @@ def chain_row(mlp: Mlp, m: int, found: Sequence[ChainSubject], machine: Machine)
     }
 
 
-def _loader() -> Any:
+def loader() -> Any:
     from qfuse.lowering.triton.launcher import LoadedGpuKernel
 
     return LoadedGpuKernel
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in short, while others are measured."""
+    found = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+    return f"{row.get('shape') or row['chain']} M {row['m']}: {found}"

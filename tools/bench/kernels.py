@@ -35,8 +35,8 @@ class Runner:
         load: Callable[[GpuKernel], Any],
     ) -> None:
         self._loaded, self._m = load(kernel), m
-        self._scratch = _bytes(kernel.scratch_bytes(m), device)
-        self._counters = _bytes(kernel.counter_bytes, device).zero_()
+        self._scratch = aligned_bytes(kernel.scratch_bytes(m), device)
+        self._counters = aligned_bytes(kernel.counter_bytes, device).zero_()
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Call:
         """A launch on `tensors`, which are those of the kernel's parameters and stay alive."""
@@ -54,8 +54,18 @@ class Runner:
         return start
 
 
-def _bytes(size: int, device: torch.device) -> torch.Tensor:
+def aligned_bytes(size: int, device: torch.device) -> torch.Tensor:
     """Memory that begins at a multiple of 256."""
     whole = torch.empty(max(size, 1) + ALIGNMENT, dtype=torch.uint8, device=device)
     start = -whole.data_ptr() % ALIGNMENT
     return whole[start : start + max(size, 1)]
+
+
+def in_turn(steps: Sequence[Call]) -> Call:
+    """One call for several."""
+
+    def call() -> None:
+        for step in steps:
+            step()
+
+    return call

@@ -11,7 +11,9 @@ from qfuse.lowering.triton.sass import sass_report
 from qfuse.lowering.triton.tile_choice import choose
 from qfuse.lowering.triton.tile_model import SPEEDS, estimate, floor
 from qfuse.lowering.triton.tiles import Config
-from qfuse.tools.bench.cases import Case
+from qfuse.tools.bench.cases import SHAPES, Case
+from qfuse.tools.bench.gpu_moe import lowered
+from qfuse.tools.bench.moe import Experts, is_experts, parse_experts
 
 NOTE = "modelled and read from machine code; no GPU figure was taken"
 
@@ -44,11 +46,23 @@ def header(gpu: Gpu) -> dict[str, Any]:
     }
 
 
+def parse(texts: str | None) -> list[Case | Experts]:
+    """Shapes of products as `cases.parse_cases` reads them, experts as `moe.parse_experts`."""
+    if not texts:
+        return list(SHAPES)
+    parts = texts.split(",")
+    return [parse_experts(p)[0] if is_experts(p) else Case.parse(p) for p in parts]
+
+
 def report(
-    cases: Sequence[Case], rows: Sequence[int], gpu: Gpu, directory: Path | None
+    cases: Sequence[Case | Experts], rows: Sequence[int], gpu: Gpu, directory: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """One row of the report for each shape and number of rows; compiles only what serves them."""
+    """One row of the report for each shape and number of rows (for experts, of tokens); compiles
+    only what serves them."""
     for case in cases:
+        if isinstance(case, Experts):
+            yield from _report_experts(case, rows, gpu, directory)
+            continue
         problem, kernel = case.problem(gpu), case.lower(gpu)
         chosen = choose((problem,), gpu)
         reports: dict[str, dict[str, Any]] = {}
@@ -77,6 +91,38 @@ def report(
                 "modelled_tflops": flops / modelled.seconds / 1e12,
                 "modelled_gb_per_s": problem.bytes(m) / modelled.seconds / 1e9,
             }
+
+
+def _report_experts(
+    experts: Experts, rows: Sequence[int], gpu: Gpu, directory: Path | None
+) -> Iterator[dict[str, Any]]:
+    """The products of experts that as many choices meet as there are; nothing is modelled."""
+    speeds = SPEEDS[gpu.arch]
+    chain = lowered(experts, gpu)
+    steps = [step for step in chain.steps if step.name.startswith("group_matmul")]
+    halves = (2 * experts.intermediate, experts.hidden), (experts.hidden, experts.intermediate)
+    reports: dict[str, dict[str, Any]] = {}
+    for tokens in rows:
+        m = tokens * experts.choices
+        touched = min(experts.count, m)
+        for step, (n, k), which in zip(steps, halves, ("gate up", "down"), strict=True):
+            memory = touched * n * k / speeds.memory
+            compute = m * n * k / speeds.peak("f8E4M3FN", gpu)
+            for launch in step.kernel.variant(m).launches:
+                if launch.name not in reports:
+                    reports[launch.name] = _machine_code(launch, gpu, directory)
+                yield {
+                    "shape": f"{experts} {which}",
+                    "n": n,
+                    "k": k,
+                    "m": m,
+                    "touched": touched,
+                    "kernel": launch.name.removeprefix(f"{step.name}_"),
+                    "grid": list(launch.grid.of(m)),
+                    **reports[launch.name],
+                    "floor_us": max(memory, compute) * 1e6,
+                    "floor_bound": "memory" if memory >= compute else "tensor cores",
+                }
 
 
 def _machine_code(launch: Launch, gpu: Gpu, directory: Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the GPU suite measures for one product: each subject as calls on given operands."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,15 @@ Read = Callable[[], torch.Tensor]
 class Prepared:
     """Calls of one subject, one for each set of operands, and how to read what each has made.
 
-    A call that makes its result anew returns it instead; `read` is None, then.
+    A call that makes its result anew returns it instead; `read` is None, then.  Calls that are
+    not `captured` wait for the device, so no CUDA graph can hold them.  `parts` are calls that
+    make a part of the result, by name; all calls before have to have been made once.
     """
 
     calls: list[Call]
     read: list[Read] | None = None
+    captured: bool = True
+    parts: Mapping[str, list[Call]] = field(default_factory=dict)
 
     def first_result(self) -> torch.Tensor:
         """Make the first call and return what it made."""

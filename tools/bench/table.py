@@ -48,8 +48,54 @@ def show_gemm(console: Console, header: dict[str, Any], rows: Sequence[dict[str,
     )
 
 
+def show_moe(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """What `moe_suite.report` found; peers in milliseconds, and how many times ours."""
+    peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+    fixed = ("experts", "of", "tokens", "routing", "touched", "ms", "floor ms", "of floor", "bound")
+    table = Table(*fixed, *peers, title=_title(header))
+    for row in rows:
+        table.add_row(
+            row["case"],
+            str(row["experts"]),
+            str(row["tokens"]),
+            row["routing"],
+            _cell(row["touched"], ".0f"),
+            _cell(row["ms"], ".3f"),
+            _cell(row["floor_ms"], ".3f"),
+            _cell(row["of_floor"], ".0%"),
+            row["bound"],
+            *(_times(row["peers"].get(name), row["ratios"].get(name)) for name in peers),
+        )
+    console.print(table)
+    failed = {f"{name}: {why}" for row in rows for name, why in row["failed"].items()}
+    for said in [*header["notes"], *sorted(failed), _limits(rows)]:
+        console.print(said, highlight=False)
+
+
+def _times(ms: float | None, ratio: float | None) -> str:
+    return _cell(ms, ".3f") + ("" if ratio is None else f" ({ratio:.1f}x)")
+
+
+def _limits(rows: Sequence[dict[str, Any]]) -> str:
+    """From the least to the most that was measured in this run, beside the rows."""
+    found = []
+    for name in rows[0]["limits"]:
+        values = [row["limits"][name] for row in rows]
+        found.append(f"{name} {min(values):.0f} to {max(values):.0f}")
+    return "measured beside: " + ", ".join(found)
+
+
+SHOW = {
+    "gpu-static": show_static,
+    "gpu-gemm": show_gemm,
+    "cpu-moe": show_moe,
+    "gpu-moe": show_moe,
+}
+"""How each suite is printed."""
+
+
 def _title(header: dict[str, Any]) -> str:
-    known = (header.get(k) for k in ("suite", "target", "gpu", "date"))
+    known = (header.get(k) for k in ("suite", "target", "gpu", "cpu", "date"))
     return ", ".join(str(k) for k in known if k)
 
 

@@ -1,13 +1,16 @@
-"""Measuring on a GPU: launches in a CUDA graph, on rotated buffers, and the machine's limits."""
+"""Measuring: on a GPU launches in a CUDA graph, on a CPU rounds, on rotated buffers; limits."""
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+Name = TypeVar("Name")
 
 _COLD = 4
 """Times L2 that buffers take together, so that none is still there when its turn comes."""
@@ -19,6 +22,10 @@ _TARGET_SECONDS = 0.02
 _SAMPLES = 7
 _MAX_CALLS = 2048
 """Launches in one graph."""
+
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 51
+_ROUNDS_SECONDS = 10.0
+"""No further round on a CPU begins after that."""
 
 _COPIED, _PEAK = 1 << 29, 8192
 """Elements of bf16 that are copied, and the extents of the product that shows the peak."""
@@ -71,6 +78,39 @@ def graph_timer(calls: Sequence[Callable[[], Any]]) -> float:
     _replay(graph, replays)  # brings the clocks up
     samples = [_replay(graph, replays) for _ in range(_SAMPLES)]
     return statistics.median(samples) / (replays * inside * len(calls))
+
+
+def call_timer(calls: Sequence[Callable[[], Any]]) -> float:
+    """`Timer` of calls that wait for the GPU, which no graph can hold: with the host's part."""
+    for _ in range(2):
+        for call in calls:
+            call()
+    samples = []
+    for _ in range(_SAMPLES):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        torch.cuda.synchronize()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples) / len(calls)
+
+
+def interleaved(calls: Mapping[Name, Sequence[Callable[[], Any]]]) -> dict[Name, float]:
+    """Seconds that one call of each takes on this CPU: medians of rounds in which all take turns.
+
+    So what else the machine does meets all of them alike.
+    """
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for number in range(_MOST_ROUNDS):
+        if number >= _LEAST_ROUNDS and time.perf_counter() - begin > _ROUNDS_SECONDS:
+            break
+        for name, each in calls.items():
+            start = time.perf_counter()
+            each[number % len(each)]()
+            samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in samples.items()}
 
 
 def measure_limits(timer: Timer, device: torch.device) -> Limits:

@@ -13,7 +13,7 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import STORAGE_MAX, Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.triton import gemm
+from qfuse.lowering.triton import gemm, group_gemm
 from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.interpreter import Buffer
 from qfuse.lowering.triton.interpreter import run as interpret
@@ -75,9 +75,13 @@ def matmul_text(
     yields: Sequence[str] = ("%acc0",),
     extra: Sequence[tuple[Shaped, str]] = (),
     parts: Sequence[int] = (),
+    routing: Sequence[Shaped] = (),
 ) -> str:
-    """A product; the region's arguments are %acc0.. and %e0.., `body` is what it computes."""
-    parts = parts or [w.shape[0]]
+    """A product; the region's arguments are %acc0.. and %e0.., `body` is what it computes.
+
+    With `routing`, the indptr and possibly tokens, it is one by the weights of experts.
+    """
+    parts = parts or [w.shape[-2]]
     arguments = [f"%acc{i}: f32" for i in range(len(parts))]
     arguments += [f"%e{i}: f32" for i in range(len(extra))]
     types = ", ".join(["f32"] * len(yields))
@@ -88,11 +92,19 @@ def matmul_text(
     maps = ", ".join(f'"{m}"' for _, m in extra)
     attributes = (
         f"parts = array<i64: {', '.join(map(str, parts))}>, maps = [{maps}], "
-        + segment_sizes("operand", [True] * (2 + len(extra)) + [False] * (6 - len(extra)))
+        + segment_sizes(
+            "operand",
+            [True] * (2 + len(routing))
+            + [False] * (len(routing) == 1)
+            + [True] * len(extra)
+            + [False] * (6 - len(extra)),
+        )
         + ", "
         + segment_sizes("result", [True] * len(results) + [False] * (4 - len(results)))
     )
-    return kernel_text("matmul", [x, w, *(t for t, _ in extra)], results, attributes, region)
+    operands = [x, w, *routing, *(t for t, _ in extra)]
+    name = "group_matmul" if routing else "matmul"
+    return kernel_text(name, operands, results, attributes, region)
 
 
 SILU_GLU = """
@@ -126,7 +138,14 @@ def lowered(text: str, target: str = "cuda:sm_90") -> TritonKernel:
 def forced(config: Config, last_m: int | None = None) -> Iterator[None]:
     """All products that are lowered here are cut as `config` says, for up to `last_m` rows."""
     lowered.cache_clear()
-    with patch.object(gemm, "choose_configs", lambda *_: [(1, last_m, config)]):
+    with (
+        patch.object(gemm, "choose_configs", lambda *_: [(1, last_m, config)]),
+        patch.object(
+            group_gemm,
+            "choose_group_configs",
+            lambda product, *_: [(1, last_m, (config,) * len(product.groups))],
+        ),
+    ):
         yield
     lowered.cache_clear()
 
@@ -144,6 +163,25 @@ def run(
 
     `programs` and the options are those of `run_launch`.
     """
+    made: list[Value] = []
+    for i, buffers in enumerate(execute(text, operands, results, m, target, programs, **options)):
+        for buffer in buffers:
+            assert buffer.missing == 0, f"result {i}: {buffer.missing} elements unwritten"
+        arrays = tuple(buffer.array for buffer in buffers)
+        made.append(arrays if results[i].quantized else arrays[0])
+    return made
+
+
+def execute(
+    text: str,
+    operands: Sequence[Value],
+    results: Sequence[Shaped],
+    m: int,
+    target: str = "cuda:sm_90",
+    programs: int | None = None,
+    **options: Any,
+) -> list[list[Buffer]]:
+    """As `run`: the memory of each result, with its scales after it."""
     kernel = lowered(text, target)
     variant = kernel.variant(m)
     memory: dict[tuple[str, int, str], Array | Buffer] = {}
@@ -153,7 +191,8 @@ def run(
         if scale is not None:
             memory["operand", i, "scale"] = scale
     for i, result in enumerate(results):
-        memory["result", i, "data"] = Buffer((m, result.shape[-1]), result.dtype)
+        shape = (m, result.shape[-1]) if len(result.shape) > 1 else result.shape
+        memory["result", i, "data"] = Buffer(shape, result.dtype)
         if result.scheme is not None:
             memory["result", i, "scale"] = Buffer(scale_shape(result, m), result.scheme.scale)
     scratch = variant.scratch_per_row * m // 4
@@ -162,16 +201,11 @@ def run(
     for launch in variant.launches:
         run_launch(launch, memory, m, target, programs, **options)
         assert not counters.any(), f"{launch.name} leaves counters that are not zero"
-    made: list[Value] = []
+    made = []
     for i, result in enumerate(results):
-        found = [memory["result", i, "data"]]
-        if result.quantized:
-            found.append(memory["result", i, "scale"])
-        for buffer in found:
-            assert isinstance(buffer, Buffer)
-            assert buffer.missing == 0, f"result {i}: {buffer.missing} elements unwritten"
-        arrays = tuple(buffer.array for buffer in found)
-        made.append(arrays if result.quantized else arrays[0])
+        parts = ("data", "scale") if result.quantized else ("data",)
+        buffers = [memory["result", i, part] for part in parts]
+        made.append([buffer for buffer in buffers if isinstance(buffer, Buffer)])
     return made
 
 

@@ -1,6 +1,7 @@
 """What is refused and how, tile choices for odd shapes, and kernels as JSON."""
 
 import json
+from itertools import product
 
 import pytest
 from gpu_kernels import kernel_text, lowered, matmul_text, plain, quantized, segment_sizes
@@ -63,6 +64,24 @@ W = quantized(512, 256, block=(128, 128))
             "a row has 65536 elements; GPU kernels hold at most 32768",
         ),
         (
+            kernel_text(
+                "combine",
+                [plain(-1, -1, 64), plain(-1, -1, dtype="i32"), plain(-1, -1)],
+                [plain(-1, 64)],
+                segment_sizes("operand", [True] * 3 + [False]),
+            ),
+            "it reads tensor<?x?x64xbf16>; all extents but the first must be static",
+        ),
+        (
+            kernel_text(
+                "route",
+                [plain(-1, 0, dtype="i64")],
+                [plain(-1, 0, dtype="i32")] * 2 + [plain(4, dtype="i32")],
+                "num_experts = 3 : i64",
+            ),
+            "tensor<?x0xi64> holds no elements",
+        ),
+        (
             kernel_text("add", [plain(-1, 4, 64), plain(4, 64)], [plain(-1, 4, 64)]),
             "operand 1 is tensor<4x64xbf16>, which GPU kernels cannot broadcast",
         ),
@@ -79,7 +98,7 @@ W = quantized(512, 256, block=(128, 128))
         ),
         (kernel_text("relu", [plain(-1, 0)], [plain(-1, 0)]), "holds no elements"),
     ],
-    ids=range(13),
+    ids=range(15),
 )  # fmt: skip
 def test_refusals_name_cause_and_cure(text: str, message: str) -> None:
     with pytest.raises(QfuseError) as caught:
@@ -128,6 +147,16 @@ def test_grids() -> None:
     assert Grid(128, 4, at_most=132).of(128 * 33) == (132, 1, 1)
     assert Grid(128, 4, at_most=132).of(128 * 40) == (132, 1, 1)
     assert Grid(16, 3, y=7).of(17) == (6, 7, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_groups_have_blocks_of_their_own(rows: int, groups: int) -> None:
+    """As many as the worst of all ways to part the rows takes, and no more."""
+    for m in range(1, 14):
+        ways = (p for p in product(range(m + 1), repeat=groups) if sum(p) == m)
+        worst = max(sum(-(-n // rows) for n in way) for way in ways)
+        assert Grid(rows, 5, groups=groups).of(m) == (5 * worst, 1, 1)
 
 
 def test_unknown_gpu() -> None:

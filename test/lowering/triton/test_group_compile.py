@@ -1,0 +1,103 @@
+"""The kernels of mixture-of-experts layers compiled for every architecture; no GPU is needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from gpu_kernels import SILU_GLU, kernel_text, lowered, matmul_text, plain, quantized, segment_sizes
+
+pytest.importorskip("triton")
+
+from test_compile_matrix import hold_gates, ptxas
+from test_sass import compiled
+
+from qfuse.dialects.types import Shaped
+from qfuse.lowering.triton.gpu import GPUS
+from qfuse.lowering.triton.sass import disassemble, sass_report
+
+EXPERTS, CHOICES, HIDDEN, WIDTH = 128, 8, 2048, 768
+"""Those of Qwen3-30B-A3B."""
+
+INDPTR, TOKENS = plain(EXPERTS + 1, dtype="i32"), plain(-1, CHOICES, dtype="i32")
+
+
+def gate_and_up(results: Sequence[Shaped]) -> str:
+    w = quantized(EXPERTS, 2 * WIDTH, HIDDEN, block=(128, 128))
+    return matmul_text(
+        quantized(-1, HIDDEN, layout="col_major"),
+        w,
+        results,
+        SILU_GLU,
+        ["%v"],
+        parts=[WIDTH, WIDTH],
+        routing=[INDPTR, TOKENS],
+    )
+
+
+GATE_UP = gate_and_up([quantized(-1, CHOICES, WIDTH, layout="col_major")])
+DOWN = matmul_text(
+    quantized(-1, CHOICES, WIDTH, layout="col_major"),
+    quantized(EXPERTS, HIDDEN, WIDTH, block=(128, 128)),
+    [plain(-1, CHOICES, HIDDEN)],
+    routing=[INDPTR],
+)
+ROUTE = kernel_text(
+    "route",
+    [plain(-1, CHOICES, dtype="i64")],
+    [TOKENS, TOKENS, INDPTR],
+    f"num_experts = {EXPERTS} : i64",
+)
+COMBINE = kernel_text(
+    "combine",
+    [plain(-1, CHOICES, HIDDEN), TOKENS, plain(-1, CHOICES, dtype="f32"), plain(-1, HIDDEN)],
+    [plain(-1, HIDDEN)],
+    segment_sizes("operand", [True] * 4),
+)
+FAMILIES = {
+    "gate and up": ("fp8", GATE_UP, 64),
+    "route": ("", ROUTE, 1000),
+    "combine": ("", COMBINE, 1),
+}
+
+
+@pytest.mark.parametrize("target", [t for t in GPUS if t != "cuda:sm_90"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_compiles(family: str, target: str) -> None:
+    kind, text, m = FAMILIES[family]
+    for launch in lowered(text, target).variant(m).launches:
+        hold_gates(launch, GPUS[target], kind)
+
+
+@pytest.mark.parametrize("name", ["route", "combine"])
+def test_row_kernels_of_sm_90(name: str) -> None:
+    for variant in lowered(FAMILIES[name][1]).variants:
+        report = sass_report(compiled(variant.launches[0], "cuda:sm_90"))
+        assert report["spill_bytes"] == 0 and report["occupancy"] >= 2, report
+
+
+@pytest.mark.parametrize(
+    ("name", "m"),
+    [("gate and up", 8), ("gate and up", 65536), ("down", 64), ("down", 65536)],
+)
+def test_products_of_sm_90(name: str, m: int, tmp_path: Path) -> None:
+    """FP8 tensor cores without waiting for each, loads ahead of them, nothing spilled."""
+    text = {"gate and up": GATE_UP, "down": DOWN}[name]
+    (launch,) = lowered(text).variant(m).launches
+    binary = compiled(launch, "cuda:sm_90")
+    report = sass_report(binary)
+    assert set(report["mma"]) == {"QGMMA"}, report
+    assert report["spill_bytes"] == 0, report
+    assert "wgmma" not in ptxas(binary.text("ptx"), tmp_path)
+    copies = [line for line in disassemble(binary).lines if "LDGSTS" in line]
+    assert copies, "loads run ahead of the products"
+    assert all(".128" in line for line in copies), "16 bytes at a time, also of x"
+
+
+def test_what_a_decoding_step_starts() -> None:
+    """One token: a block for each of its choices, no more, and its weights read once."""
+    for text in (GATE_UP, DOWN):
+        (launch,) = lowered(text).variant(CHOICES).launches
+        assert launch.grid.groups == EXPERTS
+        assert launch.grid.blocks(CHOICES) == CHOICES
+        x, y, _ = launch.grid.of(CHOICES)
+        assert 100 <= x * y <= 4 * GPUS["cuda:sm_90"].processors, launch.grid

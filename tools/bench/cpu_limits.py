@@ -1,0 +1,124 @@
+"""What a CPU does at most: reading memory, and multiplying in registers, by small kernels."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from qfuse.lowering.cpu.codegen import compile_text
+from qfuse.lowering.cpu.cpu import choose_level, cpu_features
+from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Value, buffer, vector
+from qfuse.lowering.cpu.kernel import CompiledKernel, Parameter
+from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.launcher import LoadedKernel
+from qfuse.lowering.cpu.rowwise import build_row_entry
+from qfuse.tools.bench.kernels import Call
+
+_CHUNK = 16384
+"""Elements of i32 that one task reads, in `_STREAMS` places at a time (TOOLCHAIN/CPU.md)."""
+
+_STREAMS, _UNROLLED = 4, 2
+
+_SUMS = 24
+"""Registers that are added to in turn: more than the latency of a product times two per clock."""
+
+_ROUNDS, _TASKS = 4096, 256
+_BYTES = 256 << 20
+"""Read at a time, or four times the last level cache."""
+
+
+def last_level_cache() -> int:
+    """Bytes; 32 MiB where nobody knows."""
+    try:
+        return max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 0) or 32 << 20
+    except (ValueError, OSError):
+        return 32 << 20
+
+
+def busy_seconds() -> tuple[float, float]:
+    """Seconds that all processors have worked since the start, for this process and for others,
+    time that other virtual machines took included."""
+    with open("/proc/stat") as lines:
+        user, nice, system, _, _, irq, soft_irq, steal = map(int, lines.readline().split()[1:9])
+    every = (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return own.user + own.system, every - own.user - own.system
+
+
+def read_probe(threads: int) -> tuple[Call, float]:
+    """A call that reads memory from one end to the other, and how many bytes."""
+
+    def emit_row(lanes: Lanes, row: Value) -> None:
+        f, source, sink = lanes.f, *lanes.f.params[:2]
+        stride = _CHUNK // _STREAMS
+        with f.loop(0, stride, _UNROLLED * LANES, carried=[f.isplat(0)] * _STREAMS) as loop:
+            seen = loop.carried
+            for u in range(_UNROLLED):
+                for i in range(_STREAMS):
+                    at = f.address((row, _CHUNK), loop.iv, i * stride + u * LANES)
+                    seen[i] = f.binary("ori", seen[i], f.load(source, at, I32))
+            loop.yielded = seen
+        _store_all(f, "ori", loop.results, sink, row)
+
+    size = max(_BYTES, 4 * last_level_cache())
+    rows = size // (4 * _CHUNK)
+    memory = torch.ones(rows * _CHUNK, dtype=torch.int32)  # zeros may all be one page
+    return _bound("read", "i32", emit_row, memory, rows, threads), 4.0 * rows * _CHUNK
+
+
+def peak_probe(threads: int) -> tuple[Call, float]:
+    """A call that multiplies what is in registers, as products of this CPU do, and its flops."""
+    level = choose_level(None)
+    pairs = level == "avx512"
+    bf16 = vector("bf16", 2 * LANES)
+
+    def emit_row(lanes: Lanes, row: Value) -> None:
+        f, source, sink = lanes.f, *lanes.f.params[:2]
+        x = f.load(source, 0, F32)
+        with f.loop(0, _ROUNDS, carried=[f.splat(0.0)] * _SUMS) as loop:
+            for total in loop.carried:
+                if pairs:
+                    a = f.bitcast(x, bf16)
+                    text = f"x86.avx512.dot {total}, {a}, {a} : {bf16} -> {F32}"
+                    loop.yielded.append(f.op(text, F32))
+                else:
+                    loop.yielded.append(f.fma(x, x, total))
+        _store_all(f, "addf", loop.results, sink, row)
+
+    call = _bound("peak", "f32", emit_row, torch.zeros(LANES), _TASKS, threads)
+    return call, 2.0 * LANES * (2 if pairs else 1) * _SUMS * _ROUNDS * _TASKS
+
+
+def _store_all(f: Function, name: str, values: list[Value], sink: Value, row: Value) -> None:
+    """What is never stored would never be computed."""
+    total = values[0]
+    for value in values[1:]:
+        total = f.binary(name, total, value)
+    f.store(total, sink, f.address((row, LANES)))
+
+
+def _bound(
+    name: str,
+    dtype: str,
+    emit_row: Callable[[Lanes, Value], None],
+    memory: torch.Tensor,
+    rows: int,
+    threads: int,
+) -> Call:
+    """A call for `rows` rows of `emit_row`, which reads `memory` and leaves a vector per row."""
+    data = [Value(f"%{which}", buffer(dtype)) for which in ("source", "sink")]
+    level = choose_level(None)
+    function, entry = build_row_entry("run", data, level, _CHUNK, 4, emit_row)
+    parameters = Parameter("operand", 0), Parameter("result", 0)
+    kernel = CompiledKernel(
+        name, level, cpu_features(), parameters, (entry,), compile_text(function.text())
+    )
+    sink = torch.zeros(rows * LANES, dtype=memory.dtype)
+    launch = LoadedKernel(kernel).bind([memory.data_ptr(), sink.data_ptr()], rows, threads)
+    return partial(_launch, launch, (memory, sink))
+
+
+def _launch(launch: Call, kept: object) -> None:
+    """`kept` is what the launch works on."""
+    launch()
