@@ -17,7 +17,9 @@
 | compilation.py | `compile`: the whole flow on one page |
 | options.py | what can be chosen, and the environment variables |
 | frontend/ | Hugging Face checkpoints and torch modules to MLIR; the torch.compile backend |
-| torch_ops.py, torch_ir.py | our torch operators; reading the torch dialect |
+| torch_ops.py, torch_moe.py | our torch operators |
+| block_scaled.py | the arithmetic of block-scaled FP8 tensors that they share |
+| torch_ir.py | reading the torch dialect |
 | operators.py | operators to call on tensors directly |
 | gemm.py, group_gemm.py | the kernels behind them |
 | routing.py, routing_adapters.py | which rows are whose: one contract, and those of others |

@@ -57,7 +57,7 @@ class SelectExpertsOp(Op, name="select_experts", traits=[ext.Pure]):
                  sigmoid, as in DeepSeek-V3's own code), added in the order of ids; then times
                  `scale`, and rounded to the result's type
 
-    One group, all used, is no grouping.
+    One group, all used, is no grouping.  A NaN counts as the largest, as for torch.topk.
     """
 
     logits: ext.Operand[ir.RankedTensorType]

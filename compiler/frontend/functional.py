@@ -1,8 +1,8 @@
 """Operators that write into a tensor, rewritten as operators that return a new one.
 
-transformers' routers normalise their weights in place.  `run_decompositions` would rewrite that
-too, in twice the time of the export itself; the graphs here hold a few writes to tensors nobody
-else sees, which need no more than a change of name.
+A write in place whose result nobody reads would pass for dead code.  `run_decompositions` would
+rewrite it too, in twice the time of the export itself; what a model may hold is a few writes to
+tensors nobody else sees, which need no more than a change of name.
 """
 
 import operator

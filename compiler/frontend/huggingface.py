@@ -112,7 +112,9 @@ def import_config(
     if quantization is None and quantize == "fp8":
         quantization = Quantization()
     model = empty_model(config, source)
-    if quantization is not None:
+    if quantization is None:
+        replace_experts(model, lambda _: None)
+    else:
         _quantize_all(model, quantization)
     parameters = dict(_tensors_of(model)) | _computed_buffers(model)
     loaded = time.perf_counter() - started

@@ -16,13 +16,7 @@ from qfuse.compiler.torch_ir import (
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import ACTIVATIONS, GluOp
 from qfuse.dialects.matmul_op import build_product
-from qfuse.dialects.moe_ops import (
-    SCORINGS,
-    CombineOp,
-    GroupMatmulOp,
-    RouteOp,
-    SelectExpertsOp,
-)
+from qfuse.dialects.moe_ops import SCORINGS, CombineOp, GroupMatmulOp, RouteOp, SelectExpertsOp
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import DYNAMIC
@@ -53,20 +47,15 @@ def options_are_constant(_root: ir.Operation, *constants: ir.Value) -> Verdict:
 
 
 def is_typed_router(root: ir.Operation, logits: ir.Value, bias: ir.Value) -> Verdict:
-    if any(builtin_type(result.type) is None for result in root.results):
+    if None in (builtin_type(result.type) for result in root.results):
         return MISMATCH
     builtin = builtin_type(logits.type)
-    logits_type = None if builtin is None else shaped(builtin)
-    is_known = logits_type is not None and len(logits_type.shape) == 2
-    if not is_known or not is_float(logits_type) or logits_type.shape[1] == DYNAMIC:
-        return Refusal(
-            f"the logits are {logits_type or logits.type}", "use float logits [T, E] with E known"
-        )
-    if not _is_none(bias):
-        wanted = Shaped((logits_type.shape[1],), "f32")
-        builtin = builtin_type(bias.type)
-        if builtin is None or shaped(builtin) != wanted:
-            return Refusal(f"the bias is {builtin or bias.type}", f"use {wanted}")
+    type_ = shaped(builtin) if builtin is not None else None
+    if type_ is None or not is_float(type_) or len(type_.shape) != 2 or type_.shape[1] == DYNAMIC:
+        return Refusal(f"the logits are {type_}", "use float logits [T, E] with E known")
+    wanted = Shaped((type_.shape[1],), "f32")
+    if not _is_none(bias) and builtin_type(bias.type) != wanted.type():
+        return Refusal(f"the bias is {builtin_type(bias.type)}", f"use {wanted}")
     return None
 
 

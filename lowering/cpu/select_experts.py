@@ -6,7 +6,7 @@ A thread works in scratch on one token after another:
     choices    i32 [E]    what to choose by, as keys: whole numbers that order like the floats
     kept       i32 [E]    with groups: choices of the groups that are used, the key of 0 elsewhere
     groups     i32 [G]    with groups: keys of what each group counts as
-    weights    f32 [k]    scores of the chosen
+    chosen     f32 [k]    scores of the experts that were taken
 
 each rounded up to whole vectors, which end in keys below that of any number.  The largest key is
 taken k times, and lowered below all others each time: so ids are in range and differ, whatever the

@@ -368,6 +368,9 @@ def test_config_only(editable, architecture):
     assert '"torch.qfuse.moe_experts"' in str(imported.module)
     model.quantization(modules_to_not_convert=["lm_head", "model.layers.1.mlp.experts"])
     assert '"torch.qfuse.dense_experts"' in str(import_config(model.path, max_len=64).module)
+    model.config(quantization_config=None)
+    plain = str(import_config(model.path, max_len=64, quantize=None).module)
+    assert '"torch.qfuse.dense_experts"' in plain and "f8E4M3FN" not in plain
 
 
 # --- what is refused ----------------------------------------------------------------------------

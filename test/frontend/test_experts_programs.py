@@ -16,7 +16,7 @@ def test_demo(checkpoints, capsys, architecture):
     assert data["greedy_tokens_equal"] is True and len(data["tokens"]) == 8
     assert data["max_rel_err_vs_unfused"] == 0.0
     assert data["rel_err_vs_fp32"] < 0.05 and data["rel_err_vs_fp32_quantized"] < 0.05
-    assert data["kernels_after"] < 0.65 * data["kernels_before"]
+    assert data["kernels_after"] <= 0.6 * data["kernels_before"]
     for pattern in ("select-experts", "moe-experts"):
         assert data["patterns"][pattern]["fired"] == (1 if architecture == "deepseek_v3" else 2)
 
