@@ -53,7 +53,7 @@ def select_experts(
     `logits` [T, E] of any float type, `bias` f32 [E] or None.  All in f32, as the dialect's
     `qfuse.select_experts` says: scores are the softmax or sigmoid of the logits; the k largest
     of score + bias are chosen, largest first and of equal ones the lowest id first, where those
-    outside of the `groups_used` largest of `num_groups` groups count as 0; their scores are
+    outside of the `groups_used` largest of `num_groups` groups do not count; their scores are
     divided by their sum if `normalize`, and multiplied by `scale`.  Raises QfuseError on
     arguments that do not fit each other.
     """
@@ -65,7 +65,7 @@ def select_experts(
         counts = groups.topk(min(2, groups.shape[-1])).values.sum(-1)
         used = torch.zeros_like(counts, dtype=torch.bool)
         used.scatter_(-1, _largest(counts, groups_used), value=True)
-        choices = torch.where(used[..., None], groups, 0.0).flatten(-2)
+        choices = torch.where(used[..., None], groups, -torch.inf).flatten(-2)
     ids = _largest(choices, k)
     weights = scores.gather(-1, ids)
     if normalize:

@@ -50,8 +50,8 @@ class SelectExpertsOp(Op, name="select_experts", traits=[ext.Pure]):
         score    softmax(l), or sigmoid(l) = 1 / (1 + exp(-l))
         choice   score + bias (DeepSeek-V3's correction), or score without a bias
         groups   experts in num_groups equal runs; a group counts as the sum of its two largest
-                 choices (its largest where it has one), and outside of the groups_used largest
-                 groups a choice counts as 0
+                 choices (its largest where it has one), and no expert outside of the groups_used
+                 largest groups is chosen
         ids      the k largest choices, largest first; of equal ones, the lowest id
         weights  their scores (not choices); `normalize` divides them by their sum (plus 1e-20 for
                  sigmoid, as in DeepSeek-V3's own code), added in the order of ids; then times

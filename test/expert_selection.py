@@ -53,7 +53,7 @@ class Router:
             kept = np.zeros(count.shape, bool)
             np.put_along_axis(kept, group, True, 1)
             kept = np.repeat(kept, self.experts // self.groups, 1)
-            choice, size = np.where(kept, choice, 0), np.where(kept, size, 0)
+            choice, size = np.where(kept, choice, -np.inf), np.where(kept, size, 0)
         ids, distinct = _largest(choice, size, self.choices)
         return ids, self.weigh(np.take_along_axis(score, ids, 1)), clear & distinct
 

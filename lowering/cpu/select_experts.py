@@ -197,10 +197,10 @@ class _Row:
     def _keep_groups(self) -> None:
         """Fill `kept`: copy the choices of the largest groups."""
         f = self.f
-        zero, nothing = f.isplat(0), f.isplat(_NOTHING)
+        nothing = f.isplat(_NOTHING)
 
         def clear(piece: Piece) -> None:
-            self._put(self.kept, piece.column, self._filled(zero, piece, nothing))
+            self._put(self.kept, piece.column, nothing)
 
         each_piece(f, self._experts, clear)
         with f.loop(0, self.used):

@@ -176,7 +176,7 @@ class _Router:
         return value if self.there is None else self.b.select(self.there, value, rest)
 
     def _keep_groups(self, keys: ir.Value) -> ir.Value:
-        """The keys of the largest groups, and that of 0 elsewhere."""
+        """The keys of the largest groups, and elsewhere one that is never the largest."""
         b, shape = self.b, self.places.shape
         grouped = b.reshape(keys, shape)
         first = b.reduce(grouped, 1, "arith.maxsi")
@@ -198,7 +198,7 @@ class _Router:
 
         (counts,) = b.loop((0, self.places.used, 1), [counts], take)
         taken = b.expand(b.equal(counts, _NOTHING), 1)
-        return b.reshape(b.select(taken, grouped, 0), (self.places.count,))
+        return b.reshape(b.select(taken, grouped, _NOTHING), (self.places.count,))
 
 
 def _take_largest(

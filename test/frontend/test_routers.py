@@ -29,7 +29,7 @@ def by_definition(logits, bias, k, scoring, normalize, scale, num_groups, groups
         groups = choice.reshape(num_groups, size)
         counts = np.sort(groups, -1)[:, -2:].sum(-1, dtype=np.float32)
         used = sorted(range(num_groups), key=lambda g: (-counts[g], g))[:groups_used]
-        counted = [choice[e] if e // size in used else 0.0 for e in range(len(choice))]
+        counted = [choice[e] if e // size in used else -np.inf for e in range(len(choice))]
         chosen = sorted(range(len(choice)), key=lambda e: (-counted[e], e))[:k]
         factors = score[chosen].astype(np.float64)
         if normalize:
@@ -116,16 +116,12 @@ def router(architecture, **changes):
     ],
 )
 def test_routers_are_transformers(architecture, changes, dtype):
-    """The same experts with the same weights, in the same types; DeepSeek's have no order there.
-
-    Biases are such that choices are above 0: then it is the same that experts of other groups
-    count as 0, and as minus infinity in transformers.
-    """
+    """The same experts with the same weights, in the same types; DeepSeek's have no order there."""
     torch.manual_seed(0)
     module = router(architecture, **changes)
     module.weight.data = module.weight.to(dtype)
     if architecture == "deepseek_v3":
-        module.e_score_correction_bias.uniform_(0, 0.5)
+        module.e_score_correction_bias.uniform_(-2, 0.5)
     hidden = torch.randn(2, 50, 32, dtype=dtype)
     logits, weights, ids = module(hidden)
     select_by_operator(nn.ModuleList([module]))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -228,7 +229,10 @@ class FakeMachine:
             for call in made.calls:
                 call()
         seconds = {name: (i + 1) * 1e-3 for i, name in enumerate(prepared)}
-        return Measured(seconds, {"part_0": 5e-4}, {}, self.memory, 1e12, {"dense_gflops": 7.0})
+        parts = {"part_0": 5e-4}
+        least = Measured({name: s / 2 for name, s in seconds.items()}, parts, 1e10, 1e12)
+        other = {"dense_gflops": 7.0}
+        return Measured(seconds, parts, self.memory, 1e12, other=other, least=least)
 
 
 def test_rows_of_the_report() -> None:
@@ -250,6 +254,9 @@ def test_rows_of_the_report() -> None:
     assert balanced["peers"] == {"eager": pytest.approx(2)}
     assert balanced["ratios"] == {"eager": pytest.approx(2)}
     assert balanced["kernels"] == {"part_0": pytest.approx(0.5)}
+    least = balanced["least"]
+    assert least["ms"] == pytest.approx(0.5) and least["peers"] == {"eager": pytest.approx(1)}
+    assert least["floor_ms"] == pytest.approx(size / 1e10 * 1e3)
     assert balanced["limits"] == {"read_gb_per_s": 1, "peak_gflops": 1000, "dense_gflops": 7}
     failed = balanced["failed"]
     assert failed["grouped_mm"] == "RuntimeError: CUDA says no"
@@ -278,22 +285,32 @@ def test_rounds_take_turns(monkeypatch) -> None:
     order: list[str] = []
     calls = {name: [lambda n=f"{name}{i}": order.append(n) for i in range(k)]  # type: ignore[misc]
              for name, k in (("a", 1), ("b", 2))}  # fmt: skip
-    seconds = timing.interleaved(calls)
-    assert order == ["a0", "b0", "a0", "b1", "a0", "b0", "a0", "b1"]
-    assert set(seconds) == {"a", "b"} and all(0 < s < 1 for s in seconds.values())
+    samples = timing.interleaved(calls)
+    assert order == ["a0", "b1", "a0", "b0", "a0", "b1", "a0", "b0"]
+    assert {name: len(taken) for name, taken in samples.items()} == {"a": 4, "b": 4}
 
 
-def test_rounds_end(monkeypatch) -> None:
-    now = iter(range(0, 10_000, 7))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
-    count: list[int] = []
-    assert timing.interleaved({"slow": [lambda: count.append(1)]}) == {"slow": 7}
-    assert len(count) == 3
+def test_what_is_slow_leaves(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def call(seconds: float) -> None:
+        now[0] += seconds
+
+    samples = timing.interleaved({name: [partial(call, seconds)] for name, seconds in
+                                  (("slow", 10.0), ("half", 0.25), ("fast", 0.001))})  # fmt: skip
+    assert {name: len(taken) for name, taken in samples.items()} == {
+        "slow": 3,
+        "half": 7,
+        "fast": 51,
+    }
+    assert samples["half"] == [0.25] * 7
 
 
 @pytest.fixture
 def small_probes(monkeypatch) -> None:
     monkeypatch.setattr(cpu_limits, "_BYTES", 1 << 20)
+    monkeypatch.setattr(cpu_limits, "_CALL_BYTES", 1 << 18)
     monkeypatch.setattr(cpu_limits, "last_level_cache", lambda: 0)
     monkeypatch.setattr(cpu_limits, "_ROUNDS", 10)
     monkeypatch.setattr(cpu_limits, "_TASKS", 3)
@@ -303,15 +320,17 @@ def small_probes(monkeypatch) -> None:
 
 def test_probes_do_what_they_say(small_probes: None) -> None:
     """Each bit of memory arrives in what the reader leaves; each product in the sums."""
-    call, size = cpu_limits.read_probe(2)
-    memory, sink = call.args[1]  # type: ignore[attr-defined]
-    assert size == memory.numel() * 4 == 1 << 20
-    for position in (0, 5000, memory.numel() - 1):
-        memory.zero_()
-        memory[position] = 1 << 30
-        call()
-        assert sink.sum() == 1 << 30 and sink.view(-1, 16)[position // 16384].sum() == 1 << 30
-    call, flops = cpu_limits.peak_probe(2)
+    calls, size = cpu_limits.read_probe(2)
+    assert len(calls) == 4 and size == 1 << 18
+    for call in calls:
+        memory, sink = call.args[1]  # type: ignore[attr-defined]
+        assert memory.numel() * 4 == size
+        for position in (0, 5000, memory.numel() - 1):
+            memory.zero_()
+            memory[position] = 1 << 30
+            call()
+            assert sink.sum() == sink.view(-1, 16)[position // 16384].sum() == 1 << 30
+    (call,), flops = cpu_limits.peak_probe(2)
     source, sums = call.args[1]  # type: ignore[attr-defined]
     source.view(torch.bfloat16).fill_(1.0)  # as f32, 1.0 and a little
     call()

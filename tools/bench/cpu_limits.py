@@ -25,7 +25,10 @@ _SUMS = 24
 
 _ROUNDS, _TASKS = 4096, 256
 _BYTES = 256 << 20
-"""Read at a time, or four times the last level cache."""
+"""Read by all calls in turn, or four times the last level cache."""
+
+_CALL_BYTES = 32 << 20
+"""Read by one call: short enough that some find the processors free where others work."""
 
 
 def last_level_cache() -> int:
@@ -46,8 +49,8 @@ def busy_seconds() -> tuple[float, float]:
     return own.user + own.system, every - own.user - own.system
 
 
-def read_probe(threads: int) -> tuple[Call, float]:
-    """A call that reads memory from one end to the other, and how many bytes."""
+def read_probe(threads: int) -> tuple[list[Call], float]:
+    """Calls that read a part each of memory that no cache holds, and how many bytes one reads."""
 
     def emit_row(lanes: Lanes, row: Value) -> None:
         f, source, sink = lanes.f, *lanes.f.params[:2]
@@ -61,14 +64,15 @@ def read_probe(threads: int) -> tuple[Call, float]:
             loop.yielded = seen
         _store_all(f, "ori", loop.results, sink, row)
 
-    size = max(_BYTES, 4 * last_level_cache())
-    rows = size // (4 * _CHUNK)
-    memory = torch.ones(rows * _CHUNK, dtype=torch.int32)  # zeros may all be one page
+    rows = _CALL_BYTES // (4 * _CHUNK)
+    count = -(-max(_BYTES, 4 * last_level_cache()) // _CALL_BYTES)
+    # zeros may all be one page
+    memory = torch.ones(count, rows * _CHUNK, dtype=torch.int32)
     return _bound("read", "i32", emit_row, memory, rows, threads), 4.0 * rows * _CHUNK
 
 
-def peak_probe(threads: int) -> tuple[Call, float]:
-    """A call that multiplies what is in registers, as products of this CPU do, and its flops."""
+def peak_probe(threads: int) -> tuple[list[Call], float]:
+    """One call that multiplies what is in registers, as products of this CPU do, and its flops."""
     level = choose_level(None)
     pairs = level == "avx512"
     bf16 = vector("bf16", 2 * LANES)
@@ -86,8 +90,8 @@ def peak_probe(threads: int) -> tuple[Call, float]:
                     loop.yielded.append(f.fma(x, x, total))
         _store_all(f, "addf", loop.results, sink, row)
 
-    call = _bound("peak", "f32", emit_row, torch.zeros(LANES), _TASKS, threads)
-    return call, 2.0 * LANES * (2 if pairs else 1) * _SUMS * _ROUNDS * _TASKS
+    calls = _bound("peak", "f32", emit_row, torch.zeros(1, LANES), _TASKS, threads)
+    return calls, 2.0 * LANES * (2 if pairs else 1) * _SUMS * _ROUNDS * _TASKS
 
 
 def _store_all(f: Function, name: str, values: list[Value], sink: Value, row: Value) -> None:
@@ -105,18 +109,21 @@ def _bound(
     memory: torch.Tensor,
     rows: int,
     threads: int,
-) -> Call:
-    """A call for `rows` rows of `emit_row`, which reads `memory` and leaves a vector per row."""
+) -> list[Call]:
+    """A call for each row of `memory`: `rows` times `emit_row`, each of which leaves a vector."""
     data = [Value(f"%{which}", buffer(dtype)) for which in ("source", "sink")]
     level = choose_level(None)
     function, entry = build_row_entry("run", data, level, _CHUNK, 4, emit_row)
     parameters = Parameter("operand", 0), Parameter("result", 0)
-    kernel = CompiledKernel(
-        name, level, cpu_features(), parameters, (entry,), compile_text(function.text())
-    )
+    code = compile_text(function.text())
+    kernel = LoadedKernel(CompiledKernel(name, level, cpu_features(), parameters, (entry,), code))
     sink = torch.zeros(rows * LANES, dtype=memory.dtype)
-    launch = LoadedKernel(kernel).bind([memory.data_ptr(), sink.data_ptr()], rows, threads)
-    return partial(_launch, launch, (memory, sink))
+    return [
+        partial(
+            _launch, kernel.bind([part.data_ptr(), sink.data_ptr()], rows, threads), (part, sink)
+        )
+        for part in memory
+    ]
 
 
 def _launch(launch: Call, kept: object) -> None:

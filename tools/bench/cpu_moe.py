@@ -1,8 +1,9 @@
 """`--suite cpu-moe`: the experts of a layer on this CPU, ours and torch's in one run."""
 
 import os
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -91,8 +92,8 @@ def _run(call: Call, kept: object) -> None:
 class CpuMachine:
     """All subjects take turns with what shows the limits of the machine.
 
-    Where other processes work, `others_percent` of what the processors did was theirs, figures
-    are of little use: threads that wait for one another wait for those, too.
+    `others_percent` of what the processors did was the work of other processes.  Where that is
+    much, medians are of little use, for threads that wait for one another wait for those, too.
     """
 
     threads: int
@@ -104,45 +105,47 @@ class CpuMachine:
         return last_level_cache()
 
     @cached_property
-    def probes(self) -> dict[str, tuple[Call, float]]:
-        """Calls, and what each does: bytes read, flops, flops."""
+    def probes(self) -> dict[str, tuple[list[Call], float]]:
+        """Calls, and what one does: bytes read, flops, flops."""
         made = {
             "read": read_probe(self.threads),
             "peak": peak_probe(self.threads),
             "dense": dense_probe(self.threads, self.cache_dir),
         }
-        for call, _ in made.values():
-            call()  # the first one is slower
+        for calls, _ in made.values():
+            calls[0]()  # the first one is slower
         return made
 
     def measure(self, prepared: Mapping[str, Prepared]) -> Measured:
         calls: dict[tuple[str, str], Sequence[Call]] = {}
-        for name, (call, _) in self.probes.items():
-            calls["probe", name] = [call]
+        for name, (each, _) in self.probes.items():
+            calls["probe", name] = each
         for name, made in prepared.items():
             calls["subject", name] = made.calls
             for part, each in made.parts.items():
                 calls["part", part] = each
         own_before, others_before = busy_seconds()
-        seconds = interleaved(calls)
+        samples = interleaved(calls)
         own, others = busy_seconds()
         own, others = own - own_before, max(0.0, others - others_before)
+        busy = 100 * others / max(own + others, 1e-9)
+        least = self._measured({name: min(taken) for name, taken in samples.items()}, {})
+        medians = {name: statistics.median(taken) for name, taken in samples.items()}
+        return replace(self._measured(medians, {"others_percent": busy}), least=least)
+
+    def _measured(self, seconds: dict[tuple[str, str], float], other: dict[str, float]) -> Measured:
         rates = {name: amount / seconds["probe", name] for name, (_, amount) in self.probes.items()}
         return Measured(
-            seconds={name: seconds["subject", name] for name in prepared},
-            parts={name: s for (kind, name), s in seconds.items() if kind == "part"},
-            failed={},
+            {name: s for (kind, name), s in seconds.items() if kind == "subject"},
+            {name: s for (kind, name), s in seconds.items() if kind == "part"},
             memory=rates["read"],
             arithmetic=rates["peak"],
-            other={
-                "dense_gflops": rates["dense"] / 1e9,
-                "others_percent": 100 * others / max(own + others, 1e-9),
-            },
+            other={"dense_gflops": rates["dense"] / 1e9, **other},
         )
 
 
-def dense_probe(threads: int, cache_dir: Path | None) -> tuple[Call, float]:
-    """A call of our dense kernel, and its flops."""
+def dense_probe(threads: int, cache_dir: Path | None) -> tuple[list[Call], float]:
+    """One call of our dense kernel, and its flops."""
     with parsed(_DENSE.text) as function:
         kernel = LoadedKernel(compile_cached(function, cache_dir))
     operands = make_operands(_DENSE, _DENSE_ROWS, _CPU)
@@ -153,7 +156,7 @@ def dense_probe(threads: int, cache_dir: Path | None) -> tuple[Call, float]:
     pointers = [tensor.data_ptr() for tensor in tensors]
     launch = kernel.bind(pointers, _DENSE_ROWS, threads, scratch.data_ptr())
     call = partial(_run, launch, (tensors, scratch))
-    return call, 2.0 * _DENSE_ROWS * _DENSE.n * _DENSE.k
+    return [call], 2.0 * _DENSE_ROWS * _DENSE.n * _DENSE.k
 
 
 def run(

@@ -77,7 +77,7 @@ class GpuMachine:
 
     def measure(self, prepared: Mapping[str, Prepared]) -> Measured:
         limits = self.machine.limits
-        measured = Measured({}, {}, {}, limits.memory, 2 * limits.bf16, {})
+        measured = Measured({}, {}, limits.memory, 2 * limits.bf16)
         for name, made in prepared.items():
             timer = self.machine.timer if made.captured else self.waiting_timer
             try:

@@ -64,16 +64,24 @@ def show_moe(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
             _cell(row["floor_ms"], ".3f"),
             _cell(row["of_floor"], ".0%"),
             row["bound"],
-            *(_times(row["peers"].get(name), row["ratios"].get(name)) for name in peers),
+            *(_times(row, name) for name in peers),
         )
+        if least := row.get("least"):
+            cells = (
+                _cell(least[key], form)
+                for key, form in (("ms", ".3f"), ("floor_ms", ".3f"), ("of_floor", ".0%"))
+            )
+            table.add_row("", "", "", "", "least", *cells, "", *(_times(least, n) for n in peers))
     console.print(table)
     failed = {f"{name}: {why}" for row in rows for name, why in row["failed"].items()}
     for said in [*header["notes"], *sorted(failed), _limits(rows)]:
         console.print(said, highlight=False)
 
 
-def _times(ms: float | None, ratio: float | None) -> str:
-    return _cell(ms, ".3f") + ("" if ratio is None else f" ({ratio:.1f}x)")
+def _times(row: dict[str, Any], name: str) -> str:
+    """Milliseconds of a peer, and how many times ours that is."""
+    ratio = row["ratios"].get(name)
+    return _cell(row["peers"].get(name), ".3f") + ("" if ratio is None else f" ({ratio:.1f}x)")
 
 
 def _limits(rows: Sequence[dict[str, Any]]) -> str:

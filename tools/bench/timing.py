@@ -24,8 +24,8 @@ _MAX_CALLS = 2048
 """Launches in one graph."""
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 51
-_ROUNDS_SECONDS = 10.0
-"""No further round on a CPU begins after that."""
+_SECONDS_EACH = 1.5
+"""What takes part in rounds on a CPU no longer does after that, unless rounds are too few."""
 
 _COPIED, _PEAK = 1 << 29, 8192
 """Elements of bf16 that are copied, and the extents of the product that shows the peak."""
@@ -96,21 +96,22 @@ def call_timer(calls: Sequence[Callable[[], Any]]) -> float:
     return statistics.median(samples) / len(calls)
 
 
-def interleaved(calls: Mapping[Name, Sequence[Callable[[], Any]]]) -> dict[Name, float]:
-    """Seconds that one call of each takes on this CPU: medians of rounds in which all take turns.
+def interleaved(calls: Mapping[Name, Sequence[Callable[[], Any]]]) -> dict[Name, list[float]]:
+    """Seconds that one call of each took on this CPU, in rounds in which all take turns.
 
-    So what else the machine does meets all of them alike.
+    So what else the machine does meets all of them alike, and none finds in the cache what the
+    one before has read, where there are several calls.  What is slow leaves after a few rounds.
     """
     samples: dict[Name, list[float]] = {name: [] for name in calls}
-    begin = time.perf_counter()
     for number in range(_MOST_ROUNDS):
-        if number >= _LEAST_ROUNDS and time.perf_counter() - begin > _ROUNDS_SECONDS:
-            break
-        for name, each in calls.items():
+        for place, (name, each) in enumerate(calls.items()):
+            taken = samples[name]
+            if number >= _LEAST_ROUNDS and sum(taken) > _SECONDS_EACH:
+                continue
             start = time.perf_counter()
-            each[number % len(each)]()
-            samples[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in samples.items()}
+            each[(number + place) % len(each)]()
+            taken.append(time.perf_counter() - start)
+    return samples
 
 
 def measure_limits(timer: Timer, device: torch.device) -> Limits:

@@ -95,12 +95,12 @@ def test_scores_that_are_hardly_any() -> None:
     np.testing.assert_allclose(weights, exact, rtol=1e-5, atol=1e-30)
 
 
-def test_experts_of_unused_groups_count_as_zero() -> None:
-    """So they are chosen before those of used groups with a negative sum of score and bias."""
+def test_experts_of_unused_groups_are_never_chosen() -> None:
+    """Not even before those of used groups with a negative sum of score and bias."""
     router = Router(9, 6, "sigmoid", bias=True, normalize=False, groups=3, used=2)
     bias = np.array([-9, -9, -9, -1, -2, -3, -1.5, -2.5, -3.5], np.float32)
     ids, weights = run_router(router, np.zeros((1, 9), np.float32), bias)
-    assert ids.tolist() == [[0, 1, 2, 3, 6, 4]] and weights.tolist() == [[0.5] * 6]
+    assert ids.tolist() == [[3, 6, 4, 7, 5, 8]] and weights.tolist() == [[0.5] * 6]
 
 
 @pytest.mark.parametrize("target", GPUS)
