@@ -15,7 +15,7 @@ from qfuse.dialects.bindings import ir
 
 @dataclass(frozen=True)
 class RaiseTorch(Pass):
-    """Turn quantized linears, routers, experts, norms, GLU and element-wise operations into qfuse's.
+    """Turn quantized linears, routers, experts, norms and element-wise operations into qfuse's.
 
     Before::
 
