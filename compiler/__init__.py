@@ -19,6 +19,7 @@
 | frontend/ | Hugging Face checkpoints and torch modules to MLIR; the torch.compile backend |
 | torch_ops.py, torch_moe.py | our torch operators |
 | block_scaled.py | the arithmetic of block-scaled FP8 tensors that they share |
+| gpu_attention.py | attention over caches on a GPU, without waiting for it |
 | torch_ir.py | reading the torch dialect |
 | operators.py | operators to call on tensors directly |
 | gemm.py, group_gemm.py | the kernels behind them |

@@ -12,7 +12,11 @@ tile_choice.py, tile_model.py, tile_table.py   the choice: by a table that `qfus
 builder.py     typed operations of the `tt` dialect
 text.py        the module as text that a given Triton reads
 binary.py      text -> ttgir, ptx, cubin, amdgcn; cached
+ahead.py       that for many launches at once, in several processes
+embedding.py   kernels as part of the host module, as Triton IR and as gpu.binary
 gpu_kernel.py  what an artifact carries of a kernel: machine code and how to start it
 launcher.py, driver.py                  starting it through the CUDA driver, without Triton
+weights.py     weights of several parts joined by rows
+interpreter/   running the IR on numpy, with traps
 sass.py        what is in a cubin: registers, spills, tensor-core instructions
 """
