@@ -143,7 +143,7 @@ def load_triton() -> Any:
     except ImportError as error:
         raise QfuseError(
             f"compiling for a GPU needs Triton, which cannot be imported ({error}); install it "
-            "with `pip install qfuse[gpu]`, or use --to=ttir"
+            "with `pip install 'qfuse[gpu]'`"
         ) from None
     return triton
 
