@@ -178,8 +178,8 @@ def quantize_error(out: Shaped) -> str | None:
     assert scheme is not None
     if out.dtype not in STORAGE_MAX:
         return f"cannot quantize dynamically to {out.dtype}; use one of {', '.join(STORAGE_MAX)}"
-    if scheme.packing != "none" or scheme.zero_point != "none":
-        return "dynamic quantization has no packing and no zero points"
+    if scheme.packing not in ("none", "q8_1") or scheme.zero_point != "none":
+        return "dynamic quantization has no zero points, and no packing but q8_1"
     if scheme.block[0] != 1:
         return f"dynamic quantization blocks are [1, group], not {list(scheme.block)}"
     if out.shape[-1] == DYNAMIC:

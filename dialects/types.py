@@ -32,7 +32,8 @@ class SchemeAttr(QFuse.Attribute, name="scheme"):
     `block` is the extent, over the last two dimensions, that shares one scale: [1, 128] for
     activations quantized per token and group, [128, 128] for weight blocks.  The other fields
     are the element type of the scales, the packing of the stored elements, what zero points
-    there are, and in which order the scales lie in memory.
+    there are, and in which order the scales lie in memory.  Packing "q8_1" (ggml's block_q8_1, for
+    activations) keeps with each block's scale d its sum, d times the sum of its codes.
     """
 
     block: Any  # DenseI64ArrayAttr has no attr_name to constrain by; `check_scheme` does it
@@ -64,6 +65,11 @@ class Scheme:
     zero_point: str = "none"
     scale_layout: str = "row_major"
 
+    @property
+    def numbers(self) -> int:
+        """Numbers that each block has among the scales: q8_1 has its scale, then its sum."""
+        return 2 if self.packing == "q8_1" else 1
+
     def __str__(self) -> str:
         block = ", ".join(map(str, self.block))
         return (
@@ -91,14 +97,18 @@ class Shaped:
 
     @property
     def scale_shape(self) -> tuple[int, ...]:
-        """Shape of the scales: one per block, the last two extents divided rounding up."""
+        """Shape of the scales: one per block, the last two extents divided rounding up.
+
+        Packing q8_1 has two numbers per block, next to each other.
+        """
         if self.scheme is None:
             raise ValueError("a plain tensor has no scales")
         block = (1,) * (len(self.shape) - 2) + self.scheme.block[-len(self.shape) :]
-        return tuple(
+        *rows, last = (
             d if d == DYNAMIC and b == 1 else DYNAMIC if d == DYNAMIC else ceil_div(d, b)
             for d, b in zip(self.shape, block, strict=True)
         )
+        return (*rows, last if last == DYNAMIC else last * self.scheme.numbers)
 
     def __str__(self) -> str:
         dims = "".join("?x" if d == DYNAMIC else f"{d}x" for d in self.shape)
@@ -156,7 +166,13 @@ def scheme_error(value: Shaped) -> str | None:
     ):
         if getattr(scheme, field) not in legal_values:
             return f'{field} "{getattr(scheme, field)}" is not one of {", ".join(legal_values)}'
+    if scheme.packing == "q8_1" and (value.dtype, scheme) != _Q8_1:
+        return f"packing q8_1 is i8 in row-major blocks of [1, 32] with f16 scales, not {value}"
     return None
+
+
+_Q8_1 = ("i8", Scheme((1, 32), "f16", packing="q8_1"))
+"""What carries sums beside its scales: the block_q8_1 of ggml."""
 
 
 def is_float(value: Shaped) -> bool:

@@ -52,7 +52,7 @@ def _choose(op: ir.Operation) -> None:
     for result in op.results:
         value = shaped(result.type)
         scheme = value.scheme
-        if scheme is None or scheme.scale_layout != "row_major":
+        if scheme is None or scheme.scale_layout != "row_major" or scheme.packing != "none":
             continue
         if scheme.block[0] != 1 or scheme.block[1] >= value.shape[-1]:
             continue

@@ -49,12 +49,13 @@ class Tensor:
 
         `rows` is how many rows of scales there are, where the layout needs to know.
         """
-        assert self.shaped.scheme is not None
-        groups = ceil_div(self.width, self.shaped.scheme.block[1])
-        if self.shaped.scheme.scale_layout == "row_major":
-            return groups, 1
+        scheme = self.shaped.scheme
+        assert scheme is not None
+        groups = ceil_div(self.width, scheme.block[1])
+        if scheme.scale_layout == "row_major":
+            return groups * scheme.numbers, scheme.numbers
         if rows is None:
-            return 1, ceil_div(self.shaped.shape[0], self.shaped.scheme.block[0])
+            return 1, ceil_div(self.shaped.shape[0], scheme.block[0])
         return 1, rows
 
 

@@ -122,16 +122,19 @@ class Tile:
         group = self.columns if result.group >= self.width else result.group
         axis = self.column_axis
         groups = ceil_div(self.columns, group)
-        if groups == 1:
-            codes, scale = quantize(b, value, axis, result.dtype)
-        else:
-            grouped = (*self.shape[:axis], groups, group, *self.shape[axis + 1 :])
-            codes, scale = quantize(b, b.reshape(value, grouped), axis + 1, result.dtype)
-            codes = b.reshape(codes, self.shape)
+        if groups > 1:
+            value = b.reshape(value, (*self.shape[:axis], groups, group, *self.shape[axis + 1 :]))
+            axis += 1
+        codes, scale = quantize(b, value, axis, result.dtype)
         self._store_scale(scale, groups, result)
-        return codes
+        scheme = result.shaped.scheme
+        if scheme is not None and scheme.numbers > 1:
+            total = b.reduce(b.cast("sitofp", codes, "f32"), axis, "arith.addf")
+            self._store_scale(b.mul(scale, total), groups, result, place=1)
+        return b.reshape(codes, self.shape) if groups > 1 else codes
 
-    def _store_scale(self, scale: ir.Value, groups: int, result: Tensor) -> None:
+    def _store_scale(self, scale: ir.Value, groups: int, result: Tensor, place: int = 0) -> None:
+        """Write a number of each group; `place` is which of those that the group has."""
         b, scheme = self.b, result.shaped.scheme
         assert scheme is not None
         if groups == 1:
@@ -142,6 +145,8 @@ class Tile:
         base = self.pointers.scale(result)
         base = b.offset(base, b.mul(b.i64(self.row), row_stride))
         base = b.offset(base, b.mul(first, group_stride))
+        if place:
+            base = b.offset(base, b.full(place))
         at = b.offset(
             base, b.add(b.mul(self.row_range(), row_stride), b.mul(numbers, group_stride))
         )

@@ -216,7 +216,7 @@ func.func @case(%x: tensor<4x?xbf16>) {
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
-  // expected-error @+1 {{dynamic quantization has no packing and no zero points}}
+  // expected-error @+1 {{dynamic quantization has no zero points, and no packing but q8_1}}
   %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi8>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "int", "row_major">>
   return
 }
@@ -1011,5 +1011,27 @@ func.func @case(%x: tensor<f32>) {
 func.func @case(%x: tensor<f32>, %w: tensor<1xf32>) {
   // expected-error @+1 {{the normalized dimension must be static}}
   %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<f32>, tensor<1xf32>) -> tensor<f32>
+  return
+}
+
+// -----
+
+// Sums beside the scales belong to one format.
+#odd = #qfuse.scheme<array<i64: 1, 64>, f16, "q8_1", "none", "row_major">
+!odd = !qfuse.qtensor<tensor<?x256xi8>, #odd>
+func.func @case(%x: tensor<?x256xbf16>) {
+  // expected-error @+1 {{packing q8_1 is i8 in row-major blocks of [1, 32] with f16 scales, not}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x256xbf16>) -> !odd
+  return
+}
+
+// -----
+
+// No other packing is made at run time.
+#packed = #qfuse.scheme<array<i64: 1, 32>, f16, "q8_0", "none", "row_major">
+!packed = !qfuse.qtensor<tensor<?x256xi8>, #packed>
+func.func @case(%x: tensor<?x256xbf16>) {
+  // expected-error @+1 {{dynamic quantization has no zero points, and no packing but q8_1}}
+  %q = "qfuse.quantize"(%x) : (tensor<?x256xbf16>) -> !packed
   return
 }

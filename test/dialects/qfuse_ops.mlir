@@ -116,3 +116,13 @@ func.func @elementwise(%x: tensor<?x300xbf16>, %b: tensor<300xf32>) -> (tensor<?
   %7 = "qfuse.glu"(%6) {act = "gelu", resultSegmentSizes = array<i32: 0, 1>} : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
   return %6, %7 : tensor<?x300xbf16>, !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
 }
+
+// Two f16 numbers for each block of 32: its scale, and its sum.
+// CHECK-LABEL: func.func @q8_1
+// CHECK: "qfuse.quantize"{{.*}}"q8_1"
+// CHECK: "qfuse.unpack"{{.*}}(tensor<?x256xi8>, tensor<?x16xf16>)
+func.func @q8_1(%x: tensor<?x256xbf16>) -> tensor<?x16xf16> {
+  %q = "qfuse.quantize"(%x) : (tensor<?x256xbf16>) -> !qfuse.qtensor<tensor<?x256xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
+  %codes, %numbers = "qfuse.unpack"(%q) : (!qfuse.qtensor<tensor<?x256xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>) -> (tensor<?x256xi8>, tensor<?x16xf16>)
+  return %numbers : tensor<?x16xf16>
+}

@@ -76,3 +76,13 @@ func.func @nothing(%a: !q, %x: !x, %w: !w, %wt: !wt) -> (!x, !x) {
   }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!t, !wt) -> !x
   return %y, %z : !x, !x
 }
+
+// A packing says how its scales lie.
+// CHECK-LABEL: func.func @packed
+// CHECK-NOT:     col_major
+// CHECK:         return
+func.func @packed(%x: !x) -> !x {
+  %q = "qfuse.quantize"(%x) : (!x) -> !qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
+  %d = "qfuse.dequantize"(%q) : (!qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>) -> !x
+  return %d : !x
+}

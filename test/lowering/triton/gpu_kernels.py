@@ -234,7 +234,7 @@ def scale_shape(value: Shaped, m: int) -> tuple[int, int]:
     """Shape of the scales of m rows, as they lie in memory."""
     assert value.scheme is not None
     rows, group = value.scheme.block
-    shape = (-(-m // rows), -(-value.shape[-1] // group))
+    shape = (-(-m // rows), -(-value.shape[-1] // group) * value.scheme.numbers)
     return shape if value.scheme.scale_layout == "row_major" else shape[::-1]
 
 

@@ -10,6 +10,8 @@ from gpu_kernels import (
     assert_quantized,
     dequantized,
     kernel_text,
+    lowered,
+    matmul_text,
     plain,
     quantize,
     quantized,
@@ -20,7 +22,8 @@ from gpu_kernels import (
     silu,
 )
 
-from qfuse.dialects.types import Shaped
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.types import Scheme, Shaped
 
 ROWS = (1, 3, 50)
 
@@ -226,3 +229,44 @@ def test_rope(batch: int, table_batch: int, tokens: int, static: bool, width: in
     turned = np.concatenate([-values[..., width // 2 :], values[..., : width // 2]], -1)
     expected = rounded(rounded(values * c) + rounded(turned * s)).reshape(-1, width)
     np.testing.assert_array_equal(made.astype(np.float64), expected)
+
+
+Q8_0 = quantized(-1, 200, block=(1, 32), dtype="i8", scale="f16")
+Q8_1 = Shaped(Q8_0.shape, "i8", Scheme((1, 32), "f16", packing="q8_1"))
+
+
+@pytest.mark.parametrize("m", [1, 5, 17])
+@pytest.mark.parametrize("op", ["quantize", "rms_norm"])
+@pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
+def test_q8_1_is_q8_0_with_sums(m: int, op: str, target: str) -> None:
+    """The same codes and scales; beside each scale, the f32 scale times the sum of the codes."""
+    row, x = plain(-1, 200), random((m, 200), "bf16", m)
+    x[0, :64] = 0
+
+    def made(out: Shaped) -> tuple[Array, Array]:
+        if op == "quantize":
+            ((codes, scale),) = run(kernel_text(op, [row], [out]), [x], [out], m, target)
+            return codes, scale
+        attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
+        attributes += segment_sizes("result", (0, 1, 0))
+        text = kernel_text(op, [row, plain(200)], [out], attributes)
+        weight = np.ones(200, x.dtype)
+        ((codes, scale),) = run(text, [x, weight], [out], m, target)
+        return codes, scale
+
+    codes, scale = made(Q8_0)
+    packed, numbers = made(Q8_1)
+    np.testing.assert_array_equal(packed, codes)
+    np.testing.assert_array_equal(numbers[:, ::2], scale)
+    padded = np.pad(codes.astype(np.float64), ((0, 0), (0, 24))).reshape(m, 7, 32)
+    # one rounding of the scale that is stored, one of the sum: 2^-11 each, relative
+    expected = scale.astype(np.float64) * padded.sum(2)
+    np.testing.assert_allclose(numbers[:, 1::2].astype(np.float64), expected, rtol=2**-9.9)
+    assert (numbers[0, 1:4:2] == 0).all()
+
+
+def test_q8_1_is_no_operand_yet() -> None:
+    w = quantized(96, 256, block=(1, 32), dtype="i8", scale="f16")
+    x = Shaped((*plain(-1, 256).shape,), "i8", Q8_1.scheme)
+    with pytest.raises(QfuseError, match="x stores i8 with packing q8_1"):
+        lowered(matmul_text(x, w, [plain(-1, 96)]))
