@@ -11,6 +11,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,8 +51,13 @@ def qfuse_backend(
     if mode not in (None, "default"):
         log.warning("remark: torch.compile mode %r has no effect on the backend qfuse", mode)
 
-    # a mistake here is the user's to hear of
-    chosen = CompileOptions.from_mapping({"target": _place(example_inputs), **(options or {})})
+    chosen = CompileOptions.from_mapping(options or {})  # a mistake here is the user's to hear of
+    if "target" not in (options or {}) and _on_gpu(example_inputs):
+        try:
+            chosen = replace(chosen, target=CompileOptions.make("cuda").target)
+        except QfuseError as error:  # a GPU that there are no kernels for
+            _remark("a graph runs on torch", error)
+            return gm.forward
     names = _names(gm)
     _remark_graph_breaks()
 
@@ -344,10 +350,10 @@ def _remark(what: str, error: BaseException) -> None:
     log.warning("remark: %s: %s", what, reason[0])
 
 
-def _place(example_inputs: Sequence[Any]) -> str:
-    """The target for a graph: "cuda", the GPU at hand, if some tensor of it is on one."""
-    tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
-    return "cuda" if any(value.device.type == "cuda" for value in tensors) else "cpu"
+def _on_gpu(example_inputs: Sequence[Any]) -> bool:
+    """Whether some tensor of a graph is on a GPU."""
+    tensors = (value for value in example_inputs if isinstance(value, torch.Tensor))
+    return any(value.device.type == "cuda" for value in tensors)
 
 
 def _device(source: fx.GraphModule) -> torch.device | None:

@@ -12,6 +12,7 @@ from qfuse.compiler.passes.predicates import (
     has_one_result,
     has_room_for_operand,
     keeps_shape,
+    readers,
     run_equally_often,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
@@ -194,6 +195,15 @@ def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
     def has_no_residual(combined: ir.Operation) -> Verdict:
         return None if len(combined.operands) == 3 else Refusal("it adds a residual already")
 
+    def sum_has_one_reader(combined: ir.Operation) -> Verdict:
+        count = len(readers(combined.results[0]))
+        if count == 1:
+            return None
+        return Refusal(
+            f"the sum has {count} readers, and the others want it without the residual",
+            "give the sum one reader, or let the others read the fused result",
+        )
+
     def is_like_the_sum(combined: ir.Operation, residual: ir.Value) -> Verdict:
         y = combined.results[0]
         if residual.type == y.type:
@@ -227,7 +237,7 @@ def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         y = p.result(combined)
         add = p.op("qfuse.add", *((y, residual) if side == 0 else (residual, y)))
         p.require(has_no_residual, combined)
-        p.require(has_one_reader, combined)
+        p.require(sum_has_one_reader, combined)
         p.require(run_equally_often, add, combined)
         p.require(is_like_the_sum, combined, residual)
         p.require(comes_from_no_free_product, combined, residual)

@@ -68,6 +68,9 @@ def gate_up_of_experts(p: Pattern) -> None:
     p.rewrite(glu, absorb_glu, product)
 
 
+gate_up_of_experts.__name__ = "gate_up"  # one fusion, by one name
+
+
 def glu_without_two_products(p: Pattern) -> None:
     """Matches any other GLU, to say why it is none of ours."""
     glu = p.op("qfuse.glu", p.values())

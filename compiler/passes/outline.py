@@ -10,7 +10,6 @@ from qfuse.dialects.registry import COMPUTE_OPS
 KERNEL = "qfuse.kernel"
 """Attribute of a function that is compiled as one kernel."""
 
-
 ROWS = "qfuse.rows"
 """Attribute of a kernel function, (operand, dims): its results have as many rows as the first
 `dims` extents of that operand make.  Without it they have those of an operand of their rank."""

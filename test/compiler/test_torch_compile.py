@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from qfuse.compiler import compile
+from qfuse.compiler.frontend import dynamo
 from qfuse.compiler.frontend.baseline import eager_model
 from qfuse.compiler.frontend.checkpoint import Checkpoint
 from qfuse.compiler.frontend.linear import QuantizedLinear, quantize_linears
@@ -200,3 +201,14 @@ def test_results_that_are_no_tensors(extra):
 
     with pytest.raises(QfuseError, match=f"result 1 of Pair is {extra}; results must be tensors"):
         compile(Pair(), (inputs(2, 8),))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, the GPU at hand is known")
+def test_a_gpu_without_kernels_leaves_the_graph_on_torch(block, caplog, monkeypatch):
+    """No program that torch can run fails because of where it is."""
+    monkeypatch.setattr(dynamo, "_on_gpu", lambda _: True)
+    x = inputs(1, 3, 160)
+    with caplog.at_level(logging.WARNING, logger="qfuse"), torch.no_grad():
+        y = torch.compile(block, backend="qfuse")(x)
+    torch.testing.assert_close(y, block(x), **BF16)
+    assert "a graph runs on torch: target 'cuda' is the GPU at hand" in caplog.text

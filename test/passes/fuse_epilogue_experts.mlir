@@ -4,7 +4,7 @@
 
 // CHECK-DAG: combine-residual: fired at qfuse.add
 // CHECK-DAG: combine-residual: refused at qfuse.combine: it adds a residual already
-// CHECK-DAG: combine-residual: refused at qfuse.combine: the product has 2 readers
+// CHECK-DAG: combine-residual: refused at qfuse.combine: the sum has 2 readers, and the others want it without the residual; give the sum one reader
 // CHECK-DAG: combine-residual: refused at qfuse.combine: the residual is tensor<?x64xf32>, the sum tensor<?x64xbf16>
 // CHECK-DAG: epilogue-add: fired at qfuse.add
 
