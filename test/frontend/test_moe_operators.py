@@ -1,0 +1,158 @@
+"""Operators for experts: against a reference, rounding by rounding, and what they refuse."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from qfuse.compiler import block_scaled
+from qfuse.compiler.torch_moe import padded_rows
+from qfuse.dialects.errors import QfuseError
+
+FAST = settings(max_examples=25, deadline=None)
+ACTIVATIONS = {
+    "silu": lambda x: x * torch.sigmoid(x),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)),
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+}
+
+
+def stacked(generator, count, parts, columns, block):
+    """Codes and scales of `count` weights whose parts begin at block boundaries; and f64 values."""
+    height = block[0]
+    rows = sum(padded_rows(p, height) for p in parts[:-1]) + parts[-1]
+    codes = torch.zeros(count, rows, columns, dtype=torch.float8_e4m3fn)
+    scales, values = [], []
+    for e in range(count):
+        at, found = 0, []
+        for part in parts:
+            c, s = block_scaled.quantize_blocks(
+                torch.randn(part, columns, generator=generator), block
+            )
+            codes[e, at : at + part] = c
+            found.append((s, block_scaled.dequantize_blocks(c, s, block).double()))
+            at += padded_rows(part, height)
+        scales.append(torch.cat([s for s, _ in found]))
+        values.append([v for _, v in found])
+    return codes, torch.stack(scales), values
+
+
+@FAST
+@given(
+    count=st.integers(1, 5),
+    choices=st.integers(1, 3),
+    tokens=st.integers(0, 4),
+    hidden=st.integers(1, 9),
+    inner=st.integers(1, 9),
+    block=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    act=st.sampled_from(sorted(ACTIVATIONS)),
+    data=st.data(),
+)
+def test_moe_experts(count, choices, tokens, hidden, inner, block, act, data):
+    """Token by token in f64, as the definition says; ids beyond the experts add nothing.
+
+    Inputs stay as they are: how they are quantized, `test_roundings...` says to the last bit.
+    """
+    generator = torch.Generator().manual_seed(hidden * 10 + inner)
+    drawn = st.integers(-2, count + 1)
+    ids = torch.tensor(
+        [[data.draw(drawn) for _ in range(choices)] for _ in range(tokens)], dtype=torch.int64
+    ).view(tokens, choices)
+    weights = torch.rand(tokens, choices, generator=generator)
+    weights[(ids < 0) | (ids >= count)] = float("nan")
+    x = torch.randn(tokens, hidden, generator=generator)
+    gate_up, gate_up_scale, up_values = stacked(generator, count, (inner, inner), hidden, block)
+    down, down_scale, down_values = stacked(generator, count, (hidden,), inner, block)
+    expected = torch.zeros(tokens, hidden, dtype=torch.float64)
+    for t in range(tokens):
+        for j in range(choices):
+            e = int(ids[t, j])
+            if 0 <= e < count:
+                gate, up = (w @ x[t].double() for w in up_values[e])
+                row = ACTIVATIONS[act](gate) * up
+                expected[t] += weights[t, j].double() * (down_values[e][0] @ row)
+    y = torch.ops.qfuse.moe_experts(
+        x, ids, weights, gate_up, gate_up_scale, down, down_scale, inner, list(block), [], act
+    )
+    assert y.dtype == torch.float32 and y.shape == x.shape
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def arguments(dtype=torch.bfloat16, block=(4, 4)):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 10, generator=generator).to(dtype)
+    ids = torch.tensor([[0, 1], [1, 5], [-1, 0]])
+    gate_up, gate_up_scale, _ = stacked(generator, 2, (6, 6), 10, block)
+    down, down_scale, _ = stacked(generator, 2, (10,), 6, block)
+    weights = torch.rand(3, 2, generator=generator)
+    return [x, ids, weights, gate_up, gate_up_scale, down, down_scale, 6, [4, 4], [1, 4], "silu"]
+
+
+def test_roundings_are_those_of_separate_operators():
+    """In bf16, every step rounded, the sum in f32 in the order of the choices, bit for bit."""
+    args = arguments()
+    x, ids, weights, gate_up, gate_up_scale, down, down_scale, _, block, group, _ = args
+    expected = torch.zeros(3, 10)
+    for t in range(3):
+        for j in range(2):
+            e = int(ids[t, j])
+            if e not in (0, 1):
+                continue
+            product = torch.ops.qfuse.quantized_linear
+            row = x[t : t + 1]
+            gate = product(row, gate_up[e, :6], gate_up_scale[e, :2], None, block, group)
+            up = product(row, gate_up[e, 8:], gate_up_scale[e, 2:], None, block, group)
+            hidden = nn.functional.silu(gate) * up
+            y = product(hidden, down[e], down_scale[e], None, block, group)
+            expected[t] += weights[t, j] * y[0].float()
+    assert torch.equal(torch.ops.qfuse.moe_experts(*args), expected.bfloat16())
+
+
+def test_dense_experts_are_transformers():
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    config = MixtralConfig(hidden_size=12, intermediate_size=8, num_local_experts=5)
+    config._experts_implementation = "eager"
+    module = MixtralExperts(config).requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_()
+    x, weights = torch.randn(7, 12), torch.rand(7, 2)
+    ids = torch.randint(0, 5, (7, 2))
+    y = torch.ops.qfuse.dense_experts(
+        x, ids, weights, module.gate_up_proj, module.down_proj, "silu"
+    )
+    torch.testing.assert_close(y, module(x, ids, weights), rtol=1e-5, atol=1e-4)
+
+
+def test_shape_rules_agree_with_the_implementations():
+    args = arguments()
+    torch.library.opcheck(
+        torch.ops.qfuse.moe_experts.default, tuple(args), test_utils=("test_faketensor",)
+    )
+    dense = (args[0].float(), *args[1:3], torch.randn(2, 12, 10), torch.randn(2, 10, 6), "gelu")
+    torch.library.opcheck(
+        torch.ops.qfuse.dense_experts.default, dense, test_utils=("test_schema", "test_faketensor")
+    )
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (0, torch.zeros(3), "experts take x"),
+        (1, torch.zeros(3, 2), "experts take x .* whole ids .* torch.float32"),
+        (1, torch.zeros(4, 2, dtype=torch.int64), r"ids .* shape \[4, 2\]; expected \[3, 2\]"),
+        (2, torch.zeros(3, 1), r"weights .* expected \[3, 2\]"),
+        (3, torch.zeros(2, 12, 10), r"gate_up .* expected \[2, 14, 10\]"),
+        (4, torch.zeros(2, 3, 3), r"gate_up_scale .* expected \[2, 4, 3\]"),
+        (5, torch.zeros(3, 10, 6), r"down .* expected \[2, 10, 6\]"),
+        (6, torch.zeros(2, 3, 1), r"down_scale .* expected \[2, 3, 2\]"),
+        (10, "relu", 'act "relu" is not one of silu, gelu'),
+    ],
+)
+def test_operator_refuses(index, value, message):
+    args = arguments()
+    args[index] = value
+    with pytest.raises(QfuseError, match=message):
+        torch.ops.qfuse.moe_experts(*args)
