@@ -49,6 +49,10 @@ class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
     which element of each extra operand an output element (m, n) sees: "[N]", "[M,1]", "[M,N]" or
     "[]" for a scalar; m counts the rows of x with its leading dimensions flattened.
 
+    The product is that of the operands' values, as `#qfuse.scheme` defines them: codes are
+    multiplied and added in f32 (i8 by codes of four to eight bits exactly, in i32) over each run
+    of K that has one scale of x and one of w, and these sums, scaled, in f32.
+
     `parts` lists the rows of each part of w: one for an ordinary product, several for a weight
     made by `qfuse.concat`.  The region computes in f32: it has one accumulator per part, then one
     argument per extra operand, already extended.  Its yielded values become the results, in order,
@@ -139,10 +143,10 @@ def product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
         return f"x has shape {shape_text(x.shape)}; it needs at least [M, K]"
     if x.shape[-1] != w.shape[1]:
         return f"K differs: x has {shape_text(x.shape)}, w has {shape_text(w.shape)}"
-    if x.scheme and w.scheme and x.scheme.block[1] != w.scheme.block[1]:
+    if x.scheme and w.scheme and not groups_nest(x.scheme.group, w.scheme.group, w.shape[1]):
         return (
-            f"x is scaled per {x.scheme.block[1]} and w per {w.scheme.block[1]} elements of K; "
-            "they must agree"
+            f"x is scaled per {x.scheme.group} and w per {w.scheme.group} elements of K; "
+            "one must divide the other"
         )
     if not parts or min(parts) < 1:
         return f"parts {parts} must be positive row counts"
@@ -152,6 +156,12 @@ def product_error(x: Shaped, w: Shaped, parts: list[int]) -> str | None:
             "begins at a multiple of the scale block"
         )
     return None
+
+
+def groups_nest(a: int, b: int, k: int) -> bool:
+    """Whether, over K = `k`, every group of `a` elements lies in one of `b`, or the reverse."""
+    finer, coarser = sorted((a, b))
+    return coarser % finer == 0 or coarser >= k
 
 
 def _extra_error(

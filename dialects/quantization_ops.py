@@ -27,25 +27,29 @@ scale (SGLang and MLC-LLM use the same value)."""
 
 
 class PackOp(Op, name="pack", traits=[ext.Pure]):
-    """Tie stored elements and their scales together as one quantized value.
+    """Tie stored elements, their scales and zero points together as one quantized value.
 
         %q = "qfuse.pack"(%data, %scale)
            : (tensor<1024x4096xf8E4M3FN>, tensor<8x32xf32>) -> !qfuse.qtensor<...>
+        %q = "qfuse.pack"(%data, %scale, %zero)
+           : (tensor<1024x2048xi8>, tensor<1024x32xbf16>, tensor<1024x32xi8>) -> !qfuse.qtensor<...>
 
-    The scale is a multiplier: value = data * scale of its block (Hugging Face calls this
-    `weight_scale_inv`).
+    The scale is a multiplier: value = code * scale of its block (Hugging Face calls this
+    `weight_scale_inv`).  Elements of fewer than eight bits are bytes as `#qfuse.scheme` draws
+    them; zero points, where the scheme has some, are one i8 for each scale.
     """
 
     data: ext.Operand[ir.RankedTensorType]
     scale: ext.Operand[ir.RankedTensorType]
     out: ext.Result[QTensorType]
+    zero: ext.Operand[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
-        return _verify_components(self, self.data, self.scale, shaped(self.out.type))
+        return _components_error(self.operation.operands, shaped(self.out.type))
 
 
 class UnpackOp(Op, name="unpack", traits=[ext.Pure]):
-    """The stored elements and the scales of a quantized value.
+    """The stored elements, the scales and, if there are any, the zero points of a quantized value.
 
     %data, %scale = "qfuse.unpack"(%q)
        : (!qfuse.qtensor<...>) -> (tensor<?x4096xf8E4M3FN>, tensor<?x32xf32>)
@@ -54,25 +58,35 @@ class UnpackOp(Op, name="unpack", traits=[ext.Pure]):
     quantized: ext.Operand[QTensorType]
     data: ext.Result[ir.RankedTensorType]
     scale: ext.Result[ir.RankedTensorType]
+    zero: ext.Result[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
-        return _verify_components(self, self.data, self.scale, shaped(self.quantized.type))
+        return _components_error(self.operation.results, shaped(self.quantized.type))
 
 
 class QuantizeOp(Op, name="quantize", traits=[ext.Pure]):
-    """Dynamic quantization: one scale per block of the input.
+    """Quantize activations: one scale per block of the input, or a scale given beforehand.
 
         %q = "qfuse.quantize"(%x) : (tensor<?x4096xbf16>) -> !qfuse.qtensor<...>
+        %q = "qfuse.quantize"(%x, %scale)
+           : (tensor<?x4096xbf16>, tensor<1xf32>) -> !qfuse.qtensor<...>
 
-    Per block: amax = max(|x|, AMAX_FLOOR); scale = amax / max_finite; code = round-to-nearest-even
-    of x * (max_finite / amax), saturated.  A NaN anywhere in a block stays NaN.
+    Dynamic, per block: amax = max(|x|, AMAX_FLOOR); scale = amax / max_finite; code =
+    round-to-nearest-even of x * (max_finite / amax), saturated.  A scale of type e8m0 is amax /
+    max_finite rounded up to a power of two; code = x / scale, rounded and saturated.
+
+    With `scale`, one positive number for the whole tensor (a calibrated one, or that of
+    `qfuse.tensor_scale`): code = x / scale, rounded and saturated, in blocks of [1, K], each with
+    that scale.  A NaN anywhere in a block stays NaN where the storage type has one.
     """
 
     x: ext.Operand[ir.RankedTensorType]
     out: ext.Result[QTensorType]
+    scale: ext.Operand[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
-        x, out = shaped(self.x.type), shaped(self.out.type)
+        x, *given = (shaped(v.type) for v in self.operation.operands)
+        out = shaped(self.out.type)
         if not is_float(x):
             return f"input element type {x.dtype} is not f32, f16 or bf16"
         if why := scheme_error(out) or quantize_error(out):
@@ -82,11 +96,36 @@ class QuantizeOp(Op, name="quantize", traits=[ext.Pure]):
                 f"result shape {shape_text(out.shape)} differs from the input's "
                 f"{shape_text(x.shape)}"
             )
-        return None
+        return _static_error(given[0], out) if given else None
+
+
+class TensorScaleOp(Op, name="tensor_scale", traits=[ext.Pure]):
+    """The scale of a whole tensor, for a `qfuse.quantize` that is given its scale.
+
+        %scale = "qfuse.tensor_scale"(%x) {storage = f8E4M3FN}
+           : (tensor<?x4096xbf16>) -> tensor<1xf32>
+
+    amax = max(|x|, AMAX_FLOOR) over all elements; scale = amax / the largest finite value of
+    `storage`.  A NaN makes it NaN.  Of no elements at all it is AMAX_FLOOR / that value.
+    """
+
+    x: ext.Operand[ir.RankedTensorType]
+    storage: ir.TypeAttr
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        x, out = shaped(self.x.type), shaped(self.out.type)
+        storage = str(self.storage.value)
+        if not is_float(x):
+            return f"input element type {x.dtype} is not f32, f16 or bf16"
+        if storage not in STORAGE_MAX:
+            return f"storage {storage} is not one of {', '.join(STORAGE_MAX)}"
+        wanted = Shaped((1,), "f32")
+        return None if out == wanted else f"the result is {out}; expected {wanted}"
 
 
 class DequantizeOp(Op, name="dequantize", traits=[ext.Pure]):
-    """Expand a quantized value: out = data * scale, rounded once to the result type.
+    """Expand a quantized value as `#qfuse.scheme` defines it, rounded once to the result type.
 
     %x = "qfuse.dequantize"(%q) : (!qfuse.qtensor<...>) -> tensor<?x4096xbf16>
     """
@@ -178,8 +217,6 @@ def quantize_error(out: Shaped) -> str | None:
     assert scheme is not None
     if out.dtype not in STORAGE_MAX:
         return f"cannot quantize dynamically to {out.dtype}; use one of {', '.join(STORAGE_MAX)}"
-    if scheme.packing not in ("none", "q8_1") or scheme.zero_point != "none":
-        return "dynamic quantization has no zero points, and no packing but q8_1"
     if scheme.block[0] != 1:
         return f"dynamic quantization blocks are [1, group], not {list(scheme.block)}"
     if out.shape[-1] == DYNAMIC:
@@ -187,24 +224,43 @@ def quantize_error(out: Shaped) -> str | None:
     return None
 
 
-def _verify_components(op: ir.OpView, data: ir.Value, scale: ir.Value, value: Shaped) -> str | None:
+def _static_error(scale: Shaped, out: Shaped) -> str | None:
+    """Why an activation cannot be quantized to `out` with one scale for all of it, or None."""
+    assert out.scheme is not None
+    if scale != Shaped((1,), "f32"):
+        return f"the scale is {scale}; expected {Shaped((1,), 'f32')}, one for the whole tensor"
+    whole = (1, out.shape[-1])
+    if (out.scheme.block, out.scheme.scale, out.scheme.packing) != (whole, "f32", "none"):
+        return f"a scale for the whole tensor makes blocks of {list(whole)} with f32, not {out}"
+    return None
+
+
+def _components_error(components: Sequence[ir.Value], value: Shaped) -> str | None:
+    """Why stored elements, scales and zero points are not those of `value`, or None."""
     if why := scheme_error(value):
         return why
-    stored, scales = shaped(data.type), shaped(scale.type)
     assert value.scheme is not None
-    if stored.dtype != value.dtype:
-        return f"data is {stored.dtype} but the type stores {value.dtype}"
-    if stored.shape != value.shape:
+    data, scales, *zeros = (shaped(c.type) for c in components)
+    if data.dtype != value.data_dtype:
+        stored = f"the type stores {value.data_dtype}"
+        if value.data_dtype != value.dtype:
+            stored = f"{value.dtype} elements lie in bytes, i8"
+        return f"data is {data.dtype} but {stored}"
+    if data.shape != value.data_shape:
         return (
-            f"data shape {shape_text(stored.shape)} differs from the type's "
-            f"{shape_text(value.shape)}"
+            f"data shape {shape_text(data.shape)} differs from the type's "
+            f"{shape_text(value.data_shape)}"
         )
     if scales.dtype != value.scheme.scale:
         return f"scale is {scales.dtype} but the scheme says {value.scheme.scale}"
-    if not shapes_agree(scales.shape, value.scale_shape):
+    wanted = value.scale_shape
+    if not shapes_agree(scales.shape, wanted):
         return (
             f"scale shape {shape_text(scales.shape)} does not fit: blocks of "
-            f"{list(value.scheme.block)} over {shape_text(value.shape)} need "
-            f"{shape_text(value.scale_shape)}"
+            f"{list(value.scheme.block)} over {shape_text(value.shape)} need {shape_text(wanted)}"
         )
+    if bool(zeros) != (value.scheme.zero_point != "none"):
+        return f'zero points are "{value.scheme.zero_point}", but there are {len(zeros)} tensors'
+    if zeros and zeros[0] != Shaped(wanted, "i8"):
+        return f"zero points are {zeros[0]}; expected {Shaped(wanted, 'i8')}"
     return None

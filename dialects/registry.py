@@ -15,6 +15,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     quantization_ops.PackOp,
     quantization_ops.UnpackOp,
     quantization_ops.QuantizeOp,
+    quantization_ops.TensorScaleOp,
     quantization_ops.DequantizeOp,
     quantization_ops.ConcatOp,
     matmul_op.MatmulOp,

@@ -7,19 +7,52 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.dialect import QFuse
 from qfuse.dialects.verify import DYNAMIC, FLOATS, IllegalType, ceil_div
 
-# Bit width of a stored element is part of its MLIR type; the scale types that each may carry are
-# what the formats in the field use (HF fine-grained FP8: f32 or e8m0; ggml q8: f16).
+# The scale types that each stored element may carry are what the formats in the field use (Hugging
+# Face fine-grained FP8: f32 or e8m0; ggml: f16, or bytes of its own packing; MXFP4: e8m0).
 STORAGE_SCALES: dict[str, tuple[str, ...]] = {
     "f8E4M3FN": ("f32", "f8E8M0FNU"),
     "f8E5M2": ("f32", "f8E8M0FNU"),
     "i8": ("f32", "f16", "bf16"),
-    "i4": ("f32", "f16", "bf16"),
+    "i6": ("i8",),
+    "i4": ("f32", "f16", "bf16", "i8"),
+    "f4E2M1FN": ("f8E8M0FNU",),
 }
+
+STORAGE_BITS = {"f8E4M3FN": 8, "f8E5M2": 8, "i8": 8, "i6": 6, "i4": 4, "f4E2M1FN": 4}
+"""Bits of a stored element; those of fewer than eight lie packed in bytes."""
 
 STORAGE_MAX: dict[str, float] = {"f8E4M3FN": 448.0, "f8E5M2": 57344.0, "i8": 127.0}
 """Largest finite magnitude of a storage type that `qfuse.quantize` can produce."""
 
-PACKINGS = ("none", "int4", "q4_k", "q6_k", "q8_0", "q8_1")
+
+@dataclass(frozen=True)
+class Packing:
+    """How stored elements and scales lie in memory where they are not one tensor element each."""
+
+    storage: tuple[str, ...]
+    """Element types that it packs."""
+    scale: tuple[str, ...] = ()
+    """Scale types that it goes with; any legal one if empty."""
+    block: tuple[int, int] | None = None
+    """The block that shares `numbers` of scales, where there is but one."""
+    numbers: int = 1
+    """Numbers that each block has among the scales."""
+    group: int | None = None
+    """Columns that share one multiplier, where they are fewer than a block's."""
+    offset: bool = False
+    """The scales hold an offset for each group, too: value = code * multiplier + offset."""
+
+
+PACKINGS: dict[str, Packing] = {
+    "none": Packing(("f8E4M3FN", "f8E5M2", "i8")),
+    "int4": Packing(("i4",), scale=("f32", "f16", "bf16")),
+    "fp4": Packing(("f4E2M1FN",), block=(1, 32)),
+    "q4_k": Packing(("i4",), ("i8",), block=(1, 256), numbers=16, group=32, offset=True),
+    "q6_k": Packing(("i6",), ("i8",), block=(1, 256), numbers=18, group=16),
+    "q8_1": Packing(("i8",), ("f16",), block=(1, 32), numbers=2),
+}
+"""What the packings of `#qfuse.scheme` are; its docstring draws them."""
+
 ZERO_POINTS = ("none", "int")
 SCALE_LAYOUTS = ("row_major", "col_major")
 
@@ -30,10 +63,22 @@ class SchemeAttr(QFuse.Attribute, name="scheme"):
         #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
 
     `block` is the extent, over the last two dimensions, that shares one scale: [1, 128] for
-    activations quantized per token and group, [128, 128] for weight blocks.  The other fields
-    are the element type of the scales, the packing of the stored elements, what zero points
-    there are, and in which order the scales lie in memory.  Packing "q8_1" (ggml's block_q8_1, for
-    activations) keeps with each block's scale d its sum, d times the sum of its codes.
+    activations quantized per token and group, [128, 128] for weight blocks, [1, K] for one scale
+    per token or output channel.  One scale for a whole weight is [1, K] with equal scales, which
+    joins with others exactly.  The other fields are the element type of the scales, the packing
+    of the stored elements, what zero points there are, and in which order the scales lie in
+    memory.  A value is code * scale, in exact arithmetic, of
+
+        "none"   a code in each element: FP8, or i8 from -128 to 127 (ggml's Q8_0: [1, 32], f16)
+        "int4"   i4: two unsigned codes u a byte, the even column in the low bits; the code is
+                 u - 8, or u - zero where zero points are "int" (one i8 for each scale)
+        "fp4"    f4E2M1FN: two codes a byte, as int4; blocks of [1, 32], e8m0 scales (MXFP4)
+        "q4_k"   ggml's block_q4_K per 256 columns, its 128 bytes `qs` as data and the 16 before
+                 them (f16 d, f16 dmin, u8 scales[12]) as scales; value = d sc u - dmin m per 32
+        "q6_k"   ggml's block_q6_K per 256 columns, its 192 bytes `ql`, `qh` as data and the 18
+                 after them (i8 scales[16], f16 d) as scales; value = d sc (u - 32) per 16
+        "q8_1"   for activations: i8 in blocks of [1, 32]; beside each f16 scale d there is the
+                 f16 sum of its block, d times the sum of its codes (ggml's block_q8_1)
     """
 
     block: Any  # DenseI64ArrayAttr has no attr_name to constrain by; `check_scheme` does it
@@ -67,8 +112,13 @@ class Scheme:
 
     @property
     def numbers(self) -> int:
-        """Numbers that each block has among the scales: q8_1 has its scale, then its sum."""
-        return 2 if self.packing == "q8_1" else 1
+        """Numbers that each block has among the scales; one but for packings that say more."""
+        return PACKINGS[self.packing].numbers
+
+    @property
+    def group(self) -> int:
+        """Columns that share one multiplier."""
+        return PACKINGS[self.packing].group or self.block[1]
 
     def __str__(self) -> str:
         block = ", ".join(map(str, self.block))
@@ -99,7 +149,7 @@ class Shaped:
     def scale_shape(self) -> tuple[int, ...]:
         """Shape of the scales: one per block, the last two extents divided rounding up.
 
-        Packing q8_1 has two numbers per block, next to each other.
+        The numbers of a block that has several lie next to each other.
         """
         if self.scheme is None:
             raise ValueError("a plain tensor has no scales")
@@ -109,6 +159,19 @@ class Shaped:
             for d, b in zip(self.shape, block, strict=True)
         )
         return (*rows, last if last == DYNAMIC else last * self.scheme.numbers)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of the stored elements: the logical one, or bytes where several share one."""
+        bits = STORAGE_BITS.get(self.dtype, 8)
+        if bits == 8 or self.shape[-1] == DYNAMIC:
+            return self.shape
+        return (*self.shape[:-1], ceil_div(self.shape[-1] * bits, 8))
+
+    @property
+    def data_dtype(self) -> str:
+        """Element type of the stored elements' tensor: i8, bytes, where several share one."""
+        return self.dtype if STORAGE_BITS.get(self.dtype, 8) == 8 else "i8"
 
     def __str__(self) -> str:
         dims = "".join("?x" if d == DYNAMIC else f"{d}x" for d in self.shape)
@@ -160,19 +223,35 @@ def scheme_error(value: Shaped) -> str | None:
     if len(value.shape) < 2:
         return "a quantized tensor has at least two dimensions"
     for field, legal_values in (
-        ("packing", PACKINGS),
+        ("packing", tuple(PACKINGS)),
         ("zero_point", ZERO_POINTS),
         ("scale_layout", SCALE_LAYOUTS),
     ):
         if getattr(scheme, field) not in legal_values:
             return f'{field} "{getattr(scheme, field)}" is not one of {", ".join(legal_values)}'
-    if scheme.packing == "q8_1" and (value.dtype, scheme) != _Q8_1:
-        return f"packing q8_1 is i8 in row-major blocks of [1, 32] with f16 scales, not {value}"
+    return _packing_error(value, scheme)
+
+
+def _packing_error(value: Shaped, scheme: Scheme) -> str | None:
+    """Why elements of such a type cannot be packed as the scheme says, or None."""
+    name, packing = scheme.packing, PACKINGS[scheme.packing]
+    if value.dtype not in packing.storage:
+        fitting = [n for n, p in PACKINGS.items() if value.dtype in p.storage]
+        return f'packing "{name}" does not store {value.dtype}; use {" or ".join(fitting)}'
+    if packing.scale and scheme.scale not in packing.scale:
+        return f'packing "{name}" has scales of {" or ".join(packing.scale)}, not {scheme.scale}'
+    if packing.block and scheme.block != packing.block:
+        return f'packing "{name}" has blocks of {list(packing.block)}, not {list(scheme.block)}'
+    if scheme.zero_point != "none" and name != "int4":
+        return f'packing "{name}" has no zero points; "int4" has'
+    if (name not in ("none", "int4", "fp4")) and scheme.scale_layout != "row_major":
+        return f'the scales of packing "{name}" lie row_major'
+    columns = value.shape[-1]
+    if packing.numbers > 2 and columns != DYNAMIC and columns % scheme.block[1]:
+        return f'packing "{name}" needs a multiple of {scheme.block[1]} columns, not {columns}'
+    if STORAGE_BITS[value.dtype] == 4 and columns != DYNAMIC and columns % 2:
+        return f"two elements share a byte, so columns must be even, not {columns}"
     return None
-
-
-_Q8_1 = ("i8", Scheme((1, 32), "f16", packing="q8_1"))
-"""What carries sums beside its scales: the block_q8_1 of ggml."""
 
 
 def is_float(value: Shaped) -> bool:

@@ -9,7 +9,7 @@ from qfuse.compiler.epilogue import build_yield, inline_block
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir, passmanager
-from qfuse.dialects.matmul_op import INPUTS, build_product, inputs_of
+from qfuse.dialects.matmul_op import INPUTS, build_product, groups_nest, inputs_of
 from qfuse.dialects.quantization_ops import QuantizeOp, quantize_error
 from qfuse.dialects.types import Scheme, SchemeAttr, Shaped, scheme_error, scheme_of, shaped
 from qfuse.dialects.verify import IllegalType
@@ -50,7 +50,7 @@ def _expand(name: str) -> Callable[[Pattern], None]:
         p.require(input_is_plain, product)
         p.require(weight_is_quantized, product)
         p.require(scheme_can_be_produced, product)
-        p.require(weight_has_same_groups, product)
+        p.require(groups_fit, product)
         p.rewrite(product, split_quantize)
 
     return expand_quantized_input
@@ -83,14 +83,15 @@ def scheme_can_be_produced(product: ir.Operation) -> Verdict:
     return None if why is None else Refusal(f"{INPUT_SCHEME}: {why}")
 
 
-def weight_has_same_groups(product: ir.Operation) -> Verdict:
-    w, group = shaped(product.operands[1].type), _scheme(product).block[1]
+def groups_fit(product: ir.Operation) -> Verdict:
+    """The columns that share a scale of x are some of those that share one of w, or the reverse."""
+    w, group = shaped(product.operands[1].type), _scheme(product).group
     assert w.scheme is not None
-    if w.scheme.block[1] == group:
+    if groups_nest(group, w.scheme.group, w.shape[-1]):
         return None
     return Refusal(
         f"x is to be scaled per {group} elements of K, but w is {w}",
-        "quantize x in groups of w's block",
+        "quantize x in groups that divide w's",
     )
 
 
@@ -114,14 +115,16 @@ def split_quantize(rewriter, product: ir.Operation) -> None:
     rewriter.replace_op(product, new.results)
 
 
-def _quantized_input(product: ir.Operation) -> Shaped:
-    """The type of x quantized: E4M3 for an FP8 weight, else as w is, scaled as the attribute says.
+_STORED_AS = {"f8E5M2": "f8E4M3FN", "i6": "i8", "i4": "i8", "f4E2M1FN": "i8"}
+"""How x is stored beside a weight of this type; otherwise as the weight is.
 
-    An E5M2 weight goes with E4M3 activations, too, as in `qfuse::quantized_linear`.
-    """
+E4M3 as in `qfuse::quantized_linear`; eight bits as in ggml's products of q8_1."""
+
+
+def _quantized_input(product: ir.Operation) -> Shaped:
+    """The type of x quantized: stored as suits w, scaled as the attribute says."""
     x, w = (shaped(v.type) for v in list(product.operands)[:2])
-    dtype = "f8E4M3FN" if w.dtype == "f8E5M2" else w.dtype
-    return replace(x, dtype=dtype, scheme=_scheme(product))
+    return replace(x, dtype=_STORED_AS.get(w.dtype, w.dtype), scheme=_scheme(product))
 
 
 def _scheme(product: ir.Operation) -> Scheme:

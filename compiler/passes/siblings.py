@@ -46,8 +46,6 @@ def merge_error(first: ir.Operation, other: ir.Operation) -> Refusal | None:
         return Refusal(
             f"weight schemes differ: {a.scheme} and {b.scheme}", "quantize both weights alike"
         )
-    if a.scheme is not None and a.scheme.packing != "none":
-        return Refusal(f'packing "{a.scheme.packing}" cannot be joined by rows')
     if first.results[0].type.element_type != other.results[0].type.element_type:
         return Refusal("the products round their results to different types")
     return None

@@ -66,6 +66,8 @@ def refuse(op: ir.Operation) -> str | None:
             return f"the last dimension of {value} is dynamic; it must be static"
         if value.quantized and (why := activation_error(value)):
             return why
+    if op.name == "qfuse.quantize" and len(operands) == 2:
+        return "quantization by a given scale has no CPU kernel; use dynamic scales"
     if op.name in ("qfuse.add", "qfuse.mul"):
         return _broadcast_error(operands, results[0])
     if op.name in _UNARY and operands[0].shape != results[0].shape:

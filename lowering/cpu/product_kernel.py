@@ -40,8 +40,13 @@ def refuse_product(op: ir.Operation) -> str | None:
         return f"w: {why}"
     if x.shape[-1] == DYNAMIC:
         return "the last dimension of x is dynamic; it must be static"
-    if x.quantized and (why := activation_error(x)):
+    if x.scheme and (why := activation_error(x)):
         return f"x: {why}"
+    if x.scheme and x.scheme.group != w.scheme.group:
+        return (
+            f"x is scaled per {x.scheme.group} and w per {w.scheme.group} elements of K, for which "
+            "there is no CPU kernel; quantize x as w is"
+        )
     if why := region_error(op.regions[0].blocks[0]):
         return f"epilogue: {why}"
     for result in op.results:

@@ -29,6 +29,8 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
         return f"{results[0]} holds no elements"
     if op.name == "qfuse.dequantize" and (why := _stored_error(operands[0])):
         return why
+    if op.name == "qfuse.quantize" and len(operands) == 2:
+        return "quantization by a given scale has no GPU kernel; use dynamic scales"
     if op.name in _BINARY:
         for i, operand in enumerate(operands):
             if _map(operand, results[0]) is None:

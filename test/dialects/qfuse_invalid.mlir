@@ -73,7 +73,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
-  // expected-error @+1 {{storage type i16 is not one of f8E4M3FN, f8E5M2, i8, i4}}
+  // expected-error @+1 {{storage type i16 is not one of f8E4M3FN, f8E5M2, i8, i6, i4, f4E2M1FN}}
   %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi16>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
   return
 }
@@ -86,7 +86,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
-  // expected-error @+1 {{packing "q9" is not one of none, int4, q4_k, q6_k, q8_0, q8_1}}
+  // expected-error @+1 {{packing "q9" is not one of none, int4, fp4, q4_k, q6_k, q8_1}}
   %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "q9", "none", "row_major">>
   return
 }
@@ -165,7 +165,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{cannot quantize dynamically to i4; use one of f8E4M3FN, f8E5M2, i8}}
-  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi4>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">>
+  %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi4>, #qfuse.scheme<array<i64: 1, 128>, f32, "int4", "none", "row_major">>
   return
 }
 
@@ -216,7 +216,7 @@ func.func @case(%x: tensor<4x?xbf16>) {
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
-  // expected-error @+1 {{dynamic quantization has no zero points, and no packing but q8_1}}
+  // expected-error @+1 {{packing "none" has no zero points; "int4" has}}
   %q = "qfuse.quantize"(%x) : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x300xi8>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "int", "row_major">>
   return
 }
@@ -267,9 +267,9 @@ func.func @case(%a: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array
 #weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
-func.func @case(%a: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, %b: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) {
+func.func @case(%a: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, %b: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 96>, f32, "none", "none", "row_major">>) {
   // expected-error @+1 {{element type or scheme differs}}
-  %w = "qfuse.concat"(%a, %b) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) -> !qfuse.qtensor<tensor<386x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
+  %w = "qfuse.concat"(%a, %b) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 96>, f32, "none", "none", "row_major">>) -> !qfuse.qtensor<tensor<386x300xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>
   return
 }
 
@@ -304,17 +304,17 @@ func.func @case(%x: !xq, %w: !qfuse.qtensor<tensor<130x301xf8E4M3FN>, #qfuse.sch
 
 // -----
 
-// x and w are scaled over the same runs of K.
+// The runs of K over which x and w are scaled fit into each other.
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
 #weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
-func.func @case(%x: !xq, %w: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) {
-  // expected-error @+1 {{x is scaled per 128 and w per 64 elements of K; they must agree}}
+func.func @case(%x: !xq, %w: !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 96>, f32, "none", "none", "row_major">>) {
+  // expected-error @+1 {{x is scaled per 128 and w per 96 elements of K; one must divide the other}}
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%p0: f32):
     "qfuse.yield"(%p0) : (f32) -> ()
-  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 64>, f32, "none", "none", "row_major">>) -> tensor<?x130xbf16>
+  }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 96>, f32, "none", "none", "row_major">>) -> tensor<?x130xbf16>
   return
 }
 
@@ -1020,7 +1020,7 @@ func.func @case(%x: tensor<f32>, %w: tensor<1xf32>) {
 #odd = #qfuse.scheme<array<i64: 1, 64>, f16, "q8_1", "none", "row_major">
 !odd = !qfuse.qtensor<tensor<?x256xi8>, #odd>
 func.func @case(%x: tensor<?x256xbf16>) {
-  // expected-error @+1 {{packing q8_1 is i8 in row-major blocks of [1, 32] with f16 scales, not}}
+  // expected-error @+1 {{packing "q8_1" has blocks of [1, 32], not [1, 64]}}
   %q = "qfuse.quantize"(%x) : (tensor<?x256xbf16>) -> !odd
   return
 }
@@ -1028,10 +1028,208 @@ func.func @case(%x: tensor<?x256xbf16>) {
 // -----
 
 // No other packing is made at run time.
-#packed = #qfuse.scheme<array<i64: 1, 32>, f16, "q8_0", "none", "row_major">
-!packed = !qfuse.qtensor<tensor<?x256xi8>, #packed>
+#packed = #qfuse.scheme<array<i64: 1, 32>, f16, "int4", "none", "row_major">
+!packed = !qfuse.qtensor<tensor<?x256xi4>, #packed>
 func.func @case(%x: tensor<?x256xbf16>) {
-  // expected-error @+1 {{dynamic quantization has no zero points, and no packing but q8_1}}
+  // expected-error @+1 {{cannot quantize dynamically to i4; use one of f8E4M3FN, f8E5M2, i8}}
   %q = "qfuse.quantize"(%x) : (tensor<?x256xbf16>) -> !packed
+  return
+}
+
+// -----
+
+// A packing stores certain elements.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi8>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{packing "int4" does not store i8; use none or q8_1}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// Elements of fewer than eight bits are packed somehow.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "none", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{packing "none" does not store i4; use int4 or q4_k}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// Two codes a byte: 512 columns are 256 bytes.
+#s = #qfuse.scheme<array<i64: 1, 256>, bf16, "int4", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x1024xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{data shape [64, 256] differs from the type's [64, 512]}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// A byte has no half.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x511xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{two elements share a byte, so columns must be even, not 511}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// Zero points that the scheme announces must be there.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "int", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{zero points are "int", but there are 0 tensors}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// Zero points that the scheme does not have must not be there.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{zero points are "none", but there are 1 tensors}}
+  %q = "qfuse.pack"(%d, %s, %z) : (tensor<64x256xi8>, tensor<64x4xbf16>, tensor<64x4xi8>) -> !q
+  return
+}
+
+// -----
+
+// There is a zero point for each scale.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "int", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x3xi8>) {
+  // expected-error @+1 {{zero points are tensor<64x3xi8>; expected tensor<64x4xi8>}}
+  %q = "qfuse.pack"(%d, %s, %z) : (tensor<64x256xi8>, tensor<64x4xbf16>, tensor<64x3xi8>) -> !q
+  return
+}
+
+// -----
+
+// Only int4 has zero points.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "none", "int", "row_major">
+!q = !qfuse.qtensor<tensor<64x256xi8>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{packing "none" has no zero points; "int4" has}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// Codes below eight bits are bytes at the border.
+#s = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{data is bf16 but i4 elements lie in bytes, i8}}
+  %q = "qfuse.pack"(%s, %s) : (tensor<64x4xbf16>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// K-quants come in super-blocks.
+#s = #qfuse.scheme<array<i64: 1, 256>, i8, "q4_k", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x544xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{packing "q4_k" needs a multiple of 256 columns, not 544}}
+  %q = "qfuse.pack"(%d, %z) : (tensor<64x256xi8>, tensor<64x4xi8>) -> !q
+  return
+}
+
+// -----
+
+// The scales of a K-quant are 16 bytes for each super-block.
+#s = #qfuse.scheme<array<i64: 1, 256>, i8, "q4_k", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{scale shape [64, 4] does not fit: blocks of [1, 256] over [64, 512] need [64, 32]}}
+  %q = "qfuse.pack"(%d, %z) : (tensor<64x256xi8>, tensor<64x4xi8>) -> !q
+  return
+}
+
+// -----
+
+// Six bits take three quarters of a byte.
+#s = #qfuse.scheme<array<i64: 1, 256>, i8, "q6_k", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi6>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{data shape [64, 256] differs from the type's [64, 384]}}
+  %q = "qfuse.pack"(%d, %z) : (tensor<64x256xi8>, tensor<64x4xi8>) -> !q
+  return
+}
+
+// -----
+
+// The scales of K-quants are bytes of their own.
+#s = #qfuse.scheme<array<i64: 1, 256>, f16, "q4_k", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xi4>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{packing "q4_k" has scales of i8, not f16}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// MXFP4 has blocks of 32.
+#s = #qfuse.scheme<array<i64: 1, 16>, f8E8M0FNU, "fp4", "none", "row_major">
+!q = !qfuse.qtensor<tensor<64x512xf4E2M1FN>, #s>
+func.func @case(%d: tensor<64x256xi8>, %s: tensor<64x4xbf16>, %z: tensor<64x4xi8>) {
+  // expected-error @+1 {{packing "fp4" has blocks of [1, 32], not [1, 16]}}
+  %q = "qfuse.pack"(%d, %s) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !q
+  return
+}
+
+// -----
+
+// A given scale is one number.
+#s = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+!q = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #s>
+func.func @case(%x: tensor<?x512xbf16>, %s: tensor<4xf32>) {
+  // expected-error @+1 {{the scale is tensor<4xf32>; expected tensor<1xf32>, one for the whole tensor}}
+  %q = "qfuse.quantize"(%x, %s) : (tensor<?x512xbf16>, tensor<4xf32>) -> !q
+  return
+}
+
+// -----
+
+// A given scale holds for whole rows.
+#s = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!q = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #s>
+func.func @case(%x: tensor<?x512xbf16>, %s: tensor<1xf32>) {
+  // expected-error @+1 {{a scale for the whole tensor makes blocks of [1, 512] with f32, not}}
+  %q = "qfuse.quantize"(%x, %s) : (tensor<?x512xbf16>, tensor<1xf32>) -> !q
+  return
+}
+
+// -----
+
+// A scale for a whole tensor is f32.
+#s = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+!q = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #s>
+func.func @case(%x: tensor<?x512xbf16>) {
+  // expected-error @+1 {{the result is tensor<1xbf16>; expected tensor<1xf32>}}
+  %s = "qfuse.tensor_scale"(%x) {storage = i8} : (tensor<?x512xbf16>) -> tensor<1xbf16>
+  return
+}
+
+// -----
+
+// A scale for a whole tensor is one for a type that can be made.
+#s = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+!q = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #s>
+func.func @case(%x: tensor<?x512xbf16>) {
+  // expected-error @+1 {{storage i4 is not one of f8E4M3FN, f8E5M2, i8}}
+  %s = "qfuse.tensor_scale"(%x) {storage = i4} : (tensor<?x512xbf16>) -> tensor<1xf32>
   return
 }

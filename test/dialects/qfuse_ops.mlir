@@ -8,6 +8,14 @@
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 !w2 = !qfuse.qtensor<tensor<386x300xf8E4M3FN>, #weight>
 
+#w8 = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+#w4 = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "none", "row_major">
+#w4z = #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "int", "row_major">
+#q4k = #qfuse.scheme<array<i64: 1, 256>, i8, "q4_k", "none", "row_major">
+#q6k = #qfuse.scheme<array<i64: 1, 256>, i8, "q6_k", "none", "row_major">
+#mx = #qfuse.scheme<array<i64: 1, 32>, f8E8M0FNU, "fp4", "none", "row_major">
+#q8_1 = #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">
+
 // Ragged extents have one scale for the last, partial block: ceil(130/128) x ceil(300/128).
 // CHECK-LABEL: func.func @components
 // CHECK: "qfuse.pack"{{.*}}tensor<130x300xf8E4M3FN>, tensor<2x3xf32>
@@ -125,4 +133,35 @@ func.func @q8_1(%x: tensor<?x256xbf16>) -> tensor<?x16xf16> {
   %q = "qfuse.quantize"(%x) : (tensor<?x256xbf16>) -> !qfuse.qtensor<tensor<?x256xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
   %codes, %numbers = "qfuse.unpack"(%q) : (!qfuse.qtensor<tensor<?x256xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>) -> (tensor<?x256xi8>, tensor<?x16xf16>)
   return %numbers : tensor<?x16xf16>
+}
+
+// Every scheme that a weight or an activation may have, and scales for whole tensors.
+// CHECK-LABEL: func.func @schemes
+// CHECK: "qfuse.pack"{{.*}}tensor<64x512xi8>, #qfuse.scheme<array<i64: 1, 512>, f32, "none"
+// CHECK: "qfuse.pack"{{.*}}tensor<64x512xi4>, #qfuse.scheme<array<i64: 1, 128>, bf16, "int4", "none"
+// CHECK: "qfuse.pack"{{.*}}tensor<64x4xi8>) -> {{.*}}bf16, "int4", "int"
+// CHECK: "qfuse.pack"{{.*}}tensor<64x32xi8>) -> {{.*}}tensor<64x512xi4>, #qfuse.scheme<array<i64: 1, 256>, i8, "q4_k"
+// CHECK: "qfuse.pack"{{.*}}tensor<64x384xi8>, tensor<64x36xi8>) -> {{.*}}tensor<64x512xi6>, #qfuse.scheme<array<i64: 1, 256>, i8, "q6_k"
+// CHECK: "qfuse.pack"{{.*}}tensor<64x512xf4E2M1FN>, #qfuse.scheme<array<i64: 1, 32>, f8E8M0FNU, "fp4"
+// CHECK: "qfuse.unpack"{{.*}}-> (tensor<64x256xi8>, tensor<64x4xbf16>, tensor<64x4xi8>)
+// CHECK: "qfuse.quantize"{{.*}}"q8_1"
+// CHECK: %[[SCALE:.+]] = "qfuse.tensor_scale"{{.*}}storage = f8E4M3FN
+// CHECK: "qfuse.quantize"(%{{.*}}, %[[SCALE]])
+// CHECK: "qfuse.matmul"
+func.func @schemes(%a: tensor<64x512xi8>, %sa: tensor<64x1xf32>, %b: tensor<64x256xi8>, %sb: tensor<64x4xbf16>, %zb: tensor<64x4xi8>, %k: tensor<64x32xi8>, %c: tensor<64x384xi8>, %sc: tensor<64x36xi8>, %sm: tensor<64x16xf8E8M0FNU>, %x: tensor<?x512xbf16>) -> tensor<?x64xbf16> {
+  %0 = "qfuse.pack"(%a, %sa) : (tensor<64x512xi8>, tensor<64x1xf32>) -> !qfuse.qtensor<tensor<64x512xi8>, #w8>
+  %1 = "qfuse.pack"(%b, %sb) : (tensor<64x256xi8>, tensor<64x4xbf16>) -> !qfuse.qtensor<tensor<64x512xi4>, #w4>
+  %2 = "qfuse.pack"(%b, %sb, %zb) : (tensor<64x256xi8>, tensor<64x4xbf16>, tensor<64x4xi8>) -> !qfuse.qtensor<tensor<64x512xi4>, #w4z>
+  %3 = "qfuse.pack"(%b, %k) : (tensor<64x256xi8>, tensor<64x32xi8>) -> !qfuse.qtensor<tensor<64x512xi4>, #q4k>
+  %4 = "qfuse.pack"(%c, %sc) : (tensor<64x384xi8>, tensor<64x36xi8>) -> !qfuse.qtensor<tensor<64x512xi6>, #q6k>
+  %5 = "qfuse.pack"(%b, %sm) : (tensor<64x256xi8>, tensor<64x16xf8E8M0FNU>) -> !qfuse.qtensor<tensor<64x512xf4E2M1FN>, #mx>
+  %6:3 = "qfuse.unpack"(%2) : (!qfuse.qtensor<tensor<64x512xi4>, #w4z>) -> (tensor<64x256xi8>, tensor<64x4xbf16>, tensor<64x4xi8>)
+  %7 = "qfuse.quantize"(%x) : (tensor<?x512xbf16>) -> !qfuse.qtensor<tensor<?x512xi8>, #q8_1>
+  %s = "qfuse.tensor_scale"(%x) {storage = f8E4M3FN} : (tensor<?x512xbf16>) -> tensor<1xf32>
+  %8 = "qfuse.quantize"(%x, %s) : (tensor<?x512xbf16>, tensor<1xf32>) -> !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #w8>
+  %y = "qfuse.matmul"(%7, %3) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 64>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x512xi8>, #q8_1>, !qfuse.qtensor<tensor<64x512xi4>, #q4k>) -> tensor<?x64xbf16>
+  return %y : tensor<?x64xbf16>
 }

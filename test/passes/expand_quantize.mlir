@@ -51,7 +51,7 @@ func.func @weight_only(%x: !x, %a: !w) -> !y {
 
 // -----
 
-// Groups of x that do not match the blocks of w cannot be scaled together.
+// Groups of x that reach over the blocks of w cannot be scaled together.
 // CHECK-LABEL: func.func @other_group
 // CHECK-NOT:     "qfuse.quantize"
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
@@ -61,13 +61,13 @@ func.func @weight_only(%x: !x, %a: !w) -> !y {
 !y = tensor<?x1400xbf16>
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
-#g64 = #qfuse.scheme<array<i64: 1, 64>, f32, "none", "none", "row_major">
+#g96 = #qfuse.scheme<array<i64: 1, 96>, f32, "none", "none", "row_major">
 func.func @other_group(%x: !x, %a: !w) -> !y {
-  // expected-remark @+1 {{refused at qfuse.matmul: x is to be scaled per 64 elements of K, but w is}}
+  // expected-remark @+1 {{refused at qfuse.matmul: x is to be scaled per 96 elements of K, but w is}}
   %0 = "qfuse.matmul"(%x, %a) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
-  }) {qfuse.input_scheme = #g64, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  }) {qfuse.input_scheme = #g96, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   return %0 : !y
 }
 
@@ -128,24 +128,28 @@ func.func @no_schemes(%x: !x, %a: !w) -> (!y, !y, !y, !y) {
 
 // -----
 
-// x would be stored as w is, which no dynamic quantization makes.
+// Beside a weight of fewer than eight bits, x has eight; groups of either fit into the other's.
 // CHECK-LABEL: func.func @int4_weight
+// CHECK:         "qfuse.quantize"(%arg0) : (tensor<?x512xbf16>) -> !qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1"
 // CHECK-NOT:     "qfuse.quantize"
-#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
-#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+#q8_1 = #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">
+#odd = #qfuse.scheme<array<i64: 1, 96>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 1, 128>, f16, "int4", "none", "row_major">
 !x = tensor<?x512xbf16>
-!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
 !y = tensor<?x1400xbf16>
-!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
-!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 !w4 = !qfuse.qtensor<tensor<1400x512xi4>, #weight>
-func.func @int4_weight(%x: !x, %a: !w4) -> !y {
-  // expected-remark @+1 {{refused at qfuse.matmul: qfuse.input_scheme: cannot quantize dynamically to i4}}
+func.func @int4_weight(%x: !x, %a: !w4) -> (!y, !y) {
+  // expected-remark @+1 {{expand-quantized-input: fired at qfuse.matmul}}
   %0 = "qfuse.matmul"(%x, %a) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
-  }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w4) -> !y
-  return %0 : !y
+  }) {qfuse.input_scheme = #q8_1, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w4) -> !y
+  // expected-remark @+1 {{refused at qfuse.matmul: x is to be scaled per 96 elements of K, but w is !qfuse.qtensor<tensor<1400x512xi4>, #qfuse.scheme<array<i64: 1, 128>, f16, "int4", "none", "row_major">>; quantize x in groups that divide w's}}
+  %1 = "qfuse.matmul"(%x, %a) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {qfuse.input_scheme = #odd, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w4) -> !y
+  return %0, %1 : !y, !y
 }
 
 // -----
