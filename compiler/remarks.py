@@ -86,10 +86,10 @@ def collect() -> Iterator[Remarks]:
         _current.reset(token)
 
 
-def fired(pattern: str, root: ir.Operation, about: str = "") -> None:
+def fired(pattern: str, root: ir.Operation, about: str = "", cause: str = "") -> None:
     """Record that `pattern` replaces `root`; `about` names what tells it apart in a model."""
     about = about or subject(root)
-    _record(Remark("fired", pattern, root.name, str(root.location), about), root)
+    _record(Remark("fired", pattern, root.name, str(root.location), about, cause), root)
 
 
 def refused(pattern: str, root: ir.Operation, at: ir.Operation, cause: str, cure: str = "") -> None:

@@ -8,5 +8,6 @@
 | matmul_op.py | matmul with its epilogue region, yield |
 | elementwise_ops.py | add, mul, activations, glu |
 | norm_ops.py | rms_norm, rope |
+| library_ops.py | library_call, choose, result |
 | registry.py | `load_all`, and the list of operations |
 """

@@ -2,6 +2,7 @@
 
 from qfuse.dialects import (
     elementwise_ops,
+    library_ops,
     matmul_op,
     moe_ops,
     norm_ops,
@@ -33,6 +34,9 @@ OPS: tuple[type[ir.OpView], ...] = (
     moe_ops.RouteOp,
     moe_ops.GroupMatmulOp,
     moe_ops.CombineOp,
+    library_ops.LibraryCallOp,
+    library_ops.ChooseOp,
+    library_ops.ResultOp,
 )
 """Every operation of the dialect, for tools and tests that list them."""
 
@@ -45,9 +49,12 @@ COMPUTE_OPS = frozenset(
         quantization_ops.UnpackOp,
         quantization_ops.ConcatOp,
         matmul_op.YieldOp,
+        library_ops.LibraryCallOp,
+        library_ops.ChooseOp,
+        library_ops.ResultOp,
     )
 )
-"""Operations that cost a kernel launch each when they run; the others prepare or only name."""
+"""Operations that become a kernel of ours each; the others prepare, only name, or call."""
 
 # `torch_c` enters a context only as the dependent dialect of some pass.
 _LOADS_TORCH_C = "builtin.module(torch-func-backend-type-conversion)"

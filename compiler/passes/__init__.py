@@ -2,8 +2,10 @@
 
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.choose_scale_layout import ChooseScaleLayout
+from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
 from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
+from qfuse.compiler.passes.dispatch import Dispatch
 from qfuse.compiler.passes.expand_quantize import ExpandQuantize
 from qfuse.compiler.passes.fuse_act_quantize import FuseActQuantize
 from qfuse.compiler.passes.fuse_epilogue import FuseEpilogue
@@ -26,6 +28,8 @@ ALL_PASSES: dict[str, type[Pass]] = {
         FuseNormQuantize,
         FuseActQuantize,
         ChooseScaleLayout,
+        Dispatch,
+        ConvertToBlas,
         ConvertToCpu,
         ConvertToTriton,
         TritonToBinary,

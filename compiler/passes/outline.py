@@ -1,10 +1,13 @@
 """Outlining: each qfuse computation becomes a call of a kernel function."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
 from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.library_ops import ChooseOp
 from qfuse.dialects.registry import COMPUTE_OPS
 
 KERNEL = "qfuse.kernel"
@@ -43,14 +46,29 @@ def kernel_functions(module: ir.Operation) -> list[func.FuncOp]:
     ]
 
 
+@contextmanager
+def single_kernel(op: ir.Operation) -> Iterator[func.FuncOp]:
+    """A kernel function of `op` alone, in a module of its own, to ask about; `op` stays."""
+    with op.context, ir.Location.unknown():
+        module = ir.Module.create()
+        _define(module.operation, op, "kernel")
+        yield kernel_functions(module.operation)[0]
+
+
 def _operations(module: ir.Operation) -> list[ir.Operation]:
     return [op.operation for op in module.regions[0].blocks[0].operations]
 
 
-def _computations(function: ir.Operation) -> list[ir.Operation]:
+def _computations(holder: ir.Operation) -> list[ir.Operation]:
+    """The computations in the regions of a function, or of a choice between ways to compute."""
     found = []
-    for block in function.regions[0].blocks:
-        found += [op.operation for op in block.operations if op.operation.name in COMPUTE_OPS]
+    for region in holder.regions:
+        for block in region.blocks:
+            for op in (op.operation for op in block.operations):
+                if op.name in COMPUTE_OPS:
+                    found.append(op)
+                elif op.name == ChooseOp.OPERATION_NAME:
+                    found += _computations(op)
     return found
 
 

@@ -1,0 +1,92 @@
+"""Whether a library product is faster than ours: measured where a table knows, else estimated.
+
+Ours is what `tile_model` says of the tiles that would be chosen.  The library's is a roofline with
+what such products reach of the peak, plus the same overhead of a launch, plus one pass over the
+result for an epilogue that it has not.
+"""
+
+from dataclasses import dataclass
+
+from qfuse.compiler.dispatch.decide import Preference, Verdict
+from qfuse.compiler.passes.outline import single_kernel
+from qfuse.dialects.bindings import ir
+from qfuse.lowering.triton.gpu import GPUS, Gpu
+from qfuse.lowering.triton.problem import Problem, read_problem
+from qfuse.lowering.triton.product import read_product
+from qfuse.lowering.triton.signature import read_signature
+from qfuse.lowering.triton.tile_choice import choose
+from qfuse.lowering.triton.tile_model import OVERHEAD, SPEEDS, estimate
+
+EFFICIENCY = {"mm": 0.75, "scaled_mm_rows": 0.72, "scaled_mm_blocks": 0.55}
+"""What the library's products reach of the model's peak on large matrices.
+
+FBGEMM #2546, H100, 8192^3: bf16 585, FP8 per row 1125, FP8 in blocks 870 TFLOPS, of 784 and 1568 at
+the clock the model takes for granted."""
+
+_EFFICIENCY_OF_EXPERTS = 0.5
+"""grouped_mm and scaled_grouped_mm: no figure published; below the dense products."""
+
+BANDWIDTH = 0.85
+"""What it reaches of memory bandwidth with few rows (DeepGEMM's README has 0.4 to 0.65 of H800's
+for comparable kernels; cuBLAS is better for plain ones)."""
+
+_MARGIN = 1.05
+"""How many times faster a call must be: it costs the fusion of what is around the product."""
+
+_MANY = 8192
+"""Rows that stand for any larger number."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The preference for one product, by estimates."""
+
+    problem: Problem
+    gpu: Gpu
+
+    def __call__(self, call: str, first: int, last: int | None) -> Verdict:
+        rows = last or max(_MANY, first)
+        ours, theirs = self.ours(rows), self.library(call, rows)
+        text = f"at M = {rows} estimated {_text(theirs)}, ours {_text(ours)}"
+        return Verdict(theirs * _MARGIN < ours, text)
+
+    def ours(self, m: int) -> float:
+        """Seconds of our kernel with `m` rows."""
+        for first, last, (config,) in choose((self.problem,), self.gpu):
+            if first <= m and (last is None or m <= last):
+                return estimate(self.problem, config, m, self.gpu).seconds
+        raise AssertionError(f"no tiles for {m} rows of {self.problem}")
+
+    def library(self, call: str, m: int) -> float:
+        """Seconds of the library's product."""
+        speeds = SPEEDS[self.gpu.arch]
+        reached = EFFICIENCY.get(call, _EFFICIENCY_OF_EXPERTS)
+        compute = self.problem.products(m) / (reached * speeds.peak(self.problem.factor, self.gpu))
+        memory = self.problem.bytes(m) / (BANDWIDTH * speeds.memory)
+        return max(compute, memory) + OVERHEAD
+
+
+def _text(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us"
+
+
+def preference_of(product: ir.Operation, target: str) -> Preference:
+    """Which is faster for a product on a target; off a GPU rules ask for no cost."""
+    gpu = GPUS.get(target)
+    if gpu is None or product.name != "qfuse.matmul":
+        return _never
+    problem = problem_of(product, gpu)
+    return _never if problem is None else CostModel(problem, gpu)
+
+
+def _never(_call: str, _first: int, _last: int | None) -> Verdict:
+    return Verdict(False, "there is no estimate for it; measure with qfuse tune")
+
+
+def problem_of(product: ir.Operation, gpu: Gpu) -> Problem | None:
+    """The product as tiles are chosen for it; None where it is cut into several launches."""
+    with single_kernel(product) as function:
+        read = read_product(read_signature(function))
+        if len(read.groups) != 1:
+            return None
+        return read_problem(read, read.groups[0], gpu)

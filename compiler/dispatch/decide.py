@@ -1,0 +1,135 @@
+"""From rules to decisions: which backend serves which numbers of rows, and what nearly did."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qfuse.compiler.dispatch.conditions import CONDITIONS
+from qfuse.compiler.dispatch.rules import KERNEL, LIBRARY, RULES, Rule
+from qfuse.compiler.dispatch.subject import Subject
+
+Preference = Callable[[str, int, int | None], "Verdict"]
+"""preference(call, first M, last M) -> whether the library is faster for these rows, and why."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an estimate or a measurement says of a call."""
+
+    faster: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A library rule that would have decided but for one condition."""
+
+    rule: str
+    call: str
+    wanted: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"not {self.rule} ({self.call}): {self.found}; wanted: {self.wanted}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Rows first_m to last_m (None: any larger number) go to `backend`, because of `rule`."""
+
+    first_m: int
+    last_m: int | None
+    backend: str
+    call: str
+    rule: str
+    reason: str
+    near: tuple[NearMiss, ...] = ()
+
+    @property
+    def rows(self) -> str:
+        """`M = 1`, `M 2..16`, `M >= 17`, `any M`."""
+        if self.last_m is None:
+            return f"M >= {self.first_m}" if self.first_m > 1 else "any M"
+        return (
+            f"M = {self.first_m}"
+            if self.first_m == self.last_m
+            else (f"M {self.first_m}..{self.last_m}")
+        )
+
+
+RANGES = ((1, 1), (2, 16), (17, 64), (65, 256), (257, 1024), (1025, 4096), (4097, None))
+"""Rows that share a decision; neighbours that decide alike become one."""
+
+
+def decide(subject: Subject, preference: Preference) -> list[Decision]:
+    """The decisions for every number of rows that `subject` may have, in order."""
+    found: list[Decision] = []
+    for first, last in RANGES:
+        if subject.rows is not None:
+            if not first <= subject.rows <= (last or subject.rows):
+                continue
+            first = last = subject.rows
+        decision = _decide(subject, first, last, preference)
+        before = found[-1] if found else None
+        if before is not None and _alike(before, decision):
+            found[-1] = _joined(before, decision)
+        else:
+            found.append(decision)
+    return found
+
+
+def _decide(subject: Subject, first: int, last: int | None, preference: Preference) -> Decision:
+    chosen: tuple[Rule, str] | None = None
+    near: list[NearMiss] = []
+    schemes: list[NearMiss] = []
+    known_scheme = False
+    for rule in RULES:
+        if not _serves(rule, first, last):
+            continue
+        missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
+        if rule.backend == LIBRARY and not any(c.kind == "about" for c in missing):
+            known_scheme |= not any(c.kind == "scheme" for c in missing)
+            if len(missing) == 1:
+                miss = NearMiss(rule.name, rule.call, missing[0].wanted, missing[0].found(subject))
+                (schemes if missing[0].kind == "scheme" else near).append(miss)
+        if missing or chosen is not None:
+            continue
+        if not rule.cost or subject.machine.blas == "on":
+            chosen = rule, rule.reason
+            continue
+        verdict = preference(rule.call, first, last)
+        if verdict.faster:
+            chosen = rule, f"{rule.reason}; {verdict.why}"
+        else:
+            near.append(NearMiss(rule.name, rule.call, _FASTER, verdict.why))
+    assert chosen is not None, "the last rule has no conditions"
+    if schemes and not known_scheme:
+        near.append(_no_scheme(schemes))
+    rule, reason = chosen
+    # Who gets a library call does not ask which other one it might have been.
+    misses = tuple(near) if rule.backend == KERNEL else ()
+    return Decision(first, last, rule.backend, rule.call, rule.name, reason, misses)
+
+
+def _no_scheme(misses: list[NearMiss]) -> NearMiss:
+    """One miss for all rules that would have counted if x and w were quantized otherwise."""
+    names, calls = (", ".join(getattr(m, f) for m in misses) for f in ("rule", "call"))
+    return NearMiss(names, calls, "; or ".join(m.wanted for m in misses), misses[0].found)
+
+
+_FASTER = "the call is faster, or asked for (blas=on)"
+
+
+def _serves(rule: Rule, first: int, last: int | None) -> bool:
+    """Whether a rule is about all of these rows; rules begin and end where ranges do."""
+    if first < rule.first_m:
+        return False
+    return rule.last_m is None or (last is not None and last <= rule.last_m)
+
+
+def _alike(a: Decision, b: Decision) -> bool:
+    return (a.backend, a.call, a.rule) == (b.backend, b.call, b.rule)
+
+
+def _joined(a: Decision, b: Decision) -> Decision:
+    """More rules are about many rows than about few, so the misses are those of the latter."""
+    return Decision(a.first_m, b.last_m, a.backend, a.call, a.rule, a.reason, b.near)

@@ -1,0 +1,155 @@
+"""Which backend multiplies what, and why: the rules of dispatch, in the order in which they count.
+
+Of the rules for a number of rows, the first whose conditions all hold decides.  `RULES.md` beside
+this file is made of this table (`rules_text`), and a test holds them equal.
+"""
+
+from dataclasses import dataclass
+
+from qfuse.compiler.dispatch.conditions import CONDITIONS
+
+KERNEL, LIBRARY = "kernel", "library"
+BACKENDS = (KERNEL, LIBRARY)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Rows first_m to last_m (None: any larger number) of a product that fits go to `backend`.
+
+    `call` is what of the library, an entry of `runtime/library.py`.  `cost`: where library
+    products are not asked for, only if the call is estimated faster.
+    """
+
+    name: str
+    backend: str
+    reason: str
+    conditions: tuple[str, ...] = ()
+    call: str = ""
+    first_m: int = 1
+    last_m: int | None = None
+    cost: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.conditions if name not in CONDITIONS]
+        assert not unknown, f"rule {self.name}: no condition {unknown}"
+
+
+_TWO = 2
+"""Rows from which on a library may multiply: one row is a matrix by a vector."""
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "plain-on-cpu",
+        LIBRARY,
+        "CPU kernels read quantized weights; oneDNN, through torch, multiplies plain ones",
+        ("on-the-cpu", "dense", "unquantized", "epilogue-of-mm"),
+        call="linear",
+    ),
+    Rule(
+        "single-row",
+        KERNEL,
+        "one row is a matrix by a vector, bound by reading the weight: a library's tiles would be "
+        "empty but for it",
+        ("on-a-gpu",),
+        last_m=1,
+    ),
+    Rule(
+        "fused-dequantize",
+        KERNEL,
+        "the dequantize is fused: a library would need the weight expanded in memory first",
+        ("dequantizes",),
+    ),
+    Rule(
+        "plain",
+        LIBRARY,
+        "an unquantized product, with an epilogue that the library has",
+        ("enabled", "on-a-gpu", "dense", "unquantized", "epilogue-of-mm"),
+        call="mm",
+        first_m=_TWO,
+        cost=True,
+    ),
+    Rule(
+        "fp8-blocks",
+        LIBRARY,
+        "FP8 in blocks, which cublasLt has here",
+        (
+            *("enabled", "hopper", "dense", "fp8-in-blocks", "half-result"),
+            *("multiples-of-16", "epilogue-of-scaled-mm"),
+        ),
+        call="scaled_mm_blocks",
+        first_m=_TWO,
+        cost=True,
+    ),
+    Rule(
+        "fp8-rows",
+        LIBRARY,
+        "FP8 with a scale for each row of x and of w",
+        (
+            *("enabled", "fp8-hardware", "dense", "fp8-per-row", "bf16-result"),
+            *("multiples-of-16", "epilogue-of-scaled-mm"),
+        ),
+        call="scaled_mm_rows",
+        first_m=_TWO,
+        cost=True,
+    ),
+    Rule(
+        "int8",
+        LIBRARY,
+        "whole products of the library; scaled by a kernel of their own",
+        (
+            *("asked-for", "on-cuda", "dense", "int8-per-row", "half-result"),
+            *("multiples-of-4", "no-bias", "epilogue-is-nothing"),
+        ),
+        call="int_mm",
+        first_m=17,  # torch._int_mm takes more than 16 rows
+    ),
+    Rule(
+        "plain-experts",
+        LIBRARY,
+        "unquantized weights of experts",
+        (
+            *("enabled", "on-a-gpu", "from-sm-90", "experts", "half", "sorted-rows"),
+            *("multiples-of-8", "epilogue-is-nothing"),
+        ),
+        call="grouped_mm",
+        first_m=_TWO,
+        cost=True,
+    ),
+    Rule(
+        "fp8-rows-of-experts",
+        LIBRARY,
+        "FP8 weights of experts with a scale for each row",
+        (
+            *("enabled", "hopper", "experts", "fp8-per-row", "bf16-result", "sorted-rows"),
+            *("multiples-of-16", "epilogue-is-nothing"),
+        ),
+        call="scaled_grouped_mm",
+        first_m=_TWO,
+        cost=True,
+    ),
+    Rule("own-kernel", KERNEL, "our kernel computes it together with its epilogue"),
+)
+"""The table.  What holds by the types is no condition: K is static, nothing but the epilogue reads
+an accumulator, a weight is [N, K] and so the transposed right operand that FP8 needs, a bias is a
+vector, and leading dimensions of x are rows, which no weight repeats."""
+
+
+def rules_text() -> str:
+    """The table as Markdown."""
+    lines = [
+        "# Rules of dispatch",
+        "",
+        "Made from `rules.py` and `conditions.py`; the first rule for a number of rows M whose",
+        "conditions all hold decides. Rules marked `by cost` count where library products are",
+        "asked for (`blas=on`), or where their call is estimated (or was measured) faster.",
+        "",
+    ]
+    for number, rule in enumerate(RULES, 1):
+        rows = f"M >= {rule.first_m}" if rule.last_m is None else f"M = {rule.first_m}"
+        if (rule.first_m, rule.last_m) == (1, None):
+            rows = "any M"
+        to = f"library call `{rule.call}`" if rule.call else "our kernel"
+        lines += [f"{number}. **{rule.name}**, {rows}: {to}{', by cost' if rule.cost else ''}.",
+                  f"   {rule.reason[0].upper()}{rule.reason[1:]}."]  # fmt: skip
+        lines += [f"   - {CONDITIONS[name].wanted}" for name in rule.conditions]
+    return "\n".join(lines) + "\n"
