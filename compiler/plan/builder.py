@@ -5,7 +5,7 @@ casts vanish; `qfuse.pack` and `qfuse.concat` of parameters become weights to pr
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qfuse.compiler.plan.reading import (
@@ -20,9 +20,11 @@ from qfuse.compiler.plan.reading import (
     unsupported,
     where,
 )
-from qfuse.compiler.runtime import calls
+from qfuse.compiler.runtime import calls, library
 from qfuse.compiler.runtime.plan import (
+    DTYPES,
     Argument,
+    ChoiceStep,
     KernelStep,
     KernelType,
     Layout,
@@ -109,23 +111,26 @@ class _Builder:
     def build(self) -> Plan:
         self._arguments()
         for op in self.main.regions[0].blocks[0].operations:
-            name = op.operation.name
-            if name == "func.return":
+            if op.operation.name == "func.return":
                 outputs, cache_results = self._results(op)
                 break
-            if name in _ASSERTIONS:
-                continue
-            if name in _IDENTITIES and len(op.operands) == len(op.results) == 1:
-                self.bound[op.results[0]] = self._bound(op.operands[0])
-            elif name.startswith("torch.constant."):
-                self.bound[op.results[0]] = constant(op)
-            elif name in _HANDLERS:
-                _HANDLERS[name](self, op)
-            elif name.startswith(("torch.aten.", "torch.prims.", "torch.prim.")) and not op.regions:
-                self._torch(op, name.removeprefix("torch."))
-            else:
-                raise unsupported(op)
+            self._operation(op)
         return self._finish(tuple(outputs), tuple(cache_results))
+
+    def _operation(self, op: ir.OpView) -> None:
+        name = op.operation.name
+        if name in _ASSERTIONS:
+            return
+        if name in _IDENTITIES and len(op.operands) == len(op.results) == 1:
+            self.bound[op.results[0]] = self._bound(op.operands[0])
+        elif name.startswith("torch.constant."):
+            self.bound[op.results[0]] = constant(op)
+        elif name in _HANDLERS:
+            _HANDLERS[name](self, op)
+        elif name.startswith(("torch.aten.", "torch.prims.", "torch.prim.")) and not op.regions:
+            self._torch(op, name.removeprefix("torch."))
+        else:
+            raise unsupported(op)
 
     # Values
 
@@ -202,8 +207,7 @@ class _Builder:
                 steps.append(step)
         prepares = [p for p in self.prepares.values() if needed & {p.packed, p.scale}]
         needed.update(v for p in prepares for part in p.parts for v in part)
-        called = {s.kernel for s in steps if isinstance(s, KernelStep)}
-        return Plan(
+        plan = Plan(
             parameters=tuple(a for v, a in self.parameters.items() if v in needed),
             inputs=tuple(self.inputs),
             caches=tuple(self.caches),
@@ -211,9 +215,11 @@ class _Builder:
             cache_results=cache_results,
             literals=tuple(x for x in self.literals if x.value in needed),
             prepares=tuple(prepares),
-            kernels=tuple(k for name, k in self.kernels.items() if name in called),
+            kernels=(),
             steps=tuple(reversed(steps)),
         )
+        called = {s.kernel for s in plan.single_steps if isinstance(s, KernelStep)}
+        return replace(plan, kernels=tuple(k for n, k in self.kernels.items() if n in called))
 
     # Operations
 
@@ -332,6 +338,54 @@ class _Builder:
             self.kernels[name] = kernel_type(name, function, kernel)
         self.steps.append(KernelStep(name, tuple(operands), tuple(results), where(op)))
 
+    def _library_call(self, op: ir.OpView) -> None:
+        """A product by the library: its tensors in the order in which `library.py` takes them."""
+        sizes = list(op.attributes["operandSegmentSizes"])
+        given = iter([self._bound(v) for v in op.operands])
+        x, w, indptr, bias = (next(given) if size else None for size in sizes)
+        call = f"{library.NAMESPACE}.{op.attributes['call'].value}"
+        args = [self._parts(x, op), self._parts(w, op)]
+        if call == f"{library.NAMESPACE}.scaled_mm_blocks":
+            scale = self._new()
+            prepare = f"{library.NAMESPACE}.block_scales"
+            self.steps.append(TorchStep(prepare, (args[1][1],), (), (scale,), where(op)))
+            args[1][1] = Ref(scale)
+        flat = [part for parts in args for part in parts]
+        flat += [indptr] if indptr is not None else [bias]
+        if isinstance(x, _Quantized):
+            flat.append(DTYPES[tensor_type(op.results[0].type, "a product").dtype])
+        elif indptr is None:
+            flat.append(op.attributes["activation"].value)
+        self.steps.append(TorchStep(call, tuple(flat), (), self._define(op), where(op)))
+
+    def _parts(self, value: Any, op: ir.OpView) -> list[Ref]:
+        """A plain tensor, or the codes and scales of a quantized one."""
+        if isinstance(value, Ref):
+            return [value]
+        return [Ref(self._pointer(value, part, "rows", op)) for part in ("data", "scale")]
+
+    def _choose(self, op: ir.OpView) -> None:
+        """Two ways to one value; what each does becomes steps of its own."""
+        x = self._bound(op.operands[0])
+        rows_of = x.value if isinstance(x, Ref) else x.parts[0][0]
+        flat = list(op.attributes["ranges"])
+        ranges = tuple(
+            (first, None if last < 0 else last)
+            for first, last in zip(flat[::2], flat[1::2], strict=True)
+        )
+        (result,) = self._define(op)
+        outside, ways = self.steps, []
+        for region in op.regions:
+            self.steps = []
+            *body, terminator = region.blocks[0].operations
+            for inner in body:
+                self._operation(inner)
+            made = self._bound(terminator.operands[0])
+            ways.append(tuple(_renamed(step, made.value, result) for step in self.steps))
+        self.steps = outside
+        call = op.attributes["call"].value
+        self.steps.append(ChoiceStep(rows_of, call, ranges, *ways, (result,)))
+
     def _pointer(self, value: Any, part: str, layout: Layout, op: ir.OpView) -> int:
         """The value behind one pointer of a kernel."""
         if isinstance(value, Ref) and layout == "rows":
@@ -356,6 +410,12 @@ class _Builder:
         return self.prepares[key]
 
 
+def _renamed(step: Step, old: int, new: int) -> Step:
+    """`step` with the result `old`, if it has it, called `new`."""
+    results = tuple(new if value == old else value for value in step.results)
+    return replace(step, results=results)
+
+
 _HANDLERS: dict[str, Callable[[_Builder, ir.OpView], None]] = {
     "torch.operator": _Builder._operator,
     "torch.prim.ListConstruct": _Builder._list,
@@ -370,4 +430,6 @@ _HANDLERS: dict[str, Callable[[_Builder, ir.OpView], None]] = {
     "qfuse.unpack": _Builder._unpack,
     "qfuse.concat": _Builder._concat,
     "func.call": _Builder._call,
+    "qfuse.library_call": _Builder._library_call,
+    "qfuse.choose": _Builder._choose,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qfuse.compiler import torch_ops
+from qfuse.compiler.runtime import library
 from qfuse.dialects.errors import QfuseError
 
 GETITEM = "getitem"
@@ -21,7 +22,7 @@ ATTENTION = f"{torch_ops.NAMESPACE}.attention"
 _DIRECT: dict[str, Callable[..., Any]] = {
     f"{torch_ops.NAMESPACE}.{schema.partition('(')[0]}": eager
     for schema, eager, _ in torch_ops.OPERATORS
-}
+} | library.FUNCTIONS
 
 # Operators that answer from the shape of a tensor alone.
 _SHAPE_QUERIES = frozenset(
@@ -68,10 +69,15 @@ def base_name(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
+def is_ours(name: str) -> bool:
+    """Whether the operator is written here, and so makes no tensor but on its operands' device."""
+    return name == GETITEM or base_name(name) in _DIRECT
+
+
 @cache
 def is_random(name: str) -> bool:
     """Whether two calls with equal arguments may differ."""
-    return name != GETITEM and torch.Tag.nondeterministic_seeded in resolve(name).tags
+    return not is_ours(name) and torch.Tag.nondeterministic_seeded in resolve(name).tags
 
 
 @cache
@@ -99,7 +105,7 @@ def index_depends_on_data(name: str, args: tuple[Any, ...]) -> bool:
 
 def launches(name: str) -> int:
     """How many kernel launches a call counts as in reports."""
-    return torch_ops.LAUNCHES.get(base_name(name), 1)
+    return {**torch_ops.LAUNCHES, **library.LAUNCHES}.get(base_name(name), 1)
 
 
 def is_gather(name: str) -> bool:

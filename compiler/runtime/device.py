@@ -180,7 +180,7 @@ def place_plan(plan: Plan, device: Device) -> Plan:
 
 
 def _placed(step: Step, place: torch.device) -> Step:
-    if not isinstance(step, TorchStep) or step.op == calls.GETITEM:
+    if not isinstance(step, TorchStep) or calls.is_ours(step.op):
         return step
     args = tuple(place if isinstance(arg, torch.device) else arg for arg in step.args)
     kwargs = {k: place if isinstance(a, torch.device) else a for k, a in step.kwargs}

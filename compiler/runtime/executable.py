@@ -150,7 +150,7 @@ class Executable:
         """Operators, kernels and sizes, as plain data."""
         program, plan = self.program, self.program.plan
         steps: dict[str, int] = {}
-        for step in plan.steps:
+        for step in plan.single_steps:
             name = step.kernel if isinstance(step, KernelStep) else step.op
             steps[name] = steps.get(name, 0) + 1
         return {

@@ -149,7 +149,39 @@ class TorchStep:
         return tuple(refs((*self.args, *(arg for _, arg in self.kwargs))))
 
 
-Step = TorchStep | KernelStep
+@dataclass(frozen=True)
+class ChoiceStep:
+    """One value by a library for some numbers of rows, where it has `call`, else by kernels.
+
+    The rows are those of the value `rows_of`, its leading extents multiplied; `ranges` are the
+    first and the last number of rows (None: no last) that `library` serves, and `kernel` serves
+    any.  Both define `results`.
+    """
+
+    rows_of: int
+    call: str
+    ranges: tuple[tuple[int, int | None], ...]
+    library: "tuple[TorchStep | KernelStep, ...]"
+    kernel: "tuple[TorchStep | KernelStep, ...]"
+    results: tuple[int, ...]
+
+    @property
+    def steps(self) -> "tuple[TorchStep | KernelStep, ...]":
+        return (*self.library, *self.kernel)
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """What either way reads from before."""
+        made = {v for step in self.steps for v in step.results}
+        read = dict.fromkeys(v for step in self.steps for v in step.reads if v not in made)
+        return tuple({**dict.fromkeys([self.rows_of]), **read})
+
+    def serves(self, rows: int) -> bool:
+        """Whether the library is to multiply this many rows."""
+        return any(first <= rows <= (last or rows) for first, last in self.ranges)
+
+
+Step = TorchStep | KernelStep | ChoiceStep
 
 
 @dataclass(frozen=True)
@@ -165,6 +197,14 @@ class Plan:
     prepares: tuple[Prepare, ...]
     kernels: tuple[KernelType, ...]
     steps: tuple[Step, ...]
+
+    @property
+    def single_steps(self) -> "tuple[TorchStep | KernelStep, ...]":
+        """All steps, those of choices in place of these."""
+        found: list[TorchStep | KernelStep] = []
+        for step in self.steps:
+            found += step.steps if isinstance(step, ChoiceStep) else [step]
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `json.dumps` takes."""
@@ -262,6 +302,10 @@ def _load(data: Any) -> Arg:
 
 
 def _dump_step(step: Step) -> list[Any]:
+    if isinstance(step, ChoiceStep):
+        ways = [[_dump_step(s) for s in way] for way in (step.library, step.kernel)]
+        ranges = [list(r) for r in step.ranges]
+        return ["choice", step.rows_of, step.call, ranges, *ways, list(step.results)]
     if isinstance(step, KernelStep):
         return ["kernel", step.kernel, list(step.operands), list(step.results), step.where]
     kwargs = {name: _dump(arg) for name, arg in step.kwargs}
@@ -269,6 +313,15 @@ def _dump_step(step: Step) -> list[Any]:
 
 
 def _load_step(data: list[Any]) -> Step:
+    if data[0] == "choice":
+        _, rows_of, call, ranges, *ways, results = data
+        library, kernel = (tuple(map(_load_single, way)) for way in ways)
+        pairs = tuple((int(first), None if last is None else int(last)) for first, last in ranges)
+        return ChoiceStep(int(rows_of), str(call), pairs, library, kernel, tuple(map(int, results)))
+    return _load_single(data)
+
+
+def _load_single(data: list[Any]) -> TorchStep | KernelStep:
     if data[0] == "kernel":
         _, kernel, operands, results, where = data
         return KernelStep(kernel, tuple(map(int, operands)), tuple(map(int, results)), where)

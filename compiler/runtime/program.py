@@ -226,8 +226,8 @@ class Program:
             "weight_bytes": sum(storages.values()),
             "kernel_bytes": sum(len(k.code) for k in self.kernels.values()),
             "kernels": len(self.kernels),
-            "kernel_steps": sum(isinstance(s, KernelStep) for s in self.plan.steps),
-            "torch_steps": sum(not isinstance(s, KernelStep) for s in self.plan.steps),
+            "kernel_steps": sum(isinstance(s, KernelStep) for s in self.plan.single_steps),
+            "torch_steps": sum(not isinstance(s, KernelStep) for s in self.plan.single_steps),
             "prepared_weights": len(self.plan.prepares),
         }
 

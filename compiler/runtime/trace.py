@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from qfuse.compiler import torch_ops
-from qfuse.compiler.runtime import calls
+from qfuse.compiler.runtime import calls, library
 from qfuse.compiler.runtime.device import HOST, Device
 from qfuse.compiler.runtime.plan import (
     DTYPES,
     DYNAMIC,
+    ChoiceStep,
     KernelStep,
     KernelType,
     Plan,
@@ -113,7 +114,7 @@ class Tracer:
         self.env: dict[int, Any] = {}
         self.copies: dict[int, int] = {}
         self.next_value = 1 + max(
-            (v for s in plan.steps for v in (*s.reads, *s.results)), default=-1
+            (v for s in plan.single_steps for v in (*s.reads, *s.results)), default=-1
         )
 
     def run(
@@ -140,23 +141,36 @@ class Tracer:
         for i, step in enumerate(self.plan.steps):
             last.update(dict.fromkeys((*step.reads, *step.results), i))
         for i, step in enumerate(self.plan.steps):
-            try:
-                if isinstance(step, KernelStep):
-                    self._kernel(step)
-                elif i in self.donated:
-                    self._update(step)
-                else:
-                    self._torch(step)
-            except (RuntimeError, IndexError, TypeError, ValueError) as error:
-                name = step.kernel if isinstance(step, KernelStep) else step.op
-                text = str(error).strip().partition("\n")[0]
-                at = f" at {step.where}" if step.where else ""
-                raise QfuseError(f"{name}{at} failed: {text}") from error
+            for single in self._chosen(step) if isinstance(step, ChoiceStep) else (step,):
+                self._single(single, i in self.donated)
             for value in (*step.reads, *step.results):
                 if last[value] == i and value not in final:
                     self.env.pop(value, None)
                     self.env.pop(self.copies.get(value, -1), None)
         return {v: self._value(v) for v in final}
+
+    def _single(self, step: TorchStep | KernelStep, donated: bool) -> None:
+        try:
+            if isinstance(step, KernelStep):
+                self._kernel(step)
+            elif donated:
+                self._update(step)
+            else:
+                self._torch(step)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            name = step.kernel if isinstance(step, KernelStep) else step.op
+            text = str(error).strip().partition("\n")[0]
+            at = f" at {step.where}" if step.where else ""
+            raise QfuseError(f"{name}{at} failed: {text}") from error
+
+    def _chosen(self, step: ChoiceStep) -> tuple[TorchStep | KernelStep, ...]:
+        """The way that serves as many rows as there are, with the library at hand."""
+        if not step.serves(math.prod(self._value(step.rows_of).shape[:-1])):
+            return step.kernel
+        if why := library.unavailable(step.call, self.device.place):
+            library.remark_unavailable(step.call, why)
+            return step.kernel
+        return step.library
 
     def _value(self, value: int) -> Any:
         return self.env[value] if value in self.env else self.trace.known[value]
