@@ -3,6 +3,7 @@
 import      a front end makes a module in the torch dialect        compiler/frontend
 expand      torch to qfuse, quantization apart                     pipeline.IMPORT
 fuse        the fusion passes that are on                          pipeline.FUSION
+dispatch    each product to a library or our kernels               compiler/dispatch
 lower       computations outlined into kernels, compiled           lowering/cpu, lowering/triton
 plan        the rest as data, weights in the kernels' layout       compiler/plan, runtime
 """
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qfuse.compiler import pipeline, remarks
+from qfuse.compiler.dispatch.subject import Machine
+from qfuse.compiler.dispatch.table import Row, rows_of
 from qfuse.compiler.options import CompileOptions
+from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
 from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
+from qfuse.compiler.passes.dispatch import Dispatch, decisions_for, products
 from qfuse.compiler.passes.outline import kernel_functions
 from qfuse.compiler.passes.triton_to_binary import to_binaries
 from qfuse.compiler.plan import build_plan
@@ -58,6 +63,7 @@ def compile(
     dynamic_shapes: Any = None,
     max_len: int | None = None,
     logits: str = "last",
+    blas: str = "auto",
     progress: Progress | None = None,
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
@@ -66,12 +72,13 @@ def compile(
     `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
     `max_len` is the number of tokens its KV caches hold (by default what the model was trained
     for, 2048 at most), and `logits` is "last" or "all" of the
-    tokens of a call.  `disable` names fusions to leave out, or "all"; the result is the same to
-    the last bit.
+    tokens of a call.  `blas` says which products go to cuBLAS: "auto" those that are estimated
+    faster there, "on" all that it has, or "off".  `disable` names fusions to leave out, or "all";
+    the result is the same to the last bit.
 
     Raises QfuseError, in one line, for anything that cannot be read or compiled.
     """
-    options = CompileOptions.make(target, disable)
+    options = CompileOptions.make(target, disable, blas=blas)
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
 
@@ -96,6 +103,7 @@ def compile_imported(
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
     collected, _ = fuse(module, options, progress)
+    decided = dispatch(module, options)
     kernels = compile_kernels(module, options, progress)
     with module.context:
         plan = build_plan(module, kernels)
@@ -104,7 +112,10 @@ def compile_imported(
         imported.parameters,
         kernels,
         info=_info(imported),
-        report={"remarks": [remark.to_json() for remark in collected]},
+        report={
+            "remarks": [remark.to_json() for remark in collected],
+            "dispatch": [row.to_json() for row in decided],
+        },
         target=str(options.target),
         progress=lambda done, total: _report(progress, "weights", done, total),
     )
@@ -126,6 +137,40 @@ def fuse(
             module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
         )
     return collected, timings
+
+
+def dispatch(module: ir.Module, options: CompileOptions) -> list[Row]:
+    """Give each product of a fused module, in place, to a library or to our kernels."""
+    chosen = Dispatch(str(options.target), options.blas)
+    with _errors_as_one_line():
+        rows = dispatch_table(module, chosen.machine())
+        stages = [pipeline.Stage(p.name, p) for p in (chosen, ConvertToBlas())]
+        pipeline.run(module, stages)
+    return rows
+
+
+def dispatch_table(module: ir.Module, machine: Machine) -> list[Row]:
+    """What would be decided on `machine` about the products of a fused module."""
+    with module.context:
+        found = products(module.operation)
+        return rows_of(decisions_for(product, machine) for product in found)
+
+
+def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] = ()) -> list[Row]:
+    """The dispatch of a model on any machine, also one that programs do not run on yet.
+
+    `config` is a config.json or a directory that has one.
+    """
+    from qfuse.compiler.frontend.huggingface import import_config
+
+    options = CompileOptions.make("cpu", disable)
+    module = import_config(Path(config)).module
+    names = [*pipeline.IMPORT, *options.fusion_passes(), *(pipeline.GPU if machine.is_gpu else ())]
+    with _errors_as_one_line():
+        with module.context:
+            registry.load_all()
+        pipeline.run(module, pipeline.stages_of(names))
+    return dispatch_table(module, machine)
 
 
 def compile_kernels(

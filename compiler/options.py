@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qfuse.compiler.dispatch.modes import MODES
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import choose_level
 from qfuse.lowering.target import TARGETS, Target
@@ -30,16 +31,19 @@ class CompileOptions:
     disable: frozenset[str] = frozenset()
     level: str | None = None
     cache_dir: Path | None = None
+    blas: str = "auto"
 
     @staticmethod
     def make(
         target: str = "cpu",
         disable: Sequence[str] = (),
         environment: Mapping[str, str] = os.environ,
+        blas: str = "auto",
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
-        Target "cuda" is the GPU at hand, torch's current one.
+        Target "cuda" is the GPU at hand, torch's current one.  `blas` says where library products
+        are used: "auto", where they are estimated faster; "on", wherever there is one; or "off".
         Read from the environment: `QFUSE_DISABLE` (fusions to leave out, comma separated),
         `QFUSE_CPU_LEVEL` (avx512, avx2 or generic instead of the best the CPU has) and
         `QFUSE_CACHE_DIR` (where compiled kernels are kept).
@@ -49,22 +53,28 @@ class CompileOptions:
         level = environment.get("QFUSE_CPU_LEVEL") or None
         if level is not None:
             choose_level(level)
+        if blas not in MODES:
+            raise QfuseError(f"blas {blas!r} is not one of {', '.join(MODES)}")
         return CompileOptions(
             Target.parse(_gpu_at_hand() if target == "cuda" else target),
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
             level,
             cache_dir(environment) / "kernels",
+            blas,
         )
 
     @staticmethod
     def from_mapping(options: Mapping[str, Any]) -> "CompileOptions":
         """`make` from keywords, as `torch.compile(..., options=...)` has them."""
-        if unknown := sorted(set(options) - {"target", "disable"}):
-            raise QfuseError(f"no compile option '{unknown[0]}'; there are target and disable")
+        if unknown := sorted(set(options) - {"target", "disable", "blas"}):
+            raise QfuseError(
+                f"no compile option '{unknown[0]}'; there are target, disable and blas"
+            )
         disable = options.get("disable", ())
         return CompileOptions.make(
             options.get("target", "cpu"),
             disable.split(",") if isinstance(disable, str) else disable,
+            blas=options.get("blas", "auto"),
         )
 
     def fusion_passes(self) -> list[str]:

@@ -43,7 +43,8 @@ def _compile(args: argparse.Namespace) -> int:
 
     from qfuse.compiler.options import CompileOptions
 
-    options = CompileOptions.make(args.target, args.disable.split(",") if args.disable else ())
+    disable = args.disable.split(",") if args.disable else ()
+    options = CompileOptions.make(args.target, disable, blas=args.blas)
     console = Console(stderr=True)
     if args.config_only:
         if args.model is not None or args.max_len is not None:
@@ -64,6 +65,7 @@ def _compile(args: argparse.Namespace) -> int:
             target=args.target,
             disable=sorted(options.disable),
             max_len=args.max_len,
+            blas=args.blas,
             progress=progress,
         )
     exe.save(args.output)
@@ -145,6 +147,19 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from qfuse.tools.explanation import decisions, show
+
+    rows = decisions(args.model, args.target, args.blas, args.roundings)
+    if args.json:
+        print(json.dumps({"dispatch": [row.to_json() for row in rows]}))
+        return 0
+    from rich.console import Console
+
+    show(Console(), rows)
+    return 0
+
+
 def _ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.replace(",", " ").split()]
@@ -216,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", dest="output", type=Path, metavar="FILE", help="where to write")
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
+    add("--blas", default="auto", help="products by cuBLAS: auto (where faster), on, off")
     add("--remarks", action="store_true", help="print what each pattern did or declined")
     add("--json", action="store_true", help="with --config-only: print JSON")
     add(
@@ -243,6 +259,15 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("artifact", type=Path)
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(run=_inspect)
+
+    explain = commands.add_parser("explain", help="show which backend multiplies what, and why")
+    add = explain.add_argument
+    add("model", type=Path, help="a .qfuse file, a checkpoint directory or a config.json")
+    add("--target", metavar="T", help="for a model: cpu, cuda:sm_90, hip:gfx942, ...")
+    add("--blas", metavar="MODE", help="for a model: auto (default), on or off")
+    add("--roundings", metavar="R", help="for a model: exact (default), or library")
+    add("--json", action="store_true")
+    explain.set_defaults(run=_explain)
     gpu_commands.add(commands)
     return parser
 

@@ -19,6 +19,9 @@ from qfuse.tools.files import write_text
 
 SEPARATOR = "// -----"
 
+_WITH_VALUE = ("--pass-pipeline", "--dump-dir", "--reproducer", "--remarks")
+_GAP = "\x1f"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `qfuse-opt`; returns the exit code."""
@@ -148,7 +151,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:
     """Known flags through argparse; every other `--name[=options]` is a pass, in order."""
     # With an optional value, argparse would take the input after a bare --remarks for it.
     argv = ["--remarks=text" if a == "--remarks" else a for a in argv]
+    # It takes an unknown flag for the input, too, where a space stands between two options.
+    argv = [a.replace(" ", _GAP) if _may_be_pass(a) else a for a in argv]
     args, rest = _parser().parse_known_args(argv)
+    rest = [a.replace(_GAP, " ") for a in rest]
     stages = pipeline.parse_pipeline(args.pass_pipeline) if args.pass_pipeline else []
     passes = [a for a in rest if a.startswith("--")]
     others = [a for a in rest if not a.startswith("--")]
@@ -160,6 +166,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:
         name, _, options = flag[2:].partition("=")
         stages.append(pipeline.make_stage(name, options))
     return args, stages
+
+
+def _may_be_pass(argument: str) -> bool:
+    return argument.startswith("--") and argument.partition("=")[0] not in _WITH_VALUE
 
 
 class _Parser(argparse.ArgumentParser):

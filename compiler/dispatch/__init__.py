@@ -8,4 +8,6 @@
 | epilogue_form.py | what of an epilogue a library has |
 | decide.py | from rules to decisions, with near misses |
 | cost.py | whether a call is faster |
+| modes.py | what can be asked of it |
+| table.py | the decisions of a program as data |
 """

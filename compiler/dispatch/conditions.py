@@ -181,6 +181,14 @@ CONDITIONS: dict[str, Condition] = {
         lambda s: s.dequantizes,
         lambda s: f"w is {operand_text(s.w)} and x {operand_text(s.x)}",
     ),
+    "scales-as-read": Condition(
+        "the scales of x lie group by group",
+        lambda s: (
+            s.x.scheme is not None
+            and (s.x.scheme.scale_layout == "col_major" or s.x.scheme.block[1] >= s.k)
+        ),
+        lambda s: "the scales of x lie row by row (qfuse-choose-scale-layout)",
+    ),
     "half-result": Condition(
         "the result is bf16 or f16",
         lambda s: s.result.dtype in _HALF and not s.result.quantized,

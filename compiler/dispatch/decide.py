@@ -83,15 +83,17 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
     schemes: list[NearMiss] = []
     known_scheme = False
     for rule in RULES:
-        if not _serves(rule, first, last):
-            continue
         missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
+        serves = _serves(rule, first, last)
         if rule.backend == LIBRARY and not any(c.kind == "about" for c in missing):
             known_scheme |= not any(c.kind == "scheme" for c in missing)
-            if len(missing) == 1:
+            if serves and len(missing) == 1:
                 miss = NearMiss(rule.name, rule.call, missing[0].wanted, missing[0].found(subject))
                 (schemes if missing[0].kind == "scheme" else near).append(miss)
-        if missing or chosen is not None:
+            elif not serves and not missing:
+                few = f"M is {first}" if first == last else f"M is {first} to {last}"
+                near.append(NearMiss(rule.name, rule.call, f"M >= {rule.first_m}", few))
+        if missing or not serves or chosen is not None:
             continue
         if not rule.cost or subject.machine.blas == "on":
             chosen = rule, rule.reason

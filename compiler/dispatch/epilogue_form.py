@@ -62,7 +62,9 @@ def read_epilogue(product: ir.Operation) -> EpilogueForm:
         rounds = "bias" if rounded else rounds
     if isinstance(value, ir.BlockArgument):
         return EpilogueForm(bias, activation, rounds)
-    return EpilogueForm(other=f"{value.owner.operation.name} in its epilogue")
+    if "[M,N]" in maps:
+        return EpilogueForm(other="a residual")
+    return EpilogueForm(other=value.owner.operation.name)
 
 
 def match_activation(name: str, value: ir.Value) -> ir.Value | None:

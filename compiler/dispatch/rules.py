@@ -73,7 +73,7 @@ RULES: tuple[Rule, ...] = (
         LIBRARY,
         "FP8 in blocks, which cublasLt has here",
         (
-            *("enabled", "hopper", "dense", "fp8-in-blocks", "half-result"),
+            *("enabled", "hopper", "dense", "fp8-in-blocks", "scales-as-read", "half-result"),
             *("multiples-of-16", "epilogue-of-scaled-mm"),
         ),
         call="scaled_mm_blocks",

@@ -9,13 +9,6 @@ from qfuse.dialects.matmul_op import inputs_of
 from qfuse.dialects.types import STORAGE_BITS, Shaped, is_float, shaped
 from qfuse.dialects.verify import DYNAMIC
 
-MODES = ("auto", "on", "off")
-"""Whether library products are used: where they are estimated faster, wherever there is one, or
-never."""
-
-ROUNDINGS = ("exact", "library")
-"""Whether a library may leave out roundings between a product, its bias and its activation."""
-
 
 @dataclass(frozen=True)
 class Machine:

@@ -6,7 +6,8 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.dispatch.cost import preference_of
 from qfuse.compiler.dispatch.decide import Decision, decide
-from qfuse.compiler.dispatch.subject import MODES, ROUNDINGS, Machine, Subject, read_subject
+from qfuse.compiler.dispatch.modes import MODES, ROUNDINGS
+from qfuse.compiler.dispatch.subject import Machine, Subject, read_subject
 from qfuse.compiler.passes.base import Pass
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError

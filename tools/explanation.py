@@ -1,0 +1,53 @@
+"""`qfuse explain`: which backend multiplies what, for how many rows, and why."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qfuse.compiler.dispatch.table import Row
+from qfuse.dialects.errors import QfuseError
+
+_WIDE = 160  # columns where nobody looks at a terminal
+
+
+def decisions(
+    model: Path, target: str | None, blas: str | None, roundings: str | None
+) -> list[Row]:
+    """The decisions that an artifact carries, or those about a model on a target.
+
+    Raises QfuseError, in one line, for what is neither, or was decided when it was compiled.
+    """
+    if model.suffix == ".qfuse":
+        if given := [n for n, v in (("target", target), ("blas", blas)) if v is not None]:
+            raise QfuseError(
+                f"{model} was compiled, with its decisions; --{given[0]} is for a model: name its "
+                "directory or config.json"
+            )
+        from qfuse.compiler import load
+
+        stored = load(model).program.report.get("dispatch")
+        if stored is None:
+            raise QfuseError(f"{model} has no record of dispatch; compile the model again")
+        return [Row.from_json(row) for row in stored]
+    from qfuse.compiler.compilation import explain_config
+    from qfuse.compiler.passes.dispatch import Dispatch
+
+    chosen = Dispatch(target or "cpu", blas or "auto", roundings or "exact")
+    return explain_config(model, chosen.machine())
+
+
+def show(console: Console, rows: Sequence[Row]) -> None:
+    """Print one line for each decision, and under it what would have made a library call of it."""
+    if not console.is_terminal:
+        console.width = _WIDE
+    table = Table("product", "M", "backend", "rule and reason", title="Dispatch", show_lines=True)
+    for row in rows:
+        times = f" ({row.count} x)" if row.count > 1 else ""
+        product = f"{row.layer}{times}\n{row.scheme}, N x K = {row.n} x {row.k}"
+        backend = f"{row.backend}\n{row.call}" if row.call else row.backend
+        lines = [f"{row.rule}: {row.reason}", *row.near]
+        table.add_row(*(escape(t) for t in (product, row.rows, backend, "\n".join(lines))))
+    console.print(table)
