@@ -1,0 +1,130 @@
+"""The table of dispatch as data, and what is shown of its decisions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qfuse.compiler import dispatch
+from qfuse.compiler.compilation import explain_config
+from qfuse.compiler.dispatch.conditions import CONDITIONS
+from qfuse.compiler.dispatch.decide import RANGES, Verdict, decide
+from qfuse.compiler.dispatch.epilogue_form import EpilogueForm
+from qfuse.compiler.dispatch.rules import KERNEL, RULES, rules_text
+from qfuse.compiler.dispatch.subject import Machine, Subject
+from qfuse.compiler.runtime import library
+from qfuse.dialects.library_ops import CALLS
+from qfuse.dialects.types import Shaped
+from qfuse.dialects.verify import DYNAMIC
+from qfuse.tools.qfuse import main
+
+
+def test_rules_as_text_are_those_of_the_table() -> None:
+    """After a change: `python -c "from qfuse.compiler.dispatch.rules import rules_text;
+    print(rules_text(), end='')" > compiler/dispatch/RULES.md`"""
+    path = Path(dispatch.__file__).with_name("RULES.md")
+    assert path.read_text() == rules_text()
+
+
+def test_every_condition_is_in_a_rule_and_every_call_in_the_library() -> None:
+    used = {name for rule in RULES for name in rule.conditions}
+    assert used == set(CONDITIONS)
+    assert {rule.call for rule in RULES if rule.call} == set(CALLS)
+    assert {f"{library.NAMESPACE}.{call}" for call in CALLS} <= set(library.FUNCTIONS)
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+def test_rules_begin_where_ranges_do() -> None:
+    firsts, lasts = zip(*RANGES, strict=True)
+    assert all(rule.first_m in firsts and rule.last_m in lasts for rule in RULES)
+    assert RULES[-1].conditions == () and RULES[-1].backend == KERNEL
+
+
+def plain(rows: int | None = None, blas: str = "auto") -> Subject:
+    m = DYNAMIC if rows is None else rows
+    return Subject(
+        Machine("cuda", "sm_90", blas),
+        "qfuse.matmul",
+        Shaped((m, 512), "bf16"),
+        Shaped((1024, 512), "bf16"),
+        Shaped((m, 1024), "bf16"),
+        (1024,),
+        EpilogueForm(),
+        rows,
+    )
+
+
+def test_a_preference_counts_for_its_rows_alone() -> None:
+    def from_65(_call: str, first: int, _last: int | None) -> Verdict:
+        return Verdict(first > 64, f"measured from {first} on")
+
+    decisions = decide(plain(), from_65)
+    assert [(d.rows, d.backend, d.call) for d in decisions] == [
+        ("M = 1", "kernel", ""),
+        ("M 2..64", "kernel", ""),
+        ("M >= 65", "library", "mm"),
+    ]
+    (miss,) = decisions[1].near
+    assert str(miss) == (
+        "not plain (mm): measured from 17 on; wanted: the call is faster, or asked for (blas=on)"
+    )
+    assert decisions[2].reason.endswith("measured from 65 on")
+    # asked for, nobody is asked what is faster
+    assert [d.rows for d in decide(plain(blas="on"), from_65)] == ["M = 1", "M >= 2"]
+
+
+@pytest.mark.parametrize(("rows", "backend"), [(1, "kernel"), (2, "library"), (5000, "library")])
+def test_a_static_number_of_rows_has_one_decision(rows: int, backend: str) -> None:
+    (decision,) = decide(plain(rows), lambda *_: Verdict(True, "faster"))
+    assert (decision.rows, decision.backend) == (f"M = {rows}", backend)
+
+
+@pytest.mark.parametrize(
+    ("machine", "library_of_it"),
+    [(Machine("cuda", "sm_90", "on"), "cuBLAS"), (Machine("hip", "gfx942", "on"), "hipBLAS")],
+)
+def test_a_model_is_explained_without_its_gpu(checkpoints, machine, library_of_it) -> None:
+    rows = explain_config(checkpoints(), machine)
+    assert machine.library == library_of_it
+    assert {row.rows for row in rows} >= {"M = 1"}
+    down = [row for row in rows if "down_proj" in row.layer and row.rows == "M >= 2"]
+    assert down and all(row.near for row in down)
+    assert all(row.count > 1 and "layers.*." in row.layer for row in down)
+
+
+def test_explain_prints_a_table_and_json(checkpoints, tmp_path, capsys) -> None:
+    directory = checkpoints()
+    assert main(["explain", str(directory), "--target", "cuda:sm_90"]) == 0
+    shown = capsys.readouterr().out
+    assert "single-row" in shown and "o_proj" in shown
+    path = tmp_path / "model.qfuse"
+    assert main(["compile", str(directory), "-o", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["dispatch"]
+    assert {row["backend"] for row in rows} == {"kernel"}
+    assert main(["explain", str(path)]) == 0
+    assert "own-kernel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "cuda:sm_91"], "nearest supported one is 'cuda:sm_90'"),
+        (["--blas", "maybe"], "blas=maybe is not one of auto, on, off"),
+        (["--roundings", "none"], "roundings=none is not one of exact, library"),
+    ],
+)
+def test_what_cannot_be_explained(checkpoints, capsys, arguments, words) -> None:
+    assert main(["explain", str(checkpoints()), *arguments]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def test_an_artifact_has_its_decisions(checkpoints, tmp_path, capsys) -> None:
+    path = tmp_path / "model.qfuse"
+    assert main(["compile", str(checkpoints()), "-o", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(path), "--target", "cuda:sm_90"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "was compiled, with its decisions; --target is for a model" in line
