@@ -212,7 +212,6 @@ CONDITIONS: dict[str, Condition] = {
     "multiples-of-4": Condition(
         "N and K are multiples of 4", lambda s: s.n % 4 == 0 and s.k % 4 == 0, _width
     ),
-    "no-bias": Condition("no bias", lambda s: s.epilogue.bias is None, lambda s: "there is a bias"),
     "epilogue-of-mm": Condition(
         "the epilogue is nothing, a bias, or a bias and relu or gelu_tanh",
         lambda s: _at_most(s, True, ("relu", "gelu_tanh") if s.machine.is_gpu else ()),
@@ -222,6 +221,6 @@ CONDITIONS: dict[str, Condition] = {
         "the epilogue is nothing or a bias", lambda s: _at_most(s, True, ()), _epilogue
     ),
     "epilogue-is-nothing": Condition(
-        "there is no epilogue", lambda s: _at_most(s, False, ()), _epilogue
+        "there is no epilogue, no bias either", lambda s: _at_most(s, False, ()), _epilogue
     ),
 }

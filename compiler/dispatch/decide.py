@@ -21,7 +21,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A library rule that would have decided but for one condition."""
+    """A library rule that would have decided but for one condition; or, where none is that near,
+    the nearest, with all that it lacks."""
 
     rule: str
     call: str
@@ -81,15 +82,20 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
     chosen: tuple[Rule, str] | None = None
     near: list[NearMiss] = []
     schemes: list[NearMiss] = []
+    farther: list[tuple[int, NearMiss]] = []
     known_scheme = False
     for rule in RULES:
         missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
         serves = _serves(rule, first, last)
         if rule.backend == LIBRARY and not any(c.kind == "about" for c in missing):
             known_scheme |= not any(c.kind == "scheme" for c in missing)
-            if serves and len(missing) == 1:
-                miss = NearMiss(rule.name, rule.call, missing[0].wanted, missing[0].found(subject))
-                (schemes if missing[0].kind == "scheme" else near).append(miss)
+            if serves and missing:
+                wanted, found = ([c.wanted for c in missing], [c.found(subject) for c in missing])
+                miss = NearMiss(rule.name, rule.call, " and ".join(wanted), " and ".join(found))
+                if len(missing) > 1:
+                    farther.append((len(missing), miss))
+                else:
+                    (schemes if missing[0].kind == "scheme" else near).append(miss)
             elif not serves and not missing:
                 few = f"M is {first}" if first == last else f"M is {first} to {last}"
                 near.append(NearMiss(rule.name, rule.call, f"M >= {rule.first_m}", few))
@@ -106,6 +112,8 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
     assert chosen is not None, "the last rule has no conditions"
     if schemes and not known_scheme:
         near.append(_no_scheme(schemes))
+    if farther and not near:  # so that there is a reason always
+        near.append(min(farther, key=lambda found: found[0])[1])
     rule, reason = chosen
     # Who gets a library call does not ask which other one it might have been.
     misses = tuple(near) if rule.backend == KERNEL else ()

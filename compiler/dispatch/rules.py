@@ -98,7 +98,7 @@ RULES: tuple[Rule, ...] = (
         "whole products of the library; scaled by a kernel of their own",
         (
             *("asked-for", "on-cuda", "dense", "int8-per-row", "half-result"),
-            *("multiples-of-4", "no-bias", "epilogue-is-nothing"),
+            *("multiples-of-4", "epilogue-is-nothing"),
         ),
         call="int_mm",
         first_m=17,  # torch._int_mm takes more than 16 rows

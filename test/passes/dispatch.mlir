@@ -211,8 +211,9 @@ func.func @int8_ragged(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array
 
 // There is no bias for i8.
 func.func @int8_bias(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
-  // expected-remark @+2 {{M = 1 to our kernel by single-row}}
-  // expected-remark @+1 {{M >= 2 to our kernel by own-kernel}}
+  // expected-remark @+3 {{M = 1 to our kernel by single-row}}
+  // expected-remark @+2 {{M >= 2 to our kernel by own-kernel}}
+  // expected-remark @+1 {{dispatch-int8: refused at qfuse.matmul: M >= 2: the epilogue has bias; there is no epilogue, no bias either}}
   %0 = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %b: f32):
     %s = arith.addf %acc, %b : f32
