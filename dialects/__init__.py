@@ -8,6 +8,7 @@
 | matmul_op.py | matmul with its epilogue region, yield |
 | elementwise_ops.py | add, mul, activations, glu |
 | norm_ops.py | rms_norm, rope |
+| epilogue_op.py | epilogue: that of a product which a library computed |
 | library_ops.py | library_call, choose, result |
 | registry.py | `load_all`, and the list of operations |
 """

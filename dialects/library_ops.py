@@ -75,7 +75,7 @@ class ChooseOp(Op, name="choose", traits=[ext.Pure]):
     ranges: Any
     library: ext.Region
     kernel: ext.Region
-    out: ext.Result[ir.RankedTensorType]
+    out: ext.Result[Any]
 
     def violation(self) -> str | None:
         if self.call.value not in CALLS:

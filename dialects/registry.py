@@ -2,6 +2,7 @@
 
 from qfuse.dialects import (
     elementwise_ops,
+    epilogue_op,
     library_ops,
     matmul_op,
     moe_ops,
@@ -34,6 +35,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     moe_ops.RouteOp,
     moe_ops.GroupMatmulOp,
     moe_ops.CombineOp,
+    epilogue_op.EpilogueOp,
     library_ops.LibraryCallOp,
     library_ops.ChooseOp,
     library_ops.ResultOp,

@@ -152,6 +152,12 @@ CONDITIONS: dict[str, Condition] = {
         lambda s: f"{_scheme(s)}, the result {s.result.dtype}",
         kind="scheme",
     ),
+    "one-plain-type": Condition(
+        "x and w are of one type, f16 or bf16",
+        lambda s: s.is_plain and s.x.dtype == s.w.dtype and s.x.dtype in _HALF,
+        _scheme,
+        kind="scheme",
+    ),
     "half": Condition(
         "x, w and the result are bf16",
         lambda s: s.is_plain and s.x.dtype == s.w.dtype == s.result.dtype == "bf16",
@@ -211,6 +217,21 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "multiples-of-4": Condition(
         "N and K are multiples of 4", lambda s: s.n % 4 == 0 and s.k % 4 == 0, _width
+    ),
+    "one-result": Condition(
+        "the epilogue has one result",
+        lambda s: s.epilogue.results == 1 and s.op == "qfuse.matmul",
+        lambda s: f"it has {s.epilogue.results}",
+    ),
+    "rounds-first": Condition(
+        "the epilogue begins with the rounding to bf16 or f16 that the library does, so that it "
+        "can be computed apart",
+        lambda s: (
+            s.epilogue.rounded_to in _HALF
+            and (not s.is_plain or s.epilogue.rounded_to == s.x.dtype)
+        ),
+        lambda s: f"it rounds to {s.epilogue.rounded_to or 'nothing'} first",
+        kind="about",
     ),
     "epilogue-of-mm": Condition(
         "the epilogue is nothing, a bias, or a bias and relu or gelu_tanh",

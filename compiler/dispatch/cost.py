@@ -44,9 +44,10 @@ class CostModel:
     problem: Problem
     gpu: Gpu
 
-    def __call__(self, call: str, first: int, last: int | None) -> Verdict:
+    def __call__(self, call: str, apart: bool, first: int, last: int | None) -> Verdict:
         rows = last or max(_MANY, first)
         ours, theirs = self.ours(rows), self.library(call, rows)
+        theirs += self.epilogue(rows) if apart else 0.0
         text = f"at M = {rows} estimated {_text(theirs)}, ours {_text(ours)}"
         return Verdict(theirs * _MARGIN < ours, text)
 
@@ -65,6 +66,11 @@ class CostModel:
         memory = self.problem.bytes(m) / (BANDWIDTH * speeds.memory)
         return max(compute, memory) + OVERHEAD
 
+    def epilogue(self, m: int) -> float:
+        """Seconds of one more kernel that reads what the library wrote, of 2 bytes an element."""
+        read = 2 * m * self.problem.n * self.problem.parts
+        return 2 * read / SPEEDS[self.gpu.arch].memory + OVERHEAD
+
 
 def _text(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us"
@@ -79,7 +85,7 @@ def preference_of(product: ir.Operation, target: str) -> Preference:
     return _never if problem is None else CostModel(problem, gpu)
 
 
-def _never(_call: str, _first: int, _last: int | None) -> Verdict:
+def _never(_call: str, _apart: bool, _first: int, _last: int | None) -> Verdict:
     return Verdict(False, "there is no estimate for it; measure with qfuse tune")
 
 

@@ -7,8 +7,8 @@ from qfuse.compiler.dispatch.conditions import CONDITIONS
 from qfuse.compiler.dispatch.rules import KERNEL, LIBRARY, RULES, Rule
 from qfuse.compiler.dispatch.subject import Subject
 
-Preference = Callable[[str, int, int | None], "Verdict"]
-"""preference(call, first M, last M) -> whether the library is faster for these rows, and why."""
+Preference = Callable[[str, bool, int, int | None], "Verdict"]
+"""preference(call, epilogue apart, first M, last M) -> whether the library is faster, and why."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Decision:
     rule: str
     reason: str
     near: tuple[NearMiss, ...] = ()
+    apart: bool = False
 
     @property
     def rows(self) -> str:
@@ -96,19 +97,21 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
                     farther.append((len(missing), miss))
                 else:
                     (schemes if missing[0].kind == "scheme" else near).append(miss)
-            elif not serves and not missing:
+            elif not serves and not missing and not rule.apart:
                 few = f"M is {first}" if first == last else f"M is {first} to {last}"
                 near.append(NearMiss(rule.name, rule.call, f"M >= {rule.first_m}", few))
         if missing or not serves or chosen is not None:
             continue
-        if not rule.cost or subject.machine.blas == "on":
+        if not rule.cost or (subject.machine.blas == "on" and not rule.apart):
             chosen = rule, rule.reason
             continue
-        verdict = preference(rule.call, first, last)
+        verdict = preference(rule.call, rule.apart, first, last)
         if verdict.faster:
             chosen = rule, f"{rule.reason}; {verdict.why}"
         else:
-            near.append(NearMiss(rule.name, rule.call, _FASTER, verdict.why))
+            near.append(
+                NearMiss(rule.name, rule.call, _APART if rule.apart else _FASTER, verdict.why)
+            )
     assert chosen is not None, "the last rule has no conditions"
     if schemes and not known_scheme:
         near.append(_no_scheme(schemes))
@@ -117,7 +120,7 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
     rule, reason = chosen
     # Who gets a library call does not ask which other one it might have been.
     misses = tuple(near) if rule.backend == KERNEL else ()
-    return Decision(first, last, rule.backend, rule.call, rule.name, reason, misses)
+    return Decision(first, last, rule.backend, rule.call, rule.name, reason, misses, rule.apart)
 
 
 def _no_scheme(misses: list[NearMiss]) -> NearMiss:
@@ -127,6 +130,7 @@ def _no_scheme(misses: list[NearMiss]) -> NearMiss:
 
 
 _FASTER = "the call is faster, or asked for (blas=on)"
+_APART = "the call and a kernel for the epilogue are faster"
 
 
 def _serves(rule: Rule, first: int, last: int | None) -> bool:
@@ -142,4 +146,4 @@ def _alike(a: Decision, b: Decision) -> bool:
 
 def _joined(a: Decision, b: Decision) -> Decision:
     """More rules are about many rows than about few, so the misses are those of the latter."""
-    return Decision(a.first_m, b.last_m, a.backend, a.call, a.rule, a.reason, b.near)
+    return Decision(a.first_m, b.last_m, a.backend, a.call, a.rule, a.reason, b.near, a.apart)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import func, ir
@@ -19,13 +19,19 @@ class EpilogueForm:
     `bias` is the number of the extra operand that is added, for all rows alike, None without one.
     `activation` is "" without one.  `rounds` names what the region rounds before something that a
     library does in f32 ("bias", "activation" or ""): the library's result then differs in the last
-    bits.  `other` says what else the region does, "" if nothing; the rest means nothing then.
+    bits.  `other` says what else the region does, "" if nothing; the three mean nothing then.
+
+    Any region can be computed apart from its product.  `rounded_to` is the type that all
+    accumulators are rounded to before anything else ("" if there is none), and so what a library
+    may leave of them; `results` counts what the region yields.
     """
 
     bias: int | None = None
     activation: str = ""
     rounds: str = ""
     other: str = ""
+    rounded_to: str = ""
+    results: int = 1
 
     def __str__(self) -> str:
         if self.other:
@@ -37,9 +43,24 @@ class EpilogueForm:
 
 def read_epilogue(product: ir.Operation) -> EpilogueForm:
     """The form of a product's epilogue region."""
-    parts = len(ir.DenseI64ArrayAttr(product.attributes["parts"]))
-    maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])]
     block = product.regions[0].blocks[0]
+    parts = len(ir.DenseI64ArrayAttr(product.attributes["parts"]))
+    accumulators = list(block.arguments)[:parts]
+    types = {t for value in accumulators for t in _roundings(value)}
+    rounded_to = types.pop() if len(types) == 1 else ""
+    return replace(
+        _form(product, block, parts), rounded_to=rounded_to, results=len(product.results)
+    )
+
+
+def _roundings(accumulator: ir.Value) -> list[str]:
+    """The types that the uses of an accumulator round it to; "" for a use that does not."""
+    users = [use.owner.operation for use in accumulator.uses]
+    return [str(u.results[0].type) if u.name == "arith.truncf" else "" for u in users]
+
+
+def _form(product: ir.Operation, block: ir.Block, parts: int) -> EpilogueForm:
+    maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])]
     (*_, terminator) = block.operations
     yielded = list(terminator.operation.operands)
     if parts > 1 or len(yielded) > 1:

@@ -16,8 +16,9 @@ BACKENDS = (KERNEL, LIBRARY)
 class Rule:
     """Rows first_m to last_m (None: any larger number) of a product that fits go to `backend`.
 
-    `call` is what of the library, an entry of `runtime/library.py`.  `cost`: where library
-    products are not asked for, only if the call is estimated faster.
+    `call` is what of the library, an entry of `runtime/library.py`; `apart`: it leaves the
+    epilogue to a kernel of ours that follows.  `cost`: where library products are not asked for,
+    only if the call is estimated faster; with `apart`, only then in any case.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Rule:
     first_m: int = 1
     last_m: int | None = None
     cost: bool = False
+    apart: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.conditions if name not in CONDITIONS]
@@ -127,6 +129,42 @@ RULES: tuple[Rule, ...] = (
         first_m=_TWO,
         cost=True,
     ),
+    Rule(
+        "plain-apart",
+        LIBRARY,
+        "an unquantized product, its epilogue in a kernel that follows",
+        ("enabled", "on-a-gpu", "dense", "one-plain-type", "rounds-first", "one-result"),
+        call="mm",
+        first_m=_TWO,
+        cost=True,
+        apart=True,
+    ),
+    Rule(
+        "fp8-blocks-apart",
+        LIBRARY,
+        "FP8 in blocks, its epilogue in a kernel that follows",
+        (
+            *("enabled", "hopper", "dense", "fp8-in-blocks", "scales-as-read"),
+            *("multiples-of-16", "rounds-first", "one-result"),
+        ),
+        call="scaled_mm_blocks",
+        first_m=_TWO,
+        cost=True,
+        apart=True,
+    ),
+    Rule(
+        "fp8-rows-apart",
+        LIBRARY,
+        "FP8 with a scale for each row, its epilogue in a kernel that follows",
+        (
+            *("enabled", "fp8-hardware", "dense", "fp8-per-row"),
+            *("multiples-of-16", "rounds-first", "one-result"),
+        ),
+        call="scaled_mm_rows",
+        first_m=_TWO,
+        cost=True,
+        apart=True,
+    ),
     Rule("own-kernel", KERNEL, "our kernel computes it together with its epilogue"),
 )
 """The table.  What holds by the types is no condition: K is static, nothing but the epilogue reads
@@ -149,6 +187,7 @@ def rules_text() -> str:
         if (rule.first_m, rule.last_m) == (1, None):
             rows = "any M"
         to = f"library call `{rule.call}`" if rule.call else "our kernel"
+        to += " and a kernel for the epilogue" if rule.apart else ""
         lines += [f"{number}. **{rule.name}**, {rows}: {to}{', by cost' if rule.cost else ''}.",
                   f"   {rule.reason[0].upper()}{rule.reason[1:]}."]  # fmt: skip
         lines += [f"   - {CONDITIONS[name].wanted}" for name in rule.conditions]

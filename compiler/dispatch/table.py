@@ -57,7 +57,7 @@ def _row(subject: Subject, decision: Decision) -> Row:
         k=subject.k,
         rows=decision.rows,
         backend=subject.machine.library if decision.call else decision.backend,
-        call=decision.call,
+        call=decision.call + (" + epilogue" if decision.apart else ""),
         rule=decision.rule,
         reason=decision.reason,
         near=tuple(map(str, decision.near)),

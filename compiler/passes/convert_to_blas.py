@@ -9,8 +9,11 @@ from qfuse.compiler.dispatch.rules import LIBRARY
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.dispatch import DISPATCH, products
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.epilogue_op import build_epilogue
 from qfuse.dialects.library_ops import ChooseOp, LibraryCallOp, ResultOp
 from qfuse.dialects.matmul_op import inputs_of
+from qfuse.dialects.quantization_ops import concat_rows
+from qfuse.dialects.types import Shaped, shaped
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class ConvertToBlas(Pass):
 
     The kernel stays in the second region for all other rows, and for a machine whose library lacks
     the call.  A product that has none (on the CPU, an unquantized one) becomes the call alone.
-    A bias and an activation go with the call.  Does nothing to products without decisions, or with
-    none for a library.
+    A bias and an activation go with the call; another epilogue, where dispatch says `apart`,
+    follows it as a `qfuse.epilogue` with the product's region.  Does nothing to products without
+    decisions, or with none for a library.
     """
 
     name: ClassVar[str] = "qfuse-convert-to-blas"
@@ -52,31 +56,32 @@ def _convert(product: ir.Operation) -> None:
     to_library = [d for d in decisions if _text(d, "backend") == LIBRARY]
     if not to_library:
         return
-    call = _text(to_library[0], "call")
-    ranges = [n for d in to_library if _text(d, "call") == call for n in _rows(d)]
-    always = len(to_library) == len(decisions)
+    call, apart = _text(to_library[0], "call"), "apart" in to_library[0]
+    chosen = [d for d in to_library if (_text(d, "call"), "apart" in d) == (call, apart)]
+    always = len(chosen) == len(decisions)
     remarks.fired("convert-to-blas", product, remarks.argument_name(product.operands[1]), call)
+    make = _call_then_epilogue if apart else _library_call
+    if always and call == "linear":
+        with ir.InsertionPoint(product), product.location:
+            value = make(product, call)
+        product.results[0].replace_all_uses_with(value)
+        product.erase()
+        return
     with ir.InsertionPoint(product), product.location:
-        if always and call == "linear":
-            value = _library_call(product, call)
-            product.results[0].replace_all_uses_with(value)
-            product.erase()
-            return
-        type_ = product.results[0].type
         choice = ir.Operation.create(
             ChooseOp.OPERATION_NAME,
-            results=[type_],
+            results=[product.results[0].type],
             operands=[product.operands[0]],
             attributes={
                 "call": ir.StringAttr.get(call),
-                "ranges": ir.DenseI64ArrayAttr.get(ranges),
+                "ranges": ir.DenseI64ArrayAttr.get([n for d in chosen for n in _rows(d)]),
             },
             regions=2,
         )
     product.results[0].replace_all_uses_with(choice.results[0])
     library, kernel = (region.blocks.append() for region in choice.regions)
     with ir.InsertionPoint(library), product.location:
-        _result(_library_call(product, call))
+        _result(make(product, call))
     with ir.InsertionPoint(kernel), product.location:
         copy = product.clone()
         del copy.attributes[DISPATCH]
@@ -85,22 +90,44 @@ def _convert(product: ir.Operation) -> None:
 
 
 def _library_call(product: ir.Operation, call: str) -> ir.Value:
+    """The product, its bias and its activation."""
     form = read_epilogue(product)
+    bias = None if form.bias is None else _extra(product)[form.bias]
+    return _call(product, call, product.results[0].type, bias, form.activation or "none")
+
+
+def _call_then_epilogue(product: ir.Operation, call: str) -> ir.Value:
+    """The accumulators, rounded as the epilogue does first, and a kernel for the rest of it."""
+    w = shaped(product.operands[1].type)
+    rows = shaped(product.results[0].type).rows
+    y_type = Shaped((*rows, w.shape[0]), read_epilogue(product).rounded_to).type()
+    y = _call(product, call, y_type, None, "none")
+    parts = list(ir.DenseI64ArrayAttr(product.attributes["parts"]))
+    starts = [concat_rows([*parts[:i], 0], w) if i else 0 for i in range(len(parts))]
+    (value,) = build_epilogue(y, product, _extra(product), starts)
+    return value
+
+
+def _call(
+    product: ir.Operation, call: str, type_: ir.Type, bias: ir.Value | None, activation: str
+) -> ir.Value:
     x, w, *routing = inputs_of(product)
-    indptr = routing[0] if routing else None
-    before = sum(value is not None for value in (x, w, *routing))
-    bias = None if form.bias is None else product.operands[before + form.bias]
-    given = [x, w, indptr, bias]
+    given = [x, w, routing[0] if routing else None, bias]
     return ir.Operation.create(
         LibraryCallOp.OPERATION_NAME,
-        results=[product.results[0].type],
+        results=[type_],
         operands=[value for value in given if value is not None],
         attributes={
             "call": ir.StringAttr.get(call),
-            "activation": ir.StringAttr.get(form.activation or "none"),
+            "activation": ir.StringAttr.get(activation),
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get([int(v is not None) for v in given]),
         },
     ).result
+
+
+def _extra(product: ir.Operation) -> list[ir.Value]:
+    """The operands that the epilogue reads."""
+    return list(product.operands)[sum(v is not None for v in inputs_of(product)) :]
 
 
 def _result(value: ir.Value) -> None:

@@ -52,7 +52,8 @@ class Dispatch(Pass):
             subject, decisions = decisions_for(product, machine)
             product.attributes[DISPATCH] = _attribute(decisions)
             for decision in decisions:
-                to = f"{machine.library} ({decision.call})" if decision.call else "our kernel"
+                call = decision.call + (", epilogue apart" if decision.apart else "")
+                to = f"{machine.library} ({call})" if call else "our kernel"
                 text = f"{decision.rows} to {to} by {decision.rule}: {decision.reason}"
                 remarks.fired("dispatch", product, subject.name, text)
                 for miss in decision.near:
@@ -96,6 +97,8 @@ def _attribute(decisions: list[Decision]) -> ir.Attribute:
         fields = {"backend": d.backend, "call": d.call, "rule": d.rule, "reason": d.reason}
         entry: dict[str, ir.Attribute] = {k: ir.StringAttr.get(v) for k, v in fields.items()}
         entry["first_m"] = ir.IntegerAttr.get(i64, d.first_m)
+        if d.apart:
+            entry["apart"] = ir.UnitAttr.get()
         if d.last_m is not None:
             entry["last_m"] = ir.IntegerAttr.get(i64, d.last_m)
         entries.append(ir.DictAttr.get(entry))

@@ -325,6 +325,13 @@ class _Builder:
                 packed = isinstance(parameter, CpuParameter) and parameter.packed
                 layout: Layout = "packed" if packed else "rows"
                 operands.append(self._pointer(value, parameter.part, layout, op))
+        results = self._results_of(op)
+        if name not in self.kernels:
+            self.kernels[name] = kernel_type(name, function, kernel)
+        self.steps.append(KernelStep(name, tuple(operands), results, where(op)))
+
+    def _results_of(self, op: ir.OpView) -> tuple[int, ...]:
+        """Numbers for the results of an operation: two for a quantized one, codes and scales."""
         results: list[int] = []
         for result in op.results:
             if shaped(result.type).quantized:
@@ -334,9 +341,7 @@ class _Builder:
             else:
                 results.append(self._new())
                 self.bound[result] = Ref(results[-1])
-        if name not in self.kernels:
-            self.kernels[name] = kernel_type(name, function, kernel)
-        self.steps.append(KernelStep(name, tuple(operands), tuple(results), where(op)))
+        return tuple(results)
 
     def _library_call(self, op: ir.OpView) -> None:
         """A product by the library: its tensors in the order in which `library.py` takes them."""
@@ -373,18 +378,18 @@ class _Builder:
             (first, None if last < 0 else last)
             for first, last in zip(flat[::2], flat[1::2], strict=True)
         )
-        (result,) = self._define(op)
+        results = self._results_of(op)
         outside, ways = self.steps, []
         for region in op.regions:
             self.steps = []
             *body, terminator = region.blocks[0].operations
             for inner in body:
                 self._operation(inner)
-            made = self._bound(terminator.operands[0])
-            ways.append(tuple(_renamed(step, made.value, result) for step in self.steps))
+            made = dict(zip(_numbers(self._bound(terminator.operands[0])), results, strict=True))
+            ways.append(tuple(_renamed(step, made) for step in self.steps))
         self.steps = outside
         call = op.attributes["call"].value
-        self.steps.append(ChoiceStep(rows_of, call, ranges, *ways, (result,)))
+        self.steps.append(ChoiceStep(rows_of, call, ranges, *ways, results))
 
     def _pointer(self, value: Any, part: str, layout: Layout, op: ir.OpView) -> int:
         """The value behind one pointer of a kernel."""
@@ -410,10 +415,14 @@ class _Builder:
         return self.prepares[key]
 
 
-def _renamed(step: Step, old: int, new: int) -> Step:
-    """`step` with the result `old`, if it has it, called `new`."""
-    results = tuple(new if value == old else value for value in step.results)
-    return replace(step, results=results)
+def _numbers(value: Any) -> tuple[int, ...]:
+    """The values that a tensor, or the codes and scales of a quantized one, are."""
+    return (value.value,) if isinstance(value, Ref) else value.parts[0]
+
+
+def _renamed(step: Step, names: Mapping[int, int]) -> Step:
+    """`step` with other numbers for some of its results."""
+    return replace(step, results=tuple(names.get(value, value) for value in step.results))
 
 
 _HANDLERS: dict[str, Callable[[_Builder, ir.OpView], None]] = {

@@ -55,7 +55,7 @@ def plain(rows: int | None = None, blas: str = "auto") -> Subject:
 
 
 def test_a_preference_counts_for_its_rows_alone() -> None:
-    def from_65(_call: str, first: int, _last: int | None) -> Verdict:
+    def from_65(_call: str, _apart: bool, first: int, _last: int | None) -> Verdict:
         return Verdict(first > 64, f"measured from {first} on")
 
     decisions = decide(plain(), from_65)

@@ -1233,3 +1233,114 @@ func.func @case(%x: tensor<?x512xbf16>) {
   %s = "qfuse.tensor_scale"(%x) {storage = i4} : (tensor<?x512xbf16>) -> tensor<1xf32>
   return
 }
+
+// -----
+
+// A library has certain calls.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{call "dgemm" is not one of linear, mm, scaled_mm_blocks}}
+  %0 = "qfuse.library_call"(%x, %w) {call = "dgemm", activation = "none", operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x512xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// Its epilogues are few.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{activation "silu" is not one of none, relu, gelu_tanh}}
+  %0 = "qfuse.library_call"(%x, %w) {call = "mm", activation = "silu", operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x512xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// K is that of both.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>, %v: tensor<192x256xbf16>) {
+  // expected-error @+1 {{K differs: x has [?, 512], w has [192, 256]}}
+  %0 = "qfuse.library_call"(%x, %v) {call = "mm", activation = "none", operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x256xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// The result has N columns.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{the result is tensor<?x96xbf16>; expected a float [?, 192]}}
+  %0 = "qfuse.library_call"(%x, %w) {call = "mm", activation = "none", operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x512xbf16>) -> tensor<?x96xbf16>
+  return
+}
+
+// -----
+
+// Each part begins somewhere.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{starts are array<i64: 0>; expected as many i64 as there are parts}}
+  %0 = "qfuse.epilogue"(%y) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a) : (f32) -> ()
+  }) {parts = array<i64: 96, 96>, starts = array<i64: 0>, maps = [], operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x192xbf16>) -> tensor<?x96xbf16>
+  return
+}
+
+// -----
+
+// A part lies within the product.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{a part of 96 columns from 128 on is not in y}}
+  %0 = "qfuse.epilogue"(%y) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a) : (f32) -> ()
+  }) {parts = array<i64: 96, 96>, starts = array<i64: 0, 128>, maps = [], operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x192xbf16>) -> tensor<?x96xbf16>
+  return
+}
+
+// -----
+
+// A result is as wide as a part.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{result 0 is 192 wide, but the parts of w are [96, 96]}}
+  %0 = "qfuse.epilogue"(%y) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a) : (f32) -> ()
+  }) {parts = array<i64: 96, 96>, starts = array<i64: 0, 96>, maps = [], operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x192xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// Ranges come in pairs.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{ranges are array<i64: 2>; expected pairs of i64}}
+  %0 = "qfuse.choose"(%x) ({
+    "qfuse.result"(%y) : (tensor<?x192xbf16>) -> ()
+  }, {
+    "qfuse.result"(%y) : (tensor<?x192xbf16>) -> ()
+  }) {call = "mm", ranges = array<i64: 2>} : (tensor<?x512xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// A range has a first number of rows.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{ranges are [17, 16]; expected first <= last, or -1 for no last}}
+  %0 = "qfuse.choose"(%x) ({
+    "qfuse.result"(%y) : (tensor<?x192xbf16>) -> ()
+  }, {
+    "qfuse.result"(%y) : (tensor<?x192xbf16>) -> ()
+  }) {call = "mm", ranges = array<i64: 17, 16>} : (tensor<?x512xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// Both ways give the value.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{a region gives tensor<?x512xbf16>, not tensor<?x192xbf16>}}
+  %0 = "qfuse.choose"(%x) ({
+    "qfuse.result"(%x) : (tensor<?x512xbf16>) -> ()
+  }, {
+    "qfuse.result"(%y) : (tensor<?x192xbf16>) -> ()
+  }) {call = "mm", ranges = array<i64: 2, -1>} : (tensor<?x512xbf16>) -> tensor<?x192xbf16>
+  return
+}

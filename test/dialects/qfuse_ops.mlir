@@ -165,3 +165,28 @@ func.func @schemes(%a: tensor<64x512xi8>, %sa: tensor<64x1xf32>, %b: tensor<64x2
   }) {parts = array<i64: 64>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x512xi8>, #q8_1>, !qfuse.qtensor<tensor<64x512xi4>, #q4k>) -> tensor<?x64xbf16>
   return %y : tensor<?x64xbf16>
 }
+
+// A library's product, the epilogue that it leaves, and the choice by the number of rows.
+// CHECK-LABEL: func.func @library
+// CHECK: "qfuse.choose"(%{{.*}}) ({
+// CHECK: "qfuse.library_call"{{.*}}call = "mm"
+// CHECK: "qfuse.epilogue"
+// CHECK: starts = array<i64: 0, 96>
+// CHECK: "qfuse.result"
+// CHECK: }, {
+// CHECK: "qfuse.result"
+// CHECK: ranges = array<i64: 2, 64, 257, -1>
+func.func @library(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %z: tensor<?x96xbf16>) -> tensor<?x96xbf16> {
+  %y = "qfuse.choose"(%x) ({
+    %0 = "qfuse.library_call"(%x, %w) {call = "mm", activation = "none", operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x512xbf16>) -> tensor<?x192xbf16>
+    %1 = "qfuse.epilogue"(%0) ({
+    ^bb0(%gate: f32, %up: f32):
+      %2 = arith.mulf %gate, %up : f32
+      "qfuse.yield"(%2) : (f32) -> ()
+    }) {parts = array<i64: 96, 96>, starts = array<i64: 0, 96>, maps = [], operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x192xbf16>) -> tensor<?x96xbf16>
+    "qfuse.result"(%1) : (tensor<?x96xbf16>) -> ()
+  }, {
+    "qfuse.result"(%z) : (tensor<?x96xbf16>) -> ()
+  }) {call = "mm", ranges = array<i64: 2, 64, 257, -1>} : (tensor<?x512xbf16>) -> tensor<?x96xbf16>
+  return %y : tensor<?x96xbf16>
+}

@@ -80,9 +80,14 @@ func.func @residual(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16>, %e: ten
 
 // The library would add the bias before it rounds.
 func.func @rounded_bias(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16>, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
-  // expected-remark @+3 {{M = 1 to our kernel by single-row}}
-  // expected-remark @+2 {{M >= 2 to our kernel by own-kernel}}
-  // expected-remark @+1 {{dispatch-plain: refused at qfuse.matmul: M >= 2: the product is rounded before its bias (roundings=library allows)}}
+  // expected-remark @+8 {{M = 1 to our kernel by single-row}}
+  // expected-remark @+7 {{M 2..64 to our kernel by own-kernel}}
+  // expected-remark @+6 {{dispatch-plain: refused at qfuse.matmul: M 2..64: the product is rounded before its bias (roundings=library allows)}}
+  // expected-remark @+5 {{dispatch-plain-apart: refused at qfuse.matmul: M 2..64: at M = 64 estimated}}
+  // expected-remark @+4 {{M 65..256 to cuBLAS (mm, epilogue apart) by plain-apart: an unquantized product, its epilogue in a kernel that follows; at M = 256 estimated}}
+  // expected-remark @+3 {{M >= 257 to our kernel by own-kernel}}
+  // expected-remark @+2 {{dispatch-plain: refused at qfuse.matmul: M >= 257: the product is rounded before its bias (roundings=library allows)}}
+  // expected-remark @+1 {{dispatch-plain-apart: refused at qfuse.matmul: M >= 257: at M = 8192 estimated}}
   %0 = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %b: f32):
     %r = arith.truncf %acc : f32 to bf16

@@ -14,6 +14,7 @@ from gpu_fakes import FakeGpu, InterpretingDriver, as_binary
 
 from qfuse.compiler import compilation, pipeline
 from qfuse.compiler.block_scaled import dequantize_blocks, quantize_blocks
+from qfuse.compiler.dispatch import cost
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.dispatch import Dispatch
@@ -239,3 +240,57 @@ def test_a_library_without_the_call_leaves_it_to_the_kernel(
 def test_switched_off_there_is_no_choice() -> None:
     text, parameters, _ = CASES["mm"]
     assert not any(isinstance(s, ChoiceStep) for s in compiled(text, parameters, "off").plan.steps)
+
+
+GATE_UP = f"""
+      %x_q = "qfuse.quantize"(%x) : (tensor<?x{K}xbf16>)
+        -> !qfuse.qtensor<tensor<?x{K}xf8E4M3FN>, {scheme("1, 128", "col_major")}>
+      %w = "qfuse.pack"(%codes, %scale) : (tensor<{128 + N}x{K}xf8E4M3FN>, tensor<2x2xf32>)
+        -> !qfuse.qtensor<tensor<{128 + N}x{K}xf8E4M3FN>, {scheme("128, 128")}>
+      %y = "qfuse.matmul"(%x_q, %w, %r) ({{
+      ^bb0(%gate: f32, %up: f32, %residual: f32):
+        %g = arith.truncf %gate : f32 to bf16
+        %g32 = arith.extf %g : bf16 to f32
+        %u = arith.truncf %up : f32 to bf16
+        %u32 = arith.extf %u : bf16 to f32
+        %zero = arith.constant 0.0 : f32
+        %a = arith.maximumf %g32, %zero : f32
+        %h = arith.mulf %a, %u32 : f32
+        %s = arith.addf %h, %residual : f32
+        "qfuse.yield"(%s) : (f32) -> ()
+      }}) {{parts = array<i64: {N}, {N}>, maps = ["[N]"],
+          operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>,
+          resultSegmentSizes = array<i32: 1, 0, 0, 0>}}
+        : (!qfuse.qtensor<tensor<?x{K}xf8E4M3FN>, {scheme("1, 128", "col_major")}>,
+           !qfuse.qtensor<tensor<{128 + N}x{K}xf8E4M3FN>, {scheme("128, 128")}>, tensor<{N}xf32>)
+        -> tensor<?x{N}xbf16>"""
+"""Gate and up of {N} rows each, the second from a block boundary on; relu(gate) * up + r."""
+
+
+def test_an_epilogue_apart_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's product, and a kernel for what it has not: two launches, the same numbers."""
+    monkeypatch.setattr(cost, "_MARGIN", 0.0)  # as if it were always faster
+    generator = torch.Generator().manual_seed(2)
+    codes, scale = quantize_blocks(torch.randn(128 + N, K, generator=generator), (128, 128))
+    residual = torch.randn(N, generator=generator)
+    arguments = [
+        ("codes", f"tensor<{128 + N}x{K}xf8E4M3FN>"),
+        ("scale", "tensor<2x2xf32>"),
+        ("r", f"tensor<{N}xf32>"),
+    ]
+    parameters = {"codes": codes, "scale": scale, "r": residual}
+    program = compiled(main(GATE_UP, arguments), parameters)
+    (choice,) = (s for s in program.plan.steps if isinstance(s, ChoiceStep))
+    called = [getattr(s, "op", None) or s.kernel for s in choice.library]  # type: ignore[union-attr]
+    assert called == ["library.block_scales", "library.scaled_mm_blocks", "epilogue_0"]
+    ours = compiled(main(GATE_UP, arguments), parameters, "off")
+    weight = dequantize_blocks(codes, scale, (128, 128))
+    x = torch.randn(21, K, generator=generator).bfloat16()
+    (apart,) = Session(program, device=FakeGpu(), poison=True)(x)
+    (fused,) = Session(ours, device=FakeGpu(), poison=True)(x)
+    gate, up = x.float() @ weight[:N].t(), x.float() @ weight[128:].t()
+    expected = gate.relu() * up + residual
+    scale_of = expected.abs().max()
+    assert (apart.float() - expected).abs().max() <= 0.05 * scale_of  # two factors of E4M3 rows
+    # products differ by the order of sums in f32; a rounding to bf16 may go the other way
+    assert torch.allclose(apart.float(), fused.float(), rtol=2**-6, atol=2**-6 * float(scale_of))

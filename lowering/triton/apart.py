@@ -1,0 +1,42 @@
+"""The epilogue of a product that a library computed: its region on each element, in one launch."""
+
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import shaped
+from qfuse.lowering.triton.epilogue import emit_region, region_error
+from qfuse.lowering.triton.gpu import Gpu
+from qfuse.lowering.triton.kernel import Variant
+from qfuse.lowering.triton.rows import build_rows, results_error
+from qfuse.lowering.triton.signature import LaunchBuilder, Signature
+from qfuse.lowering.triton.tile import Tile
+
+OPS = ("qfuse.epilogue",)
+
+
+def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
+    """Why `op` cannot become a GPU kernel, or None."""
+    results = [shaped(r.type) for r in op.results]
+    widths = {*ir.DenseI64ArrayAttr(op.attributes["parts"]), *(r.shape[-1] for r in results)}
+    if len(widths) > 1:
+        return f"has parts and results of {len(widths)} widths; one kernel makes one width"
+    return results_error(results) or region_error(op.regions[0].blocks[0])
+
+
+def build(signature: Signature, gpu: Gpu) -> list[Variant]:
+    """One launch for any number of rows."""
+    op = signature.op
+    y, *extras = signature.operands
+    starts = list(ir.DenseI64ArrayAttr(op.attributes["starts"]))
+    maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(op.attributes["maps"])]
+
+    def body(launch: LaunchBuilder, tile: Tile) -> None:
+        b = launch.b
+        base = tile.pointers.data(y)
+        arguments = [
+            b.convert(b.load(tile.at(base, y.width, start), tile.mask()), "f32") for start in starts
+        ]
+        arguments += [tile.load(e, kind) for e, kind in zip(extras, maps, strict=True)]
+        yielded = emit_region(b, op.regions[0].blocks[0], arguments)
+        for value, result in zip(yielded, signature.results, strict=True):
+            tile.store(value, result)
+
+    return build_rows(signature, gpu, signature.results[0].width, whole_rows=False, body=body)
