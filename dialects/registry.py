@@ -31,6 +31,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     moe_ops.SelectExpertsOp,
     moe_ops.RouteOp,
     moe_ops.GroupMatmulOp,
+    moe_ops.GroupMatmulCombineOp,
     moe_ops.CombineOp,
 )
 """Every operation of the dialect, for tools and tests that list them."""
