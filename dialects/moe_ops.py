@@ -224,6 +224,8 @@ class GroupMatmulCombineOp(
         assert slots is not None
         if len(slots.shape) != 2:
             return f"slots are {slots}; expected i32 [T, k]"
+        if not out.shape:
+            return f"the result is {out}; expected a float [T, N]"
         if why := _product_of_experts_error(self.operation, given, slots.shape):
             return why
         row = Shaped((*slots.shape, out.shape[-1]), "f32")
