@@ -8,5 +8,6 @@
 | matmul_op.py | matmul with its epilogue region, yield |
 | elementwise_ops.py | add, mul, activations, glu |
 | norm_ops.py | rms_norm, rope |
+| moe_ops.py | select_experts, route, group_matmul, combine, and the last two as one |
 | registry.py | `load_all`, and the list of operations |
 """

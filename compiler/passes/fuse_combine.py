@@ -77,7 +77,10 @@ def are_of_one_route(combine: ir.Operation, product: ir.Operation) -> Verdict:
     """The slots are places in the order that the product's rows are in."""
     indptr, slots = inputs_of(product, product.operands)["indptr"], combine.operands[1]
     assert indptr is not None
-    if _made_by(indptr) == _made_by(slots) == RouteOp.OPERATION_NAME and indptr.owner == slots.owner:
+    if (
+        _made_by(indptr) == _made_by(slots) == RouteOp.OPERATION_NAME
+        and indptr.owner == slots.owner
+    ):
         return None
     return Refusal(
         f"the slots are not of the route that the rows are sorted by: indptr is made by "

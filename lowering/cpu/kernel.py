@@ -126,7 +126,7 @@ class CompiledKernel:
         """For people: what it runs on, its entries, and its size."""
         return {
             "level": self.level,
-            "entries": [entry.symbol for entry in self.entries],
+            "entries": ["+".join(entry.phases) for entry in self.entries],
             "bytes": len(self.code),
         }
 

@@ -130,4 +130,3 @@ class _Route:
         if self.ids.dtype == "i64":
             expert = b.cast("trunci", expert, "i32")
         return choice, inside, expert
-

@@ -1,5 +1,7 @@
 """Products of experts that add up their rows: bit for bit the product and the combine apart."""
 
+import json
+
 import pytest
 import torch
 from cpu_kernels import (
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from routing_reference import choices, route
 from test_group_matmul import BAD_INDPTR, BLOCK, activations, experts_of
 
+from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.weights import pack_experts
 
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
@@ -124,6 +127,26 @@ def few_tokens() -> int:
     return few.m_max
 
 
+def test_entries_are_read_again() -> None:
+    kernel = compiled(KINDS["plain"].fused)
+    metadata = json.loads(json.dumps(kernel.metadata()))
+    assert CompiledKernel.from_metadata(metadata, kernel.code) == kernel
+    assert kernel.describe()["entries"] == ["pack+run", "pack+run+add_rows"]
+
+
+def test_tasks_and_scratch_are_for_the_rows_of_all_choices() -> None:
+    few, many = compiled(KINDS["plain"].fused).entries
+    for entry, m in ((few, 2), (many, 100)):
+        assert entry.choices == CHOICES and entry.row_groups == EXPERTS
+        # Rows of bf16, as wide as whole tiles; then x: each expert may leave 7 rows of a unit.
+        kept = 2 * 256 * m * CHOICES
+        assert entry.shared_bytes(m) >= kept + entry.shared_row_bytes * m * CHOICES
+        rows = entry.task_rows(m, 1)
+        assert rows % entry.rows_multiple == 0 and rows <= -(-m * CHOICES // 8) * 8
+        assert entry.tasks(m, rows) >= entry.tiles * -(-m * CHOICES // rows)
+    assert few.counters == few.tiles == 3 and many.counters == 0
+
+
 @levels
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_both_ways_with_any_number_of_threads(level: str, threads: int) -> None:
@@ -209,7 +232,11 @@ def test_extra_operands_parts_and_tokens(level: str) -> None:
     ids = torch.randint(-1, EXPERTS, (t, CHOICES), generator=torch.manual_seed(2))
     slots, tokens, indptr = route(ids, EXPERTS)
     x = tuple(part[:t] for part in HIDDEN)
-    more = [activations(t * CHOICES, n).view(t, CHOICES, n), torch.randn(n), activations(t * CHOICES, 1)]
+    more = [
+        activations(t * CHOICES, n).view(t, CHOICES, n),
+        torch.randn(n),
+        activations(t * CHOICES, 1),
+    ]
     more[2] = more[2].view(t, CHOICES, 1)
     arguments = [x, packed, indptr, slots, WEIGHTS[:t], tokens, *more]
     (got,) = run(fused, level, arguments, [result], t, threads=2)

@@ -97,7 +97,14 @@ def combined(
     ],
 )
 def test_combine(
-    level: str, y_type: str, w_type: str, out_type: str, k: int, n: int, residual: bool, shared: bool
+    level: str,
+    y_type: str,
+    w_type: str,
+    out_type: str,
+    k: int,
+    n: int,
+    residual: bool,
+    shared: bool,
 ) -> None:
     k += shared
     text = combine_text(k, n, y_type, w_type, out_type, residual, shared)

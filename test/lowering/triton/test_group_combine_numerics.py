@@ -76,9 +76,7 @@ def combine_text(
     return kernel_text("group_matmul_combine", operands, [out], attributes, region)
 
 
-def summed(
-    rows: Array, slots: Array, factors: Array, old: Array | None, dtype: np.dtype
-) -> Array:
+def summed(rows: Array, slots: Array, factors: Array, old: Array | None, dtype: np.dtype) -> Array:
     """Rows as they are stored, added up as `qfuse.combine` says, in its own operations."""
     t, k = slots.shape
     out = np.zeros((t, rows.shape[1]), np.float32)
