@@ -10,7 +10,7 @@ from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import has_one_reader, has_one_result, run_equally_often
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import inputs_of
+from qfuse.dialects.matmul_op import INPUTS, inputs_of
 from qfuse.dialects.moe_ops import GroupMatmulCombineOp, GroupMatmulOp, RouteOp
 
 
@@ -34,7 +34,8 @@ class FuseCombine(Pass):
           "qfuse.yield"(%1)
         })
 
-    Rows are rounded as before, and added in the same order, so the result has the same bits.
+    Rows are rounded as before, and added in the same order, so the result has the same bits.  The
+    kernel is one launch for a few tokens, and on a GPU two for many: the second one adds up.
 
     Rows with a second reader, those of a product with several results, rows and slots of different
     routes, and a combine in another block than its product stay apart, with a remark; so do rows
@@ -77,14 +78,12 @@ def are_of_one_route(combine: ir.Operation, product: ir.Operation) -> Verdict:
     """The slots are places in the order that the product's rows are in."""
     indptr, slots = inputs_of(product, product.operands)["indptr"], combine.operands[1]
     assert indptr is not None
-    if (
-        _made_by(indptr) == _made_by(slots) == RouteOp.OPERATION_NAME
-        and indptr.owner == slots.owner
-    ):
+    makers = _made_by(indptr), _made_by(slots)
+    if makers == (RouteOp.OPERATION_NAME,) * 2 and indptr.owner == slots.owner:
         return None
     return Refusal(
-        f"the slots are not of the route that the rows are sorted by: indptr is made by "
-        f"{_made_by(indptr)}, slots by {_made_by(slots)}",
+        "the slots are not of the route that the rows are sorted by: indptr is made by "
+        f"{makers[0]}, slots by {makers[1]}",
         "take indptr and slots from one qfuse.route",
     )
 
@@ -102,16 +101,13 @@ def rows_are_first_of_a_product(combine: ir.Operation) -> Verdict:
 def absorb_combine(rewriter, combine: ir.Operation, product: ir.Operation) -> None:
     _, slots, weights, *residual = combine.operands
     given = inputs_of(product, product.operands)
-    inputs = {
-        **{name: given[name] for name in ("x", "w", "indptr")},
-        **{"slots": slots, "weights": weights, "residual": residual[0] if residual else None},
-        "tokens": given["tokens"],
-    }
+    given |= {"slots": slots, "weights": weights, "residual": residual[0] if residual else None}
+    name = GroupMatmulCombineOp.OPERATION_NAME
     fused = extend_epilogue(
         product,
         [combine.results[0].type],
         lambda ys, _: ys,
-        into=(GroupMatmulCombineOp.OPERATION_NAME, list(inputs.values())),
+        into=(name, [given[operand] for operand in INPUTS[name]]),
     )
     remarks.fired("product-combine", combine, remarks.argument_name(product.operands[1]))
     rewriter.replace_op(combine, fused.results)

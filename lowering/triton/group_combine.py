@@ -26,7 +26,7 @@ from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.group_gemm import GroupKernel, refuse
 from qfuse.lowering.triton.group_tiles import Choice, choose_group_configs
 from qfuse.lowering.triton.kernel import Grid, Launch, Variant
-from qfuse.lowering.triton.product import Product, bit_width, read_product
+from qfuse.lowering.triton.product import bit_width, read_product
 from qfuse.lowering.triton.rows import power_of_two, rows_launch
 from qfuse.lowering.triton.signature import LaunchBuilder, Pointers, Signature, Tensor
 from qfuse.lowering.triton.tile import Tile

@@ -124,7 +124,7 @@ def group_combine_text(
     extra: Extra = (),
     parts: Sequence[int] = (),
 ) -> str:
-    """As `group_text`, for rows of type `row` that the product adds up; `value` is what they are."""
+    """As `group_text`, for rows of type `row` that it adds up; `value` is what they are."""
     indptr, tokens = plain(w.shape[0] + 1, dtype="i32"), plain(-1, choices, dtype="i32")
     operands = [x, w, indptr, slots, weights]
     operands += [result if residual else None, tokens if choices else None]
