@@ -18,22 +18,25 @@ def extend_epilogue(
     *,
     extra: Sequence[ir.Value] = (),
     maps: Sequence[str] = (),
+    into: tuple[str, Sequence[ir.Value | None]] | None = None,
 ) -> ir.Operation:
     """A copy of `product` at the insertion point that goes on with `extend`.
 
+    `into` makes it another operation, of that name and with those inputs in the place of its own.
     Attributes that are none of a product's own (the scheme x is to be quantized to) stay.
     `extend` sees the old results as a reader would have: rounded to their element types.
     """
-    inputs = inputs_of(product)
+    inputs = list(inputs_of(product, product.operands).values())
+    name, new_inputs = into or (product.name, inputs)
     old_extra = list(product.operands)[sum(value is not None for value in inputs) :]
     parts = list(ir.DenseI64ArrayAttr(product.attributes["parts"]))
     old_maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])]
     new, block = build_product(
-        product.name, inputs, results, parts, [*old_extra, *extra], [*old_maps, *maps]
+        name, new_inputs, results, parts, [*old_extra, *extra], [*old_maps, *maps]
     )
-    for name in product.attributes:
-        if name not in new.attributes:
-            new.attributes[name] = product.attributes[name]
+    for attribute in product.attributes:
+        if attribute not in (*new.attributes, "resultSegmentSizes"):
+            new.attributes[attribute] = product.attributes[attribute]
     old_block = product.regions[0].blocks[0]
     arguments = list(block.arguments)
     kept = len(old_block.arguments)

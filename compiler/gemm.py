@@ -85,7 +85,7 @@ class Gemm:
         with ir.InsertionPoint(module.body):
             kernel = func.FuncOp(self.name, (operands, [result]))
         with ir.InsertionPoint(kernel.add_entry_block()):
-            absent = [None] * (matmul_op.INPUTS[self.op] - len(operands))
+            absent = [None] * (len(matmul_op.INPUTS[self.op]) - len(operands))
             inputs = [*kernel.arguments, *absent]
             product, epilogue = matmul_op.build_product(self.op, inputs, [result], [self.n])
             with ir.InsertionPoint(epilogue):

@@ -17,6 +17,7 @@ FUSIONS: dict[str, str] = {
     "qkv": "qfuse-fuse-qkv",
     "rope": "qfuse-fuse-rope",
     "epilogue": "qfuse-fuse-epilogue",
+    "combine": "qfuse-fuse-combine",
     "norm-quantize": "qfuse-fuse-norm-quantize",
     "act-quantize": "qfuse-fuse-act-quantize",
 }

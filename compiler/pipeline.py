@@ -18,6 +18,8 @@ FUSION = (
     "qfuse-fuse-qkv",
     "qfuse-fuse-rope",
     "qfuse-fuse-epilogue",
+    # After a residual has joined the sum of experts.
+    "qfuse-fuse-combine",
     # Producers quantize last, when it is settled who makes each value.
     "qfuse-fuse-norm-quantize",
     "qfuse-fuse-act-quantize",

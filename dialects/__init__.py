@@ -10,5 +10,6 @@
 | norm_ops.py | rms_norm, rope |
 | epilogue_op.py | epilogue: that of a product which a library computed |
 | library_ops.py | library_call, choose, result |
+| moe_ops.py | select_experts, route, group_matmul, combine, and the last two as one |
 | registry.py | `load_all`, and the list of operations |
 """

@@ -23,6 +23,13 @@ def build_rounding(x: ir.Value, dtype: str) -> ir.Value:
     return arith.extf(f32, arith.truncf(ir.Type.parse(dtype), x))
 
 
+def rounding_of(x: ir.Value) -> str:
+    """The type that `build_rounding` rounded `x` to last: what holds it exactly; f32 by default."""
+    if isinstance(x, ir.BlockArgument) or x.owner.operation.name != "arith.extf":
+        return "f32"
+    return str(x.owner.operation.operands[0].type)
+
+
 def _constant(value: float) -> ir.Value:
     return arith.constant(ir.F32Type.get(), value)
 

@@ -1,7 +1,7 @@
 """`qfuse.matmul`: a product with its epilogue, and the terminator of that epilogue."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
@@ -16,6 +16,8 @@ from qfuse.dialects.verify import (
 EPILOGUE_DIALECTS = ("arith", "math")
 """Dialects whose scalar operations may stand in an epilogue region."""
 
+
+T = TypeVar("T")
 
 MAX_EXTRA = 6
 MAX_RESULTS = MAX_PARTS
@@ -108,10 +110,17 @@ def map_of(operand: Shaped, rows: Sequence[int], n: int) -> str | None:
 
 
 def epilogue_error(
-    op: ir.Operation, rows: Sequence[int], parts: list[int], extra: list[Shaped]
+    op: ir.Operation,
+    rows: Sequence[int],
+    parts: list[int],
+    extra: list[Shaped],
+    outs: Sequence[Shaped] | None = None,
 ) -> str | None:
-    """Why the epilogue of a product with results of rows + [a part's width] is not legal."""
-    outs = [shaped(r.type) for r in op.results]
+    """Why the epilogue of a product with results of rows + [a part's width] is not legal.
+
+    `outs` are what it yields where the operation goes on with that, by default its results.
+    """
+    outs = [shaped(r.type) for r in op.results] if outs is None else list(outs)
     maps = [m.value for m in op.attributes["maps"]]
     return (
         _extra_error(rows, parts, extra, maps)
@@ -278,15 +287,29 @@ def build_matmul(
     return build_product(MatmulOp.OPERATION_NAME, [x, w], results, parts, extra, maps)
 
 
-INPUTS = {"qfuse.matmul": 2, "qfuse.group_matmul": 4}
-"""Operations with an epilogue region, and how many operands come before its extra ones."""
+PRODUCTS = {
+    "qfuse.matmul": ("x", "w"),
+    "qfuse.group_matmul": ("x", "w", "indptr", "tokens"),
+}
+"""Operations whose results are what an epilogue region yields, and the operands before its extra
+ones."""
+
+INPUTS = {
+    **PRODUCTS,
+    "qfuse.group_matmul_combine": ("x", "w", "indptr", "slots", "weights", "residual", "tokens"),
+}
+"""The same for every operation with an epilogue region."""
 
 
-def inputs_of(product: ir.Operation) -> list[ir.Value | None]:
-    """The operands of a product that its epilogue does not read; None for one left out."""
+def inputs_of(product: ir.Operation, operands: Sequence[T]) -> dict[str, T | None]:
+    """Of `operands`, one for each of a product's, those that its epilogue does not read.
+
+    By name, in the product's order; None for one left out.
+    """
     sizes = list(ir.DenseI32ArrayAttr(product.attributes["operandSegmentSizes"]))
-    given = iter(product.operands)
-    return [next(given) if size else None for size in sizes[: INPUTS[product.name]]]
+    given = iter(operands)
+    names = INPUTS[product.name]
+    return {name: next(given) if sizes[i] else None for i, name in enumerate(names)}
 
 
 def build_product(
@@ -300,18 +323,21 @@ def build_product(
     """An operation with an epilogue region: `operands` (None: left out), then the extra ones."""
     absent = MAX_EXTRA - len(extra), MAX_RESULTS - len(results)
     present = [int(o is not None) for o in operands]
+    attributes = {
+        "parts": ir.DenseI64ArrayAttr.get(list(parts)),
+        "maps": ir.ArrayAttr.get([ir.StringAttr.get(m) for m in maps]),
+        "operandSegmentSizes": ir.DenseI32ArrayAttr.get(
+            [*present, *[1] * len(extra), *[0] * absent[0]]
+        ),
+    }
+    if name in PRODUCTS:
+        sizes = [1] * len(results) + [0] * absent[1]
+        attributes["resultSegmentSizes"] = ir.DenseI32ArrayAttr.get(sizes)
     op = ir.Operation.create(
         name,
         results=list(results),
         operands=[*(o for o in operands if o is not None), *extra],
-        attributes={
-            "parts": ir.DenseI64ArrayAttr.get(list(parts)),
-            "maps": ir.ArrayAttr.get([ir.StringAttr.get(m) for m in maps]),
-            "operandSegmentSizes": ir.DenseI32ArrayAttr.get(
-                [*present, *[1] * len(extra), *[0] * absent[0]]
-            ),
-            "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1] * len(results) + [0] * absent[1]),
-        },
+        attributes=attributes,
         regions=1,
     )
     f32 = ir.F32Type.get()

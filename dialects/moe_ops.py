@@ -15,14 +15,14 @@ so every extent is one of an operand.  Rows from indptr[E] on are never read, an
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
-from qfuse.dialects.matmul_op import attributes_error, epilogue_error, product_error
+from qfuse.dialects.matmul_op import attributes_error, epilogue_error, inputs_of, product_error
 from qfuse.dialects.types import Shaped, is_float, shaped
-from qfuse.dialects.verify import DYNAMIC, segments, shape_text
+from qfuse.dialects.verify import DYNAMIC, shape_text
 
 IDS = ("i32", "i64")
 SCORINGS = ("softmax", "sigmoid")
@@ -163,25 +163,75 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
     def violation(self) -> str | None:
         if why := attributes_error(self.operation):
             return why
-        x, w, indptr, *rest = (shaped(v.type) for v in self.operation.operands)
-        parts = [int(n) for n in self.operation.attributes["parts"]]
-        if len(w.shape) != 3 or DYNAMIC in w.shape:
-            return f"w has shape {shape_text(w.shape)}; weights of experts are a static [E, N, K]"
-        if indptr != Shaped((w.shape[0] + 1,), "i32"):
-            return f"indptr is {indptr}; expected {Shaped((w.shape[0] + 1,), 'i32')}"
-        if why := product_error(x, Shaped(w.shape[1:], w.dtype, w.scheme), parts):
+        operands = [shaped(v.type) for v in self.operation.operands]
+        given = inputs_of(self.operation, operands)
+        extra = operands[sum(value is not None for value in given.values()) :]
+        x, tokens = given["x"], given["tokens"]
+        assert x is not None
+        rows = x.rows if tokens is None else tokens.shape
+        return _product_of_experts_error(self.operation, given, rows) or epilogue_error(
+            self.operation, rows, _parts(self.operation), extra
+        )
+
+
+class GroupMatmulCombineOp(
+    Op, name="group_matmul_combine", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
+):
+    """A `qfuse.group_matmul` whose rows a `qfuse.combine` alone reads, as one operation.
+
+        %out = "qfuse.group_matmul_combine"(%x, %w, %indptr, %slots, %weights, %residual) ({
+        ^bb0(%acc: f32):
+          %0 = arith.truncf %acc : f32 to bf16
+          %1 = arith.extf %0 : bf16 to f32
+          "qfuse.yield"(%1) : (f32) -> ()
+        }) {parts = array<i64: 2048>, maps = [],
+            operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>}
+           : (!xq [T, k, K], !wq [E, N, K], tensor<129xi32>, tensor<?x8xi32>, tensor<?x8xf32>,
+              tensor<?x2048xbf16>) -> tensor<?x2048xbf16>
+
+    The rows [T, k, N] are what the region yields: a rounding to the type that they would have been
+    stored in is written out there, as any other.  `slots`, `weights` and `residual` then make the
+    result of them, with the sums and roundings of `qfuse.combine`.  x, w, `indptr`, `tokens`, parts
+    and maps are as in `qfuse.group_matmul`; extra operands of rows have those of the product.
+    """
+
+    x: ext.Operand[Any]
+    w: ext.Operand[Any]
+    indptr: ext.Operand[ir.RankedTensorType]
+    slots: ext.Operand[ir.RankedTensorType]
+    weights: ext.Operand[ir.RankedTensorType]
+    parts: Any
+    maps: ir.ArrayAttr
+    epilogue: ext.Region
+    out: ext.Result[ir.RankedTensorType]
+    residual: ext.Operand[ir.RankedTensorType] | None = None
+    tokens: ext.Operand[ir.RankedTensorType] | None = None
+    extra0: ext.Operand[Any] | None = None
+    extra1: ext.Operand[Any] | None = None
+    extra2: ext.Operand[Any] | None = None
+    extra3: ext.Operand[Any] | None = None
+    extra4: ext.Operand[Any] | None = None
+    extra5: ext.Operand[Any] | None = None
+
+    def violation(self) -> str | None:
+        if why := attributes_error(self.operation):
             return why
-        if not segments(self, "operand")[3]:
-            return epilogue_error(self.operation, x.rows, parts, rest)
-        tokens, *extra = rest
-        if tokens.dtype != "i32" or len(tokens.shape) != 2:
-            return f"tokens are {tokens}; expected i32 [T, k]"
-        if not rows_agree(x.rows, tokens.shape[0]):
-            return (
-                f"x has shape {shape_text(x.shape)}; with tokens {shape_text(tokens.shape)} it has "
-                f"{shape_text(tokens.shape[:1])} rows"
-            )
-        return epilogue_error(self.operation, tokens.shape, parts, extra)
+        operands = [shaped(v.type) for v in self.operation.operands]
+        given = inputs_of(self.operation, operands)
+        extra = operands[sum(value is not None for value in given.values()) :]
+        out = shaped(self.operation.results[0].type)
+        slots = given["slots"]
+        assert slots is not None
+        if len(slots.shape) != 2:
+            return f"slots are {slots}; expected i32 [T, k]"
+        if not out.shape:
+            return f"the result is {out}; expected a float [T, N]"
+        if why := _product_of_experts_error(self.operation, given, slots.shape):
+            return why
+        row = Shaped((*slots.shape, out.shape[-1]), "f32")
+        return epilogue_error(
+            self.operation, slots.shape, _parts(self.operation), extra, [row]
+        ) or _sum_error(row, slots, given["weights"], given["residual"], out)
 
 
 class CombineOp(Op, name="combine", traits=[ext.Pure]):
@@ -195,6 +245,10 @@ class CombineOp(Op, name="combine", traits=[ext.Pure]):
     of -1; in f32, rounded to the result's type.  A residual of that type is added to the rounded
     sum in f32, and the result rounded again, as a separate `qfuse.add` would.  The T rows of the
     result may have several leading dimensions.
+
+    Where `slots` has a column more than `weights`, the last choice is an expert that all tokens
+    share: its row counts whole.  It is added to the rounded sum of the others, and the result
+    rounded, before the residual; again as a separate `qfuse.add` would.
     """
 
     y: ext.Operand[ir.RankedTensorType]
@@ -208,14 +262,55 @@ class CombineOp(Op, name="combine", traits=[ext.Pure]):
         out = shaped(self.operation.results[0].type)
         if not is_float(y) or len(y.shape) != 3:
             return f"y is {y}; expected a float [T, k, N]"
-        if slots != Shaped(y.rows, "i32"):
-            return f"slots are {slots}; expected {Shaped(y.rows, 'i32')}"
-        if not is_float(weights) or weights.shape != y.rows:
-            return f"weights are {weights}; expected a float {shape_text(y.rows)}"
-        fits = out.shape[-1:] == y.shape[2:] and rows_agree(out.rows, y.shape[0])
-        if not is_float(out) or not fits:
-            wanted = (y.shape[0], y.shape[2])
-            return f"the result is {out}; expected a float {shape_text(wanted)}"
-        if residual and residual[0] != out:
-            return f"the residual is {residual[0]}; expected {out}, as the result"
-        return None
+        return _sum_error(y, slots, weights, residual[0] if residual else None, out)
+
+
+def _product_of_experts_error(
+    op: ir.Operation, given: Mapping[str, Shaped | None], rows: Sequence[int]
+) -> str | None:
+    """Why the inputs of a product by the weights of experts, which makes `rows`, are not legal."""
+    x, w, indptr, tokens = (given[name] for name in ("x", "w", "indptr", "tokens"))
+    assert x is not None and w is not None
+    if len(w.shape) != 3 or DYNAMIC in w.shape:
+        return f"w has shape {shape_text(w.shape)}; weights of experts are a static [E, N, K]"
+    if indptr != Shaped((w.shape[0] + 1,), "i32"):
+        return f"indptr is {indptr}; expected {Shaped((w.shape[0] + 1,), 'i32')}"
+    if why := product_error(x, Shaped(w.shape[1:], w.dtype, w.scheme), _parts(op)):
+        return why
+    if tokens is None:
+        if tuple(x.rows) == tuple(rows):
+            return None
+        return f"x has shape {shape_text(x.shape)}; without tokens its rows are {shape_text(rows)}"
+    if tokens.dtype != "i32" or len(tokens.shape) != 2:
+        return f"tokens are {tokens}; expected i32 [T, k]"
+    if tokens.shape != tuple(rows):
+        return f"tokens are {tokens}; expected i32 {shape_text(rows)}, as the rows"
+    if not rows_agree(x.rows, tokens.shape[0]):
+        return (
+            f"x has shape {shape_text(x.shape)}; with tokens {shape_text(tokens.shape)} it has "
+            f"{shape_text(tokens.shape[:1])} rows"
+        )
+    return None
+
+
+def _parts(op: ir.Operation) -> list[int]:
+    return [int(n) for n in op.attributes["parts"]]
+
+
+def _sum_error(
+    y: Shaped, slots: Shaped, weights: Shaped | None, residual: Shaped | None, out: Shaped
+) -> str | None:
+    """Why rows y [T, k, N] cannot be added up so."""
+    tokens, choices, width = y.shape
+    if slots != Shaped(y.rows, "i32"):
+        return f"slots are {slots}; expected {Shaped(y.rows, 'i32')}"
+    weighted = [y.rows] + [(tokens, choices - 1)] * (choices > 1)
+    if weights is None or not is_float(weights) or weights.shape not in weighted:
+        shapes = ", or with a shared expert ".join(map(shape_text, weighted))
+        return f"weights are {weights}; expected a float {shapes}"
+    fits = out.shape[-1:] == (width,) and rows_agree(out.rows, tokens)
+    if not is_float(out) or not fits:
+        return f"the result is {out}; expected a float {shape_text((tokens, width))}"
+    if residual is not None and residual != out:
+        return f"the residual is {residual}; expected {out}, as the result"
+    return None

@@ -34,6 +34,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     moe_ops.SelectExpertsOp,
     moe_ops.RouteOp,
     moe_ops.GroupMatmulOp,
+    moe_ops.GroupMatmulCombineOp,
     moe_ops.CombineOp,
     epilogue_op.EpilogueOp,
     library_ops.LibraryCallOp,

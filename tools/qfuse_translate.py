@@ -86,9 +86,10 @@ def _lower(text: str, name: str, gpu: Gpu) -> list[TritonKernel]:
 
 def _heading(kernel: TritonKernel, variant: Variant, launch: Launch) -> str:
     grid = launch.grid
-    blocks = f"ceil(M / {grid.rows})"
+    m = "M" if grid.times == 1 else f"{grid.times} M"
+    blocks = f"ceil({m} / {grid.rows})"
     if grid.groups > 1:
-        blocks = f"(M + min(M, {grid.groups}) * {grid.rows - 1}) / {grid.rows}"
+        blocks = f"({m} + min({m}, {grid.groups}) * {grid.rows - 1}) / {grid.rows}"
     x = f"{blocks} * {grid.per_block}"
     if grid.at_most is not None:
         x = f"min({x}, {grid.at_most})"

@@ -8,6 +8,7 @@ from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
 from qfuse.compiler.passes.dispatch import Dispatch
 from qfuse.compiler.passes.expand_quantize import ExpandQuantize
 from qfuse.compiler.passes.fuse_act_quantize import FuseActQuantize
+from qfuse.compiler.passes.fuse_combine import FuseCombine
 from qfuse.compiler.passes.fuse_epilogue import FuseEpilogue
 from qfuse.compiler.passes.fuse_gate_up import FuseGateUp
 from qfuse.compiler.passes.fuse_norm_quantize import FuseNormQuantize
@@ -25,6 +26,7 @@ ALL_PASSES: dict[str, type[Pass]] = {
         FuseQkv,
         FuseRope,
         FuseEpilogue,
+        FuseCombine,
         FuseNormQuantize,
         FuseActQuantize,
         ChooseScaleLayout,

@@ -6,11 +6,12 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.passes.base import Pass
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import INPUTS
 from qfuse.dialects.registry import COMPUTE_OPS
 from qfuse.dialects.types import QTensorType, shaped
 
 PATTERN = "scale-layout"
-_READERS = ("qfuse.matmul", "qfuse.group_matmul", "qfuse.dequantize")
+_READERS = (*INPUTS, "qfuse.dequantize")
 
 
 @dataclass(frozen=True)

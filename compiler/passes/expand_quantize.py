@@ -96,7 +96,7 @@ def groups_fit(product: ir.Operation) -> Verdict:
 
 
 def split_quantize(rewriter, product: ir.Operation) -> None:
-    x, *others = inputs_of(product)
+    x, *others = inputs_of(product, product.operands).values()
     extra = list(product.operands)[1 + sum(value is not None for value in others) :]
     q = ir.Operation.create(
         QuantizeOp.OPERATION_NAME, results=[_quantized_input(product).type()], operands=[x]

@@ -11,7 +11,7 @@ from qfuse.compiler.passes.predicates import readers, run_equally_often
 from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import GluOp
-from qfuse.dialects.matmul_op import INPUTS
+from qfuse.dialects.matmul_op import PRODUCTS
 from qfuse.dialects.types import shaped
 
 
@@ -37,7 +37,7 @@ class FuseActQuantize(Pass):
     name: ClassVar[str] = "qfuse-fuse-act-quantize"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([glu_quantize, *(_product(name) for name in INPUTS)]).apply(module)
+        Patterns([glu_quantize, *(_product(name) for name in PRODUCTS)]).apply(module)
 
 
 def glu_quantize(p: Pattern) -> None:

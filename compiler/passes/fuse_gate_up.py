@@ -11,7 +11,7 @@ from qfuse.compiler.passes.siblings import join_weights, merge_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.activations import build_activation, build_rounding
 from qfuse.dialects.bindings import arith, ir
-from qfuse.dialects.matmul_op import INPUTS, build_matmul
+from qfuse.dialects.matmul_op import PRODUCTS, build_matmul
 from qfuse.dialects.types import shaped
 
 
@@ -109,7 +109,7 @@ def both_operands_are_products(glu: ir.Operation) -> Verdict:
         made_by = (
             "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name
         )
-        if made_by not in INPUTS:
+        if made_by not in PRODUCTS:
             cure = "apply bias or scale to both sides inside one product"
             return Refusal(f"{side} is made by {made_by}, not by a product", cure)
     return MISMATCH

@@ -17,7 +17,11 @@ ROWS = "qfuse.rows"
 """Attribute of a kernel function, (operand, dims): its results have as many rows as the first
 `dims` extents of that operand make.  Without it they have those of an operand of their rank."""
 
-_ROWS = {"qfuse.group_matmul": (3, 2), "qfuse.combine": (1, 1)}
+_ROWS = {
+    "qfuse.group_matmul": (3, 2),
+    "qfuse.group_matmul_combine": (3, 1),
+    "qfuse.combine": (1, 1),
+}
 
 
 def outline_computations(module: ir.Operation) -> None:

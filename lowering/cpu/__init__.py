@@ -15,8 +15,10 @@
 | norm.py | rms_norm |
 | select_experts.py | select_experts |
 | routing.py | route, combine |
+| combine.py | adding up the rows of a token's experts |
 | matmul.py | products by one weight: entries, tasks |
 | group_matmul.py | products by the weights of experts |
+| group_combine.py | those that add up their rows |
 | product_kernel.py | what both share: what is supported, tiles, chunks of rows |
 | product.py | packing x, decoding and multiplying |
 | epilogue.py | from totals to results |

@@ -13,16 +13,22 @@ from types import ModuleType
 from qfuse.dialects.bindings import func, ir, passmanager
 from qfuse.dialects.bindings_jit import ExecutionEngine
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.cpu import elementwise, group_matmul, matmul, norm, routing, select_experts
+from qfuse.lowering.cpu import (
+    elementwise,
+    group_combine,
+    group_matmul,
+    matmul,
+    norm,
+    routing,
+    select_experts,
+)
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.signature import Built, read_signature
 
-_FAMILIES: dict[str, ModuleType] = {
-    op: family
-    for family in (matmul, group_matmul, norm, elementwise, routing, select_experts)
-    for op in family.OPS
-}
+_MODULES = (matmul, group_matmul, group_combine, norm, elementwise, routing, select_experts)
+
+_FAMILIES: dict[str, ModuleType] = {op: family for family in _MODULES for op in family.OPS}
 
 _PIPELINE = (
     "builtin.module(canonicalize,cse,convert-scf-to-cf,"

@@ -290,7 +290,7 @@ class Function:
             f"vector.create_mask {self.index(count)} : {vector('i1', lanes)}", vector("i1", lanes)
         )
 
-    def take_ticket(self, counters: Value, at: int) -> Value:
+    def take_ticket(self, counters: Value, at: Index) -> Value:
         """The counter's value; it is one higher for whoever comes next."""
         one = self.constant("1", "i64")
         ticket = self.op(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import accumulators_of
 from qfuse.dialects.types import Shaped
+from qfuse.lowering.cpu.combine import KeptRows
 from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.region import emit_region
@@ -47,19 +48,25 @@ def result_error(value: Shaped) -> str | None:
     )
 
 
-def build_epilogue(symbol: str, signature: Signature, level: str, group: WidthGroup) -> Function:
+def build_epilogue(
+    symbol: str,
+    signature: Signature,
+    level: str,
+    group: WidthGroup,
+    kept: KeptRows | None = None,
+) -> Function:
     """The region and the stores of one width group, for a tile of columns and some rows.
 
     Called as epilogue(all parameters of an entry..., totals, row, count, number, capacity, tile):
     the totals of rows row..row+count lie at slots[totals] as [area][capacity][tile], one area for
     each part of the group; `tile` is the width of a tile and `number` says which.  Values of
-    quantized results replace totals that were read.
+    quantized results replace totals that were read.  With `kept`, the one result goes there.
     """
     names = ("totals", "row", "count", "number", "capacity", "tile")
     own = [Value(f"%t_{name}", "index") for name in names]
     f = Function(symbol, [*entry_parameters(signature.data), *own])
     totals, first_row, count, number, capacity, tile = own
-    slots = f.params[len(signature.data) + 1]
+    shared, slots = f.params[len(signature.data) : len(signature.data) + 2]
     lanes = Lanes(f, level)
     width = group.width
     start = f.imul(number, tile)
@@ -85,7 +92,9 @@ def build_epilogue(symbol: str, signature: Signature, level: str, group: WidthGr
             yielded = _evaluate(signature, lanes, group, sums, row, piece)
             for r in group.results:
                 result = signature.results[r]
-                if r in quantized:
+                if kept is not None:
+                    kept.store(lanes, yielded[r], shared, row, column)
+                elif r in quantized:
                     at = place(quantized.index(r), vectors.iv)
                     f.store(f.bitcast(yielded[r], I32), slots, at)
                 else:

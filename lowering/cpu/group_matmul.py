@@ -19,19 +19,17 @@ Each thread first makes a table in its scratch, from which it finds the expert o
     tasks    i32 [E]       exclusive prefix of the tasks per expert
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import inputs_of
 from qfuse.dialects.types import shaped
-from qfuse.dialects.verify import DYNAMIC, segments
+from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.cpu.combine import KeptRows
 from qfuse.lowering.cpu.emit import I32, LANES, Function, Index, Value
-from qfuse.lowering.cpu.kernel import (
-    PREPASS_COUNTER,
-    PREPASS_SLOT_COUNTER,
-    SLOT_COUNTER,
-    TASK_COUNTER,
-    Entry,
-)
+from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import GROUP, WeightLayout, round_up
 from qfuse.lowering.cpu.product import build_direct
@@ -62,28 +60,27 @@ def refuse(op: ir.Operation) -> str | None:
             f"w: blocks of {list(block)} have no CPU kernel where the weight of an expert has "
             f"{len(parts)} parts; rows must then be a multiple of {GROUP}, as in [128, 128]"
         )
-    if _has_tokens(op) and shaped(op.operands[3].type).shape[1] == DYNAMIC:
+    given = inputs_of(op, op.operands)
+    routing = [v for v in (given["tokens"], given.get("slots")) if v is not None]
+    if any(shaped(v.type).shape[1] == DYNAMIC for v in routing):
         return "the number of choices of a token is dynamic; it must be static"
     return None
 
 
 def build(signature: Signature, level: str) -> Built:
-    w = signature.operands[1].shaped
-    assert w.scheme is not None
-    parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
-    layout = WeightLayout(parts, w.shape[2], *w.scheme.block, joined=True)
-    return _GroupKernel(signature, level, layout).build()
+    return GroupKernel(signature, level).build()
 
 
-def _has_tokens(op: ir.Operation) -> bool:
-    return segments(op, "operand")[3]
-
-
-class _GroupKernel(ProductKernel):
+class GroupKernel(ProductKernel):
     """The entry of a product by the weights of experts."""
 
-    def __init__(self, signature: Signature, level: str, layout: WeightLayout) -> None:
-        super().__init__(signature, level, layout)
+    def __init__(self, signature: Signature, level: str, kept: KeptRows | None = None) -> None:
+        w = signature.operands[1].shaped
+        assert w.scheme is not None
+        parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
+        layout = WeightLayout(parts, w.shape[2], *w.scheme.block, joined=True)
+        super().__init__(signature, level, layout, kept)
+        self.inputs = inputs_of(signature.op, signature.operands)
         self.experts = signature.operands[1].shaped.shape[0]
         self.table_elements = 3 * round_up(self.experts + 1, LANES)
         rows = self.product.direct_rows
@@ -104,14 +101,15 @@ class _GroupKernel(ProductKernel):
         table = self.table(f, slot)
         size = p.block_elements(self.unit)
         stride = f.imul(table.units, size)
-        with f.tickets(counters, TASK_COUNTER, table.tasks) as ticket:
+
+        def task(ticket: Value) -> Index:
             expert, place = table.find_task(ticket)
             first, rows = table.rows_of(expert)
             chunks = self.chunks(f, rows)
             offset = f.imul(f.imod(place, chunks), chunk)
             count = f.imin(chunk, f.isub(rows, offset))
             unit = f.iadd(table.first_unit(expert), f.idiv(offset, self.unit))
-            x = Rows(count, shared, f.imul(unit, size), stride)
+            x = Rows(count, shared, f.iadd(self.x_begins(f), f.imul(unit, size)), stride)
             number = f.idiv(place, chunks)
             for tile, epilogue in self.for_tile(f, number, width, expert):
                 for low, high in self.few_rows:
@@ -121,29 +119,45 @@ class _GroupKernel(ProductKernel):
                     self.tiled(f, tile, x, decoded, totals)
                 row = f.iadd(first, offset)
                 f.call(epilogue, [*f.params, totals.at, row, count, tile.number, chunk, width])
-        functions = [*self.epilogues, *direct.values(), *self.tiled_functions, self.pack_entry(), f]
-        return Built(functions, [self.entry()])
+            return number
 
-    def entry(self) -> Entry:
+        self.each_task(f, counters, table, task)
+        functions = [*self.epilogues, *direct.values(), *self.tiled_functions, self.pack_entry(), f]
+        return Built(functions, [self.entry(row_work=self.layout.packed_bytes)])
+
+    def entry(self, **fields: Any) -> Entry:
         return self.tiled_entry(
-            row_groups=self.experts,
-            slot_bytes=4 * self.table_elements,
-            row_work=self.layout.packed_bytes,
+            slot_bytes=4 * self.table_elements, row_groups=self.experts, **fields
         )
 
+    def each_task(
+        self, f: Function, counters: Value, table: "Table", task: Callable[[Value], Index]
+    ) -> None:
+        """Code that does all tasks of the table; `task` gives the number of the tile."""
+        with f.tickets(counters, TASK_COUNTER, table.tasks) as ticket:
+            task(ticket)
+
+    def rows(self, f: Function) -> Index:
+        """How many rows the product has."""
+        return f.params[-2]
+
+    def x_begins(self, f: Function) -> Index:
+        """Where the packed x begins in the shared scratch."""
+        return 0
+
     def pack_entry(self) -> Function:
-        """The prepass: x as [K blocks][units][steps][rows of a unit] in the shared scratch."""
+        """What runs before: x as [K blocks][units][steps][rows of a unit] in the shared scratch."""
         f = Function("pack", entry_parameters(self.signature.data))
         shared, _, counters = f.params[-5:-2]
-        slot = f.take_ticket(counters, PREPASS_SLOT_COUNTER)
+        slot = f.take_ticket(counters, SLOT_COUNTER)
         table = self.table(f, f.imul(slot, self.table_elements))
         size = self.product.block_elements(self.unit)
         stride = f.imul(table.units, size)
-        with f.tickets(counters, PREPASS_COUNTER, table.units) as ticket:
+        with f.tickets(counters, TASK_COUNTER, table.units) as ticket:
             expert, number = table.find_unit(ticket)
             begin, rows = table.rows_of(expert)
             first, last = f.iadd(begin, f.imul(number, self.unit)), f.iadd(begin, f.isub(rows, 1))
-            at = f.imul(ticket, size)
+            at = f.iadd(self.x_begins(f), f.imul(ticket, size))
 
             def pack(count: int) -> None:
                 # Rows beyond the last repeat it; nobody reads what becomes of them.
@@ -159,10 +173,10 @@ class _GroupKernel(ProductKernel):
 
     def row_of_x(self, f: Function, row: Index) -> Index:
         """The row of x that is row `row` of the product; one of x whatever the tokens are."""
-        if not _has_tokens(self.signature.op):
+        tokens = self.inputs["tokens"]
+        if tokens is None:
             return row
-        tokens = self.signature.operands[3]
-        last = f.isub(f.idiv(f.params[-2], tokens.width), 1)
+        last = f.isub(f.idiv(self.rows(f), tokens.width), 1)
         return f.imax(0, f.imin(f.load_index(tokens.data, row), last))
 
     def chunks(self, f: Function, rows: Index) -> Index:
@@ -170,9 +184,9 @@ class _GroupKernel(ProductKernel):
         chunk = f.params[-1]
         return f.idiv(f.iadd(rows, f.isub(chunk, 1)), chunk)
 
-    def table(self, f: Function, at: Index) -> "_Table":
+    def table(self, f: Function, at: Index) -> "Table":
         """Code that fills the table, at slots[at]."""
-        slots, m = f.params[-4], f.params[-2]
+        slots, m = f.params[-4], self.rows(f)
         indptr = self.signature.operands[2].data
         stretch = self.table_elements // 3
         rows_at, units_at, tasks_at = (f.iadd(at, i * stretch) for i in range(3))
@@ -196,11 +210,11 @@ class _GroupKernel(ProductKernel):
         end, units, tasks = loop.results
         f.store_index(end, slots, f.iadd(rows_at, self.experts))
         lanes = Lanes(f, self.level)
-        return _Table(lanes, slots, stretch, (rows_at, units_at, tasks_at), units, tasks)
+        return Table(lanes, slots, stretch, (rows_at, units_at, tasks_at), units, tasks)
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """Where a thread looks up whose a unit or a task is."""
 
     lanes: Lanes

@@ -4,25 +4,24 @@ Every entry of a kernel takes the same arguments, each a 64-bit slot:
 
     data pointers    for each argument, then each result of the kernel function: one pointer for
                      a plain tensor, data and scales for a quantized one (`parameters`)
-    shared           scratch that all threads see (x packed by the entry's prepass)
+    shared           scratch that all threads see: what one phase leaves to the next
     slots            scratch of the threads, `Entry.slot_bytes` each
-    counters         int64, zero at the start: [0] next task, [8] next free slot, and the same
-                     of the prepass, [16] and [24]
+    counters         int64, zero at the start of each phase: [0] next task, [8] next free slot,
+                     and from [16] on those of the entry's own
     m                number of rows
     rows             rows of one task
 
-An entry is called once per thread, as `void entry(void **addresses_of_slots)`.  It takes tasks
-from the counter until none is left, so any number of callers computes the same result.
+The functions of an entry, its phases, run one after the other.  Each is called once per thread, as
+`void phase(void **addresses_of_slots)`, and takes tasks from the counter until none is left, so any
+number of callers computes the same result.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-NUM_COUNTERS = 32
-"""int64 elements of the counter block: one cache line per counter."""
-
-TASK_COUNTER, SLOT_COUNTER, PREPASS_COUNTER, PREPASS_SLOT_COUNTER = 0, 8, 16, 24
+TASK_COUNTER, SLOT_COUNTER, OWN_COUNTERS = 0, 8, 16
+"""Places in the counter block, whose elements are int64: a cache line for each that all change."""
 
 ALIGNMENT = 64
 
@@ -46,8 +45,9 @@ class Entry:
     symbol: str
     m_min: int = 1
     m_max: int | None = None
-    prepass: str | None = None
-    """A function that must have finished before; it packs x into the shared scratch."""
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    """Functions that run before and after it, each when all threads are done with the last."""
     tiles: int = 1
     """Tasks for each chunk of `rows` rows."""
     rows: int = 1
@@ -55,8 +55,14 @@ class Entry:
     rows_multiple: int = 1
     row_groups: int = 1
     """The rows belong to up to this many groups, such as experts, and no task to two of them."""
+    choices: int = 1
+    """Rows that tasks are cut from, for each of the m; `work` and `row_work` are of m."""
+    counters: int = 0
+    """Counters of its own."""
     shared_row_bytes: int = 0
-    """Shared scratch: this times m, each group rounded up to `rows_multiple`."""
+    """Shared scratch: this times the rows, each group rounded up to `rows_multiple`."""
+    kept_row_bytes: int = 0
+    """More of it, before that: this times the rows."""
     slot_bytes: int = 0
     slot_row_bytes: int = 0
     """Scratch of a thread: `slot_bytes` + this times the rows of a task."""
@@ -64,25 +70,30 @@ class Entry:
     row_work: int = 0
     """Cost in bytes of memory traffic, or the time it takes: `work` + `row_work` * m."""
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        return (*self.before, self.symbol, *self.after)
+
     def serves(self, m: int) -> bool:
         return self.m_min <= m and (self.m_max is None or m <= self.m_max)
 
     def task_rows(self, m: int, threads: int) -> int:
         """Rows of a task, so that there are a few tasks for each thread if there can be."""
-        unit = self.rows_multiple
-        rows = min(self.rows, _round_up(m, unit))
-        while threads > 1 and rows > unit and self.tiles * -(-m // rows) < 4 * threads:
+        unit, total = self.rows_multiple, m * self.choices
+        rows = min(self.rows, _round_up(total, unit))
+        while threads > 1 and rows > unit and self.tiles * -(-total // rows) < 4 * threads:
             rows = _round_up(rows // 2, unit)
         return rows
 
     def tasks(self, m: int, rows: int) -> int:
         """The number of tasks for `m` rows, as many as there can be."""
-        return self.tiles * (-(-m // rows) + min(self.row_groups, m) - 1)
+        total = m * self.choices
+        return self.tiles * (-(-total // rows) + min(self.row_groups, total) - 1)
 
     def shared_bytes(self, m: int) -> int:
-        unit = self.rows_multiple
-        most = m + (unit - 1) * min(self.row_groups, m)
-        return self.shared_row_bytes * (most // unit * unit)
+        unit, total = self.rows_multiple, m * self.choices
+        most = total + (unit - 1) * min(self.row_groups, total)
+        return self.kept_row_bytes * total + self.shared_row_bytes * (most // unit * unit)
 
     def thread_bytes(self, rows: int) -> int:
         return _round_up(self.slot_bytes + self.slot_row_bytes * rows, ALIGNMENT)
@@ -115,7 +126,7 @@ class CompiledKernel:
         """For people: what it runs on, its entries, and its size."""
         return {
             "level": self.level,
-            "entries": [entry.symbol for entry in self.entries],
+            "entries": ["+".join(entry.phases) for entry in self.entries],
             "bytes": len(self.code),
         }
 
@@ -136,9 +147,13 @@ class CompiledKernel:
             level=metadata["level"],
             features=tuple(metadata["features"]),
             parameters=tuple(Parameter(**p) for p in metadata["parameters"]),
-            entries=tuple(Entry(**e) for e in metadata["entries"]),
+            entries=tuple(_entry_from(e) for e in metadata["entries"]),
             code=code,
         )
+
+
+def _entry_from(data: Mapping[str, Any]) -> Entry:
+    return Entry(**{**data, "before": tuple(data["before"]), "after": tuple(data["after"])})
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -1,4 +1,4 @@
-"""Calling kernels: arguments laid out once, then a launch is one or two C calls.
+"""Calling kernels: arguments laid out once, then a launch is a C call or a few.
 
 Threads come from libgomp's pool, the one torch computes with, so the two never compete.  A
 process that forks loses the pool (libgomp cannot be used on both sides of a fork); its children
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_flags
-from qfuse.lowering.cpu.kernel import ALIGNMENT, NUM_COUNTERS, CompiledKernel, Entry
+from qfuse.lowering.cpu.kernel import ALIGNMENT, OWN_COUNTERS, CompiledKernel, Entry
 from qfuse.lowering.cpu.loader import LoadedObject
 
 PARALLEL_BYTES = 128 * 1024
@@ -39,8 +39,7 @@ class LoadedKernel:
         self._addresses = {
             symbol: self._object.address(symbol)
             for entry in compiled.entries
-            for symbol in (entry.symbol, entry.prepass)
-            if symbol
+            for symbol in entry.phases
         }
 
     def bind(
@@ -83,7 +82,7 @@ class Launch:
         slots = (ctypes.c_int64 * (count + 5))(*pointers)
         self.pointers = slots
         self._kernel = kernel  # keeps the code mapped
-        self._steps: list[Callable[[], None]] = []
+        self._steps: list[Callable[[], object]] = []
         if m == 0:
             return
         entry = compiled.entry(m)
@@ -91,24 +90,22 @@ class Launch:
         if scratch is None:
             self._scratch = _aligned_buffer(compiled.scratch_bytes(m, threads))
             scratch = _aligned_address(self._scratch)
-        counters = _aligned_buffer(8 * NUM_COUNTERS)
+        count_bytes = 8 * (OWN_COUNTERS + entry.counters)
+        counters = _aligned_buffer(count_bytes)
         counters_at = _aligned_address(counters)
         shared_bytes = -(-entry.shared_bytes(m) // ALIGNMENT) * ALIGNMENT
         slots[count : count + 5] = [scratch, scratch + shared_bytes, counters_at, m, rows]
         base = ctypes.addressof(slots)
         addresses = (ctypes.c_void_p * (count + 5))(*(base + 8 * i for i in range(count + 5)))
-        zeros = (ctypes.c_char * (8 * NUM_COUNTERS))()
+        zeros = (ctypes.c_char * count_bytes)()
         self._memory = (counters, addresses, zeros)
-        self._reset = functools.partial(ctypes.memmove, counters_at, zeros, len(zeros))
+        reset = functools.partial(ctypes.memmove, counters_at, zeros, len(zeros))
         argument = ctypes.addressof(addresses)
         team = _team_size(entry, m, rows, threads)
-        symbols = [s for s in (entry.prepass, entry.symbol) if s]
-        self._steps = [_step(kernel.address(s), argument, team) for s in symbols]
+        for symbol in entry.phases:
+            self._steps += [reset, _step(kernel.address(symbol), argument, team)]
 
     def __call__(self) -> None:
-        if not self._steps:
-            return
-        self._reset()
         for step in self._steps:
             step()
 

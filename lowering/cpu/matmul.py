@@ -15,7 +15,7 @@ Without AVX-512 there are run1, for one row, and run.
 
 from qfuse.dialects.bindings import ir
 from qfuse.lowering.cpu.emit import Function, Index
-from qfuse.lowering.cpu.kernel import PREPASS_COUNTER, SLOT_COUNTER, TASK_COUNTER, Entry
+from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.layout import WeightLayout
 from qfuse.lowering.cpu.product import build_direct
 from qfuse.lowering.cpu.product_kernel import (
@@ -120,7 +120,7 @@ class _Kernel(ProductKernel):
         shared, _, counters, m, _ = f.params[-5:]
         size = self.product.block_elements(self.unit)
         units = self.units(f)
-        with f.tickets(counters, PREPASS_COUNTER, units) as number:
+        with f.tickets(counters, TASK_COUNTER, units) as number:
             first, last = f.imul(number, self.unit), f.isub(m, 1)
             rows = [f.imin(f.iadd(first, r), last) for r in range(self.unit)]
             self.pack(f, rows, shared, f.imul(number, size), f.imul(units, size))

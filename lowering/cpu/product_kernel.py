@@ -7,10 +7,12 @@ the thread's scratch, from where the epilogue takes them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.cpu.combine import KeptRows
 from qfuse.lowering.cpu.elementwise import activation_error, qtensor_error
 from qfuse.lowering.cpu.emit import Function, Index, Value
 from qfuse.lowering.cpu.epilogue import WidthGroup, build_epilogue, result_error, width_groups
@@ -90,7 +92,14 @@ class Totals:
 class ProductKernel:
     """The parts of one product's kernel that all its entries use."""
 
-    def __init__(self, signature: Signature, level: str, layout: WeightLayout) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        level: str,
+        layout: WeightLayout,
+        kept: KeptRows | None = None,
+    ) -> None:
+        """With `kept`, the one result of the region goes there."""
         x, w = signature.operands[:2]
         self.signature = signature
         self.level = level
@@ -108,7 +117,7 @@ class ProductKernel:
             1, *(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
         )
         self.epilogues = [
-            build_epilogue(f"epilogue{i}", signature, level, group)
+            build_epilogue(f"epilogue{i}", signature, level, group, kept)
             for i, group in enumerate(self.groups)
         ]
         self.decode = build_decode(self.product)
@@ -171,13 +180,13 @@ class ProductKernel:
                 position = [*scales, f.imul(tile.number, tile.width), block.iv]
                 self._multiply_block(f, position, rows, decoded, sums, start, groups)
 
-    def tiled_entry(self, **fields: int) -> Entry:
-        """An entry `run` whose prepass `pack` packs x in units, with slots for `tiled`."""
+    def tiled_entry(self, slot_bytes: int = 0, **fields: Any) -> Entry:
+        """An entry `run` before which `pack` packs x in units, with slots for `tiled`."""
         p = self.product
-        slot_bytes = 4 * self.wide_tile * p.block_steps + fields.pop("slot_bytes", 0)
+        slot_bytes += 4 * self.wide_tile * p.block_steps
         return Entry(
             "run",
-            prepass="pack",
+            before=("pack",),
             tiles=self.tiles(self.wide_tile),
             rows=_CHUNK_ROWS // self.areas // self.unit * self.unit,
             rows_multiple=self.unit,

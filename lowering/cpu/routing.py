@@ -7,18 +7,11 @@ by row.  Neither follows an id or a slot that is none.
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.cpu.emit import LANES, Function, Index, Value
+from qfuse.lowering.cpu.combine import Sum
+from qfuse.lowering.cpu.emit import Function, Index, Value
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.rowwise import (
-    MAX_IN_REGISTERS,
-    Piece,
-    Segment,
-    build_row_entry,
-    entry_parameters,
-    for_segments,
-    pieces,
-)
+from qfuse.lowering.cpu.rowwise import Piece, build_row_entry, entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature
 
 OPS = ("qfuse.route", "qfuse.combine")
@@ -84,37 +77,15 @@ def _build_route(signature: Signature) -> Built:
 def _build_combine(signature: Signature, level: str) -> Built:
     y, slots, weights, *residual = signature.operands
     (result,) = signature.results
-    choices, width = y.shaped.shape[1:]
+    rows = Sum(slots, weights, residual[0] if residual else None, result)
+
+    def load(lanes: Lanes, row: Index, piece: Piece) -> Value:
+        at = lanes.f.address((row, y.width), piece.column)
+        return lanes.load(y.data, at, y.dtype, piece.mask)
 
     def emit_row(lanes: Lanes, token: Value) -> None:
-        f = lanes.f
-        total = f.imul(f.params[-2], choices)
+        rows.of_token(lanes, lanes.f.params[-2], token, load)
 
-        def emit_segment(segment: Segment) -> None:
-            parts = list(pieces(f, segment))
-            zeros = [f.splat(0.0)] * len(parts)
-
-            def output(piece: Piece) -> Index:
-                return f.address((token, width), piece.column)
-
-            with f.loop(0, choices, carried=zeros) as loop:
-                choice = f.address((token, choices), loop.iv)
-                slot = f.load_index(slots.data, choice)
-                there = f.icompare("ult", slot, total)
-                row = f.select(there, slot, f.index(0))
-                weight = lanes.splat(weights.data, choice, weights.dtype)
-                for piece, before in zip(parts, loop.carried, strict=True):
-                    at = f.address((row, width), piece.column)
-                    term = f.mul(lanes.load(y.data, at, y.dtype, piece.mask), weight)
-                    loop.yielded.append(f.select(there, f.add(before, term), before))
-            for piece, value in zip(parts, loop.results, strict=True):
-                if residual:
-                    old = lanes.load(residual[0].data, output(piece), result.dtype, piece.mask)
-                    value = f.add(lanes.round(value, result.dtype), old)
-                lanes.store(value, result.data, output(piece), result.dtype, piece.mask)
-
-        for_segments(f, width, min(width, MAX_IN_REGISTERS * LANES), emit_segment)
-
-    cost = _COST * (choices + 2)
-    function, entry = build_row_entry("run", signature.data, level, width, cost, emit_row)
+    cost = _COST * (rows.choices + 2)
+    function, entry = build_row_entry("run", signature.data, level, y.width, cost, emit_row)
     return Built([function], [entry])

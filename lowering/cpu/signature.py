@@ -5,14 +5,13 @@ from typing import Literal
 
 from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.matmul_op import INPUTS
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.emit import Function, Value, buffer
 from qfuse.lowering.cpu.kernel import Entry, Parameter
 from qfuse.lowering.cpu.rowwise import QuantizedTarget
 
 Source = Literal["operand", "result"]
-
-_PRODUCTS = ("qfuse.matmul", "qfuse.group_matmul")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def read_signature(kernel: func.FuncOp) -> Signature:
             "one qfuse operation and a return, as qfuse-convert-to-cpu outlines it"
         )
     op, terminator = ops
-    weights = [op.operands[1]] if op.name in _PRODUCTS else []
+    weights = [op.operands[1]] if op.name in INPUTS else []
     packed = {ir.BlockArgument(w).arg_number for w in weights}
     parameters: list[Parameter] = []
     data: list[Value] = []

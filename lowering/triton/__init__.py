@@ -5,8 +5,8 @@ lower.py       kernel -> `TritonKernel`: launches of Triton IR, per range of M
 gemm.py, norm.py, rope.py, rowwise.py   families of kernels; epilogue.py, tile.py: shared
 product.py, operands.py, gemv.py        a product as data; its main loop; that for one row
 apart.py       the epilogue of a product that a library computed
-select_experts.py, routing.py, group_gemm.py, group_tiles.py   layers of experts: routers, sorting
-               rows, products, how they are cut, and sums
+select_experts.py, routing.py, group_gemm.py, group_tiles.py, group_combine.py, combine.py   layers
+               of experts: routers, sorting rows, products, how they are cut, and sums
 tiles.py       how a product is cut; problem.py: what that is chosen for, as plain data
 tile_choice.py, tile_model.py, tile_table.py   the choice: by a table that `qfuse tune` writes, or
                by a model of what takes how long

@@ -111,6 +111,16 @@ class ProductKernel:
         return self._sliced[0]
 
     @property
+    def scratch_type(self) -> str | None:
+        """What its scratch holds, if it has any."""
+        return "f32" if self.slices > 1 else None
+
+    @property
+    def counts(self) -> bool:
+        """Whether programs count those that are done."""
+        return self.slices > 1
+
+    @property
     def scratch_per_row(self) -> int:
         if self.slices == 1:
             return 0
@@ -140,7 +150,8 @@ class ProductKernel:
             self.name,
             _once([*self.inputs, *self.extras, *self.results]),
             self.grid,
-            shared=self.slices > 1,
+            scratch=self.scratch_type,
+            counters=self.counts,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         ) as launch:
@@ -284,7 +295,7 @@ class ProductKernel:
         for index in self.group.results:
             result, value = product.signature.results[index], yielded[index]
             if index not in stores:
-                tile.store(value, result)
+                self._store(b, tile, value, result)
             elif result.shaped.quantized:
                 b.store_block(
                     stores[index], tile.quantize_rows(value, result), tile.row, tile.column
@@ -292,6 +303,10 @@ class ProductKernel:
             else:
                 rounded = b.convert(b.broadcast(value, tile.shape), result.dtype)
                 b.store_block(stores[index], rounded, tile.row, tile.column)
+
+    def _store(self, b: Builder, tile: Tile, value: ir.Value, result: Tensor) -> None:
+        """Write a tile of what the region yields."""
+        tile.store(value, result)
 
     def _descriptors(self, b: Builder, pointers: Pointers) -> dict[int, ir.Value]:
         """Descriptors of those results that TMA can store."""

@@ -154,6 +154,7 @@ def _damage(kernel: GpuKernel) -> str | None:
                 grid.per_block,
                 grid.y,
                 grid.groups,
+                grid.times,
                 1 if at_most is None else at_most,
             )
             if not all(_is_count(size) and size > 0 for size in sizes):

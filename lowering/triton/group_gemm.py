@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import inputs_of
 from qfuse.dialects.types import shaped
-from qfuse.dialects.verify import DYNAMIC, segments
+from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.triton import product as product_module
 from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.gemm import ProductKernel, variant_of
@@ -32,9 +33,14 @@ OPS = ("qfuse.group_matmul",)
 
 def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
     """Why `op` cannot become a GPU kernel, or None."""
-    x, w, _, *rest = (shaped(v.type) for v in op.operands)
-    if segments(op, "operand")[3] and rest[0].shape[1] in (DYNAMIC, 0):
-        return f"tokens are {rest[0]}; the number of choices must be static, and one at least"
+    x, w = (shaped(v.type) for v in list(op.operands)[:2])
+    given = inputs_of(op, op.operands)
+    for name in ("tokens", "slots"):
+        if (value := given.get(name)) is None:
+            continue
+        places = shaped(value.type)
+        if places.shape[1] in (DYNAMIC, 0):
+            return f"{name} are {places}; the number of choices must be static, and one at least"
     if x.scheme is not None and x.scheme.block[0] != 1:
         return f"x is scaled per {x.scheme.block[0]} rows, which experts do not share; use 1"
     if w.scheme is not None and w.scheme.scale_layout != "row_major":

@@ -25,7 +25,8 @@ class Grid:
 
     x = blocks * per_block, but at most `at_most` (programs that loop over tiles); y as is.  The M
     rows fall into `groups`, of which each has blocks of `rows` rows of its own: there are as many
-    blocks as that can take, with one group ceil(M / rows).
+    blocks as that can take, with one group ceil(M / rows).  Each of the M may stand for `times`
+    rows.
     """
 
     rows: int
@@ -33,10 +34,12 @@ class Grid:
     at_most: int | None = None
     y: int = 1
     groups: int = 1
+    times: int = 1
 
     def blocks(self, m: int) -> int:
         """Blocks of rows: each group that has any may leave its last block with a single row."""
-        return (m + min(m, self.groups) * (self.rows - 1)) // self.rows
+        total = m * self.times
+        return (total + min(total, self.groups) * (self.rows - 1)) // self.rows
 
     def of(self, m: int) -> tuple[int, int, int]:
         x = self.blocks(m) * self.per_block

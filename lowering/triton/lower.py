@@ -7,6 +7,7 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton import (
     apart,
     gemm,
+    group_combine,
     group_gemm,
     norm,
     rope,
@@ -18,11 +19,9 @@ from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import TritonKernel
 from qfuse.lowering.triton.signature import read_signature
 
-_FAMILIES: dict[str, ModuleType] = {
-    op: family
-    for family in (apart, gemm, group_gemm, norm, rope, routing, rowwise, select_experts)
-    for op in family.OPS
-}
+_MODULES = (apart, gemm, group_gemm, group_combine, norm, rope, routing, rowwise, select_experts)
+
+_FAMILIES: dict[str, ModuleType] = {op: family for family in _MODULES for op in family.OPS}
 
 
 def unsupported(op: ir.Operation | ir.OpView, gpu: Gpu) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import INPUTS, accumulators_of
+from qfuse.dialects.matmul_op import accumulators_of, inputs_of
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.triton.epilogue import region_error
@@ -91,10 +91,10 @@ class Product:
 def read_product(signature: Signature) -> Product:
     """The operands, parts and groups of the product of `signature`."""
     op = signature.op
-    given = iter(signature.operands)
-    sizes = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[: INPUTS[op.name]]
-    x, w, *routing = (next(given) if size else None for size in sizes)
+    inputs = inputs_of(op, signature.operands)
+    x, w = inputs["x"], inputs["w"]
     assert x is not None and w is not None
+    extras = signature.operands[sum(value is not None for value in inputs.values()) :]
     widths = tuple(ir.DenseI64ArrayAttr(op.attributes["parts"]))
     starts = []
     for i in range(len(widths)):
@@ -108,7 +108,16 @@ def read_product(signature: Signature) -> Product:
         parts = tuple(sorted({p for i in results for p in read[i]}))
         groups.append(Group(width, parts, results))
     return Product(
-        signature, x, w, tuple(given), maps, widths, tuple(starts), tuple(groups), *routing
+        signature,
+        x,
+        w,
+        tuple(extras),
+        maps,
+        widths,
+        tuple(starts),
+        tuple(groups),
+        inputs.get("indptr"),
+        inputs.get("tokens"),
     )
 
 

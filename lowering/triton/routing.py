@@ -13,10 +13,11 @@ behind them in their order:
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.triton.combine import Sum
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Variant
 from qfuse.lowering.triton.rows import build_rows
-from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor, open_launch
+from qfuse.lowering.triton.signature import LaunchBuilder, Signature, open_launch
 from qfuse.lowering.triton.tile import Tile
 
 OPS = ("qfuse.route", "qfuse.combine")
@@ -41,13 +42,23 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
 def build(signature: Signature, gpu: Gpu) -> list[Variant]:
     """The launches for any number of tokens, which is the M."""
     if signature.op.name == "qfuse.combine":
-        width = signature.results[0].width
-        return build_rows(signature, gpu, width, whole_rows=False, body=_Combine(signature))
+        return _build_combine(signature, gpu)
     few = max(1, _FEW[0] // signature.operands[0].width)
     return [
         _route(signature, gpu, 1, few, *_FEW),
         _route(signature, gpu, few + 1, None, *_MANY),
     ]
+
+
+def _build_combine(signature: Signature, gpu: Gpu) -> list[Variant]:
+    y, slots, weights, *residual = signature.operands
+    (result,) = signature.results
+    rows = Sum(slots, weights, residual[0] if residual else None, result)
+
+    def body(launch: LaunchBuilder, tile: Tile) -> None:
+        rows.of_tile(tile, launch.pointers.data(y))
+
+    return build_rows(signature, gpu, result.width, whole_rows=False, body=body)
 
 
 def _route(
@@ -119,40 +130,3 @@ class _Route:
         if self.ids.dtype == "i64":
             expert = b.cast("trunci", expert, "i32")
         return choice, inside, expert
-
-
-class _Combine:
-    """One program of `qfuse.combine`: a tile of the result."""
-
-    def __init__(self, signature: Signature) -> None:
-        self.y, self.slots, self.weights, *self.residual = signature.operands
-        (self.result,) = signature.results
-
-    def __call__(self, launch: LaunchBuilder, tile: Tile) -> None:
-        b, choices = launch.b, self.slots.width
-        rows = b.mul(launch.pointers.m, choices)
-        total = b.full(0.0, "f32", tile.shape)
-        for j in range(choices):
-            slot, weight = (self._of_choice(tile, t, j) for t in (self.slots, self.weights))
-            there = b.both(b.below(slot, rows), tile.row_mask())
-            assert there is not None
-            begin = b.offset(launch.pointers.data(self.y), b.mul(b.i64(slot), self.y.width))
-            at = b.offset(begin, b.add(tile.column_range(), tile.column))
-            y = b.load(at, b.both(b.broadcast(there, tile.shape), self._columns(tile)))
-            term = b.mul(b.convert(y, "f32"), b.convert(weight, "f32"))
-            total = b.select(there, b.add(total, term), total)
-        if self.residual:
-            rounded = b.convert(b.convert(total, self.result.dtype), "f32")
-            total = b.add(rounded, tile.load(self.residual[0], "[M,N]"))
-        tile.store(total, self.result)
-
-    def _of_choice(self, tile: Tile, tensor: Tensor, choice: int) -> ir.Value:
-        """What a tensor [T, k] has for one choice of each token of the tile."""
-        b = tile.b
-        base = b.offset(tile.pointers.data(tensor), b.mul(tile.row, tensor.width))
-        at = b.offset(base, b.add(b.mul(tile.row_range(), tensor.width), choice))
-        return b.load(at, tile.row_mask())
-
-    def _columns(self, tile: Tile) -> ir.Value | None:
-        mask = tile.column_mask()
-        return None if mask is None else tile.b.broadcast(mask, tile.shape)

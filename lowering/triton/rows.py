@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC, ceil_div
 from qfuse.lowering.triton.gpu import Gpu
-from qfuse.lowering.triton.kernel import Grid, Variant
+from qfuse.lowering.triton.kernel import Grid, Launch, Variant
 from qfuse.lowering.triton.product import SCALE_TYPES
-from qfuse.lowering.triton.signature import LaunchBuilder, Signature, open_launch
+from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor, open_launch
 from qfuse.lowering.triton.tile import Tile
 
 MAX_COLUMNS = 32768
@@ -37,15 +37,36 @@ def build_rows(
     columns = power_of_two(width)
     if not whole_rows:
         columns = min(columns, max([_ELEMENTS, *groups]))
+    tensors = [*signature.operands, *signature.results]
+    return [Variant(1, None, (rows_launch(gpu, signature.name, tensors, width, columns, body),))]
+
+
+def rows_launch(
+    gpu: Gpu,
+    name: str,
+    tensors: Sequence[Tensor],
+    width: int,
+    columns: int | None,
+    body: Callable[[LaunchBuilder, Tile], None],
+    scratch: str | None = None,
+) -> Launch:
+    """A launch whose programs each run `body` on a tile of a [M, width] matrix.
+
+    `columns` are those of a tile, by default as many as a program without reductions does well
+    with; `scratch` is as in `open_launch`.
+    """
+    if columns is None:
+        columns = min(power_of_two(width), _ELEMENTS)
     rows = max(1, min(16, _ELEMENTS // columns))
     tiles = ceil_div(width, columns)
     warps = max(1, min(16, rows * columns // _PER_WARP))
-    tensors = {(t.source, t.index): t for t in (*signature.operands, *signature.results)}
+    once = {(t.source, t.index): t for t in tensors}
     with open_launch(
         gpu,
-        signature.name,
-        list(tensors.values()),
+        name,
+        list(once.values()),
         Grid(rows, tiles),
+        scratch=scratch,
         num_warps=warps,
         num_stages=1,
     ) as launch:
@@ -54,7 +75,7 @@ def build_rows(
         row = b.mul(b.div(number, tiles) if tiles > 1 else number, rows)
         column = b.mul(b.rem(number, tiles), columns) if tiles > 1 else b.full(0)
         body(launch, Tile(b, launch.pointers, row, rows, column, columns, width))
-    return [Variant(1, None, (launch.made,))]
+    return launch.made
 
 
 def row_error(value: Shaped) -> str | None:

@@ -117,17 +117,20 @@ def open_launch(
     tensors: Sequence[Tensor],
     grid: Grid,
     *,
-    shared: bool = False,
+    scratch: str | None = None,
+    counters: bool = False,
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> Iterator[LaunchBuilder]:
     """Emit a kernel that takes `tensors` and M.
 
-    Between them, where the programs have work to share: scratch of f32, and counters of i32.
+    Between them, where the programs have work to share: scratch of that type, and counters of i32.
     """
     found = [p for t in tensors for p in t.parameters()]
-    if shared:
-        found += [(SCRATCH, "f32"), (COUNTERS, "i32")]
+    if scratch is not None:
+        found.append((SCRATCH, scratch))
+    if counters:
+        found.append((COUNTERS, "i32"))
     parameters = tuple(p for p, _ in found)
     with kernel(gpu, name, [dtype for _, dtype in found]) as opened:
         *pointers, m = opened.arguments

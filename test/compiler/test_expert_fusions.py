@@ -8,7 +8,7 @@ from torch import nn
 from qfuse.compiler import compile
 from qfuse.compiler.torch_ops import quantize_blocks
 
-FUSED = ("norm-quantize", "gate-up", "product-quantize", "combine-residual")
+FUSED = ("norm-quantize", "gate-up", "product-quantize", "combine-residual", "product-combine")
 
 
 def codes(experts: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,8 +71,8 @@ def test_fused_equals_unfused(experts: int, chosen: int, hidden: int, inner: int
     fused = compile(layer, arguments(5), dynamic_shapes=shapes)
     plain = compile(layer, arguments(5), dynamic_shapes=shapes, disable=["all"])
     patterns = {p.name: p.fired for p in fused.report().patterns}
-    assert [patterns.get(name) for name in FUSED] == [1, 1, 1, 1]
-    assert len(plain.program.plan.steps) - len(fused.program.plan.steps) == 4
+    assert [patterns.get(name) for name in FUSED] == [1] * 5
+    assert len(plain.program.plan.steps) - len(fused.program.plan.steps) == 5
     for count in (1, 3, 33):
         x, logits = arguments(count)
         got, wanted = fused(x, logits)[0], layer(x, logits)

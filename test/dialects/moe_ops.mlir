@@ -31,6 +31,35 @@ func.func @layer(%x: !xq, %ids: tensor<?x8xi64>, %weights: tensor<?x8xf32>, %g: 
   return %out : tensor<1x?x256xbf16>
 }
 
+// Added up in the product: with a residual in another shape, and with an expert that is shared.
+// CHECK-LABEL: func.func @added_up
+// CHECK: "qfuse.group_matmul_combine"(%arg0, %arg1, %arg2, %arg3, %arg4, %arg5)
+// CHECK: operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>
+// CHECK: "qfuse.group_matmul_combine"(%arg0, %arg1, %arg2, %arg3, %{{.+}}, %{{.+}})
+// CHECK: maps = ["[M,1]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0>
+func.func @added_up(%h: !hq, %w: !wd, %indptr: tensor<17xi32>, %slots: tensor<?x8xi32>, %weights: tensor<?x8xf32>, %residual: tensor<1x?x256xbf16>, %some: tensor<?x7xbf16>, %scale: tensor<?x8x1xf32>) -> (tensor<1x?x256xbf16>, tensor<?x256xf32>) {
+  %a = "qfuse.group_matmul_combine"(%h, %w, %indptr, %slots, %weights, %residual) ({
+  ^bb0(%acc: f32):
+    %cut = arith.truncf %acc : f32 to bf16
+    %row = arith.extf %cut : bf16 to f32
+    "qfuse.yield"(%row) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>} : (!hq, !wd, tensor<17xi32>, tensor<?x8xi32>, tensor<?x8xf32>, tensor<1x?x256xbf16>) -> tensor<1x?x256xbf16>
+  %b = "qfuse.group_matmul_combine"(%h, %w, %indptr, %slots, %some, %scale) ({
+  ^bb0(%acc: f32, %s: f32):
+    %row = arith.mulf %acc, %s : f32
+    "qfuse.yield"(%row) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = ["[M,1]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0>} : (!hq, !wd, tensor<17xi32>, tensor<?x8xi32>, tensor<?x7xbf16>, tensor<?x8x1xf32>) -> tensor<?x256xf32>
+  return %a, %b : tensor<1x?x256xbf16>, tensor<?x256xf32>
+}
+
+// An expert that all tokens share has a slot, but no weight.
+// CHECK-LABEL: func.func @shared_expert
+// CHECK: "qfuse.combine"{{.*}}(tensor<?x9x256xbf16>, tensor<?x9xi32>, tensor<?x8xf32>) -> tensor<?x256xbf16>
+func.func @shared_expert(%y: tensor<?x9x256xbf16>, %slots: tensor<?x9xi32>, %weights: tensor<?x8xf32>) -> tensor<?x256xbf16> {
+  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<?x9x256xbf16>, tensor<?x9xi32>, tensor<?x8xf32>) -> tensor<?x256xbf16>
+  return %out : tensor<?x256xbf16>
+}
+
 // Plain operands, an extra operand seen by columns, and 32-bit ids of a known number of tokens.
 // CHECK-LABEL: func.func @plain
 // CHECK: "qfuse.route"{{.*}}tensor<3x2xi32>

@@ -24,4 +24,4 @@ def test_experts(checkpoints: Callable[..., Path]) -> None:
         # sums in another order, and codes of activations that a rounding moves
         assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02
     families = {name.rsplit("_", 1)[0] for name in gpu.exe.program.kernels}
-    assert {"route", "group_matmul", "combine"} <= families
+    assert {"route", "group_matmul", "group_matmul_combine"} <= families

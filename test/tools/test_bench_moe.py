@@ -165,7 +165,7 @@ def test_ours_on_the_cpu() -> None:
         assert all(0 < error <= subject.tolerance for error in errors_of(subject, t))
     made = subject.prepare(SMALL, WEIGHTS, [make_tokens(SMALL, 2, "balanced", HOST)])
     assert torch.isnan(made.results()[0]).all(), "nothing is there before it is computed"
-    kernels = ["quantize_0", "route_0", "group_matmul_0", "group_matmul_1", "combine_0"]
+    kernels = ["quantize_0", "route_0", "group_matmul_0", "group_matmul_combine_0"]
     assert list(made.parts) == kernels
     for calls in made.parts.values():
         calls[0]()
@@ -183,7 +183,8 @@ def host(monkeypatch) -> HostGpu:
 def test_ours_on_a_gpu(host: HostGpu, t: int) -> None:
     subject = GpuOurs(SM_90, host.load)
     assert all(0 < error <= subject.tolerance for error in errors_of(subject, t))
-    assert len(host.launched) == 2 * 5
+    # quantize, route, two products; the sums of many tokens are a launch of the second's
+    assert len(host.launched) == 2 * (4 if t == 1 else 5)
 
 
 # --- the suite ------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ def test_the_cpu_suite_as_a_command(small_probes: None, capsys, tmp_path) -> Non
     for row in data["rows"]:
         assert row["ms"] > 0 and 0 < row["error"] < 1e-2
         assert {"eager", "bf16 loop"} <= set(row["peers"])
-        assert list(row["kernels"])[2:4] == ["group_matmul_0", "group_matmul_1"]
+        assert list(row["kernels"])[2:] == ["group_matmul_0", "group_matmul_combine_0"]
         assert 0 <= row["limits"].pop("others_percent") <= 100
         assert set(row["limits"]) == {"read_gb_per_s", "peak_gflops", "dense_gflops"}
         assert all(value > 0 for value in row["limits"].values())
@@ -374,8 +375,8 @@ def test_the_gpu_suite_as_a_command(host: HostGpu, monkeypatch, capsys) -> None:
     assert "grouped_mm" in shown and "read_gb_per_s 4000 to 4000" in shown
     assert "has no aten::_scaled_grouped_mm_v2 on cpu" in shown
     assert "qfuse: error" not in announced and "balanced: 0.00 ms" in announced
-    # ours and its five kernels, and grouped_mm, as graphs; the loops by the clock
-    assert len(graphs.timed) == 2 * 7 and len(clock.timed) == 2 * 2
+    # ours and its four kernels, and grouped_mm, as graphs; the loops by the clock
+    assert len(graphs.timed) == 2 * 6 and len(clock.timed) == 2 * 2
 
 
 def test_a_capture_that_fails() -> None:

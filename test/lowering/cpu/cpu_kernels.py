@@ -110,6 +110,33 @@ def group_text(
     return _product_text("group_matmul", operands, results, body, yields, extra, parts)
 
 
+def group_combine_text(
+    x: Shaped,
+    w: Shaped,
+    slots: Shaped,
+    weights: Shaped,
+    result: Shaped,
+    residual: bool = False,
+    row: str = "bf16",
+    choices: int = 0,
+    body: str = "",
+    value: str = "%acc0",
+    extra: Extra = (),
+    parts: Sequence[int] = (),
+) -> str:
+    """As `group_text`, for rows of type `row` that it adds up; `value` is what they are."""
+    indptr, tokens = plain(w.shape[0] + 1, dtype="i32"), plain(-1, choices, dtype="i32")
+    operands = [x, w, indptr, slots, weights]
+    operands += [result if residual else None, tokens if choices else None]
+    if row != "f32":
+        body += f"\n%cut = arith.truncf {value} : f32 to {row}"
+        body += f"\n%row = arith.extf %cut : {row} to f32"
+        value = "%row"
+    parts = parts or [w.shape[1]]
+    name = "group_matmul_combine"
+    return _product_text(name, operands, [result], body, [value], extra, parts)
+
+
 def _product_text(
     op: str,
     operands: Sequence[Shaped | None],
@@ -131,9 +158,10 @@ def _product_text(
     attributes = (
         f"parts = array<i64: {', '.join(map(str, parts))}>, maps = [{maps}], "
         + segment_sizes("operand", present)
-        + ", "
-        + segment_sizes("result", [True] * len(results) + [False] * (4 - len(results)))
     )
+    if op != "group_matmul_combine":
+        made = [True] * len(results) + [False] * (4 - len(results))
+        attributes += ", " + segment_sizes("result", made)
     given = [o for o in operands if o is not None]
     return kernel_text(op, [*given, *(t for t, _ in extra)], results, attributes, region)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from cpu_kernels import (
+    group_combine_text,
     group_text,
     kernel_text,
     matmul_text,
@@ -118,6 +119,22 @@ REFUSED = {
             plain(-1, 128), quantized(4, 64, 128, block=(128, 128)), [plain(-1, -1, 64)], -1
         ),
         "the number of choices of a token is dynamic",
+    ),
+    "an unknown number of rows to add up": (
+        group_combine_text(
+            plain(-1, -1, 128),
+            quantized(4, 64, 128, block=(128, 128)),
+            plain(-1, -1, dtype="i32"),
+            plain(-1, -1),
+            Y,
+        ),
+        "the number of choices of a token is dynamic",
+    ),
+    "plain weights of rows to add up": (
+        group_combine_text(
+            plain(-1, 2, 128), plain(4, 64, 128), plain(-1, 2, dtype="i32"), plain(-1, 2), Y
+        ),
+        "the weight is plain bf16",
     ),
     "combine of unknown choices": (
         kernel_text(

@@ -53,25 +53,39 @@ def test_many_tokens() -> None:
     assert all(map(torch.equal, run_route(ids, 256), route(ids, 256)))
 
 
-def combine_text(k: int, n: int, y: str, weights: str, out: str, residual: bool) -> str:
-    given_ = [plain(-1, k, n, dtype=y), plain(-1, k, dtype="i32"), plain(-1, k, dtype=weights)]
+def combine_text(
+    k: int, n: int, y: str, weights: str, out: str, residual: bool, shared: bool = False
+) -> str:
+    given_ = [plain(-1, k, n, dtype=y), plain(-1, k, dtype="i32")]
+    given_.append(plain(-1, k - shared, dtype=weights))
     result = plain(-1, n, dtype=out)
     attributes = segment_sizes("operand", [True, True, True, residual])
     return kernel_text("combine", [*given_, *([result] if residual else [])], [result], attributes)
 
 
-def combined(y: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-    """In f32, in order, without those that are no row."""
+def combined(
+    y: Tensor, slots: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """In f32, in order, without those that are no row; then rounded.
+
+    A shared expert, which has a slot but no weight, is added to what was rounded.
+    """
     rows = y.flatten(0, 1).float()
     there = (slots >= 0) & (slots < len(rows))
     out = torch.zeros(len(y), y.shape[2])
-    for j in range(y.shape[1]):
-        term = weights[:, j, None].float() * rows[slots[:, j].clamp(0, len(rows) - 1).long()]
+    chosen = slots.clamp(0, max(0, len(rows) - 1)).long()
+    for j in range(weights.shape[1]):
+        term = weights[:, j, None].float() * rows[chosen[:, j]]
         out = torch.where(there[:, j, None], out + term, out)
+    out = out.to(dtype)
+    if weights.shape[1] < slots.shape[1]:
+        with_it = (out.float() + rows[chosen[:, -1]]).to(dtype)
+        out = torch.where(there[:, -1, None], with_it, out)
     return out
 
 
 @levels
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(
     ("y_type", "w_type", "out_type", "k", "n"),
@@ -83,9 +97,17 @@ def combined(y: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
     ],
 )
 def test_combine(
-    level: str, y_type: str, w_type: str, out_type: str, k: int, n: int, residual: bool
+    level: str,
+    y_type: str,
+    w_type: str,
+    out_type: str,
+    k: int,
+    n: int,
+    residual: bool,
+    shared: bool,
 ) -> None:
-    text = combine_text(k, n, y_type, w_type, out_type, residual)
+    k += shared
+    text = combine_text(k, n, y_type, w_type, out_type, residual, shared)
     result = plain(-1, n, dtype=out_type)
     generator = torch.manual_seed(k)
     for t in (0, 1, 3, 40):
@@ -94,11 +116,11 @@ def test_combine(
         y = torch.randn(t * k, n, generator=generator)
         y[int(indptr[-1]) :] = torch.nan  # nobody computed those rows
         y = y.to(TORCH[y_type]).view(t, k, n)
-        weights = torch.rand(t, k, generator=generator).to(TORCH[w_type])
+        weights = torch.rand(t, k - shared, generator=generator).to(TORCH[w_type])
         old = torch.randn(t, n, generator=generator).to(TORCH[out_type])
         arguments = [y, slots, weights, *([old] if residual else [])]
         (got,) = run(text, level, arguments, [result], t, threads=2)
-        wanted = combined(y, slots, weights).to(TORCH[out_type])
+        wanted = combined(y, slots, weights, TORCH[out_type])
         if residual:
             wanted = (wanted.float() + old.float()).to(TORCH[out_type])
         assert same_bits(got, wanted)

@@ -1,5 +1,6 @@
 """What the tests of GPU kernels share: kernels as text, running them on numpy, references."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,13 +14,16 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import STORAGE_MAX, Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.triton import gemm, group_gemm
+from qfuse.lowering.triton import gemm, group_combine, group_gemm
 from qfuse.lowering.triton.gpu import find_gpu
+from qfuse.lowering.triton.group_tiles import Choice
 from qfuse.lowering.triton.interpreter import Buffer
 from qfuse.lowering.triton.interpreter import run as interpret
 from qfuse.lowering.triton.interpreter.types import DTYPES
-from qfuse.lowering.triton.kernel import Launch, TritonKernel
+from qfuse.lowering.triton.kernel import Launch, Parameter, TritonKernel
 from qfuse.lowering.triton.lower import lower_kernel
+from qfuse.lowering.triton.product import Product
+from qfuse.lowering.triton.signature import SCRATCH
 from qfuse.lowering.triton.tiles import Config
 
 Array = np.ndarray
@@ -138,13 +142,14 @@ def lowered(text: str, target: str = "cuda:sm_90") -> TritonKernel:
 def forced(config: Config, last_m: int | None = None) -> Iterator[None]:
     """All products that are lowered here are cut as `config` says, for up to `last_m` rows."""
     lowered.cache_clear()
+
+    def for_groups(product: Product, *_: object) -> list[Choice]:
+        return [(1, last_m, (config,) * len(product.groups))]
+
     with (
         patch.object(gemm, "choose_configs", lambda *_: [(1, last_m, config)]),
-        patch.object(
-            group_gemm,
-            "choose_group_configs",
-            lambda product, *_: [(1, last_m, (config,) * len(product.groups))],
-        ),
+        patch.object(group_gemm, "choose_group_configs", for_groups),
+        patch.object(group_combine, "choose_group_configs", for_groups),
     ):
         yield
     lowered.cache_clear()
@@ -195,8 +200,10 @@ def execute(
         memory["result", i, "data"] = Buffer(shape, result.dtype)
         if result.scheme is not None:
             memory["result", i, "scale"] = Buffer(scale_shape(result, m), result.scheme.scale)
-    scratch = variant.scratch_per_row * m // 4
-    memory["scratch", 0, "data"] = Buffer(max(scratch, 1), "f32")
+    dtypes = {pointees(x)[SCRATCH] for x in variant.launches if SCRATCH in x.parameters} or {"f32"}
+    (dtype,) = dtypes  # the launches share it
+    scratch = variant.scratch_per_row * m // DTYPES[dtype].itemsize
+    memory["scratch", 0, "data"] = Buffer(max(scratch, 1), dtype)
     counters = memory["counter", 0, "data"] = np.zeros(variant.counter_bytes // 4, np.int32)
     for launch in variant.launches:
         run_launch(launch, memory, m, target, programs, **options)
@@ -207,6 +214,13 @@ def execute(
         buffers = [memory["result", i, part] for part in parts]
         made.append([buffer for buffer in buffers if isinstance(buffer, Buffer)])
     return made
+
+
+def pointees(launch: Launch) -> dict[Parameter, str]:
+    """The element type of each parameter of a launch."""
+    (arguments,) = re.findall(r"function_type = \(([^)]*)\)", launch.text)
+    types = re.findall(r"!tt.ptr<(\w+)>", arguments)
+    return dict(zip(launch.parameters, types, strict=True))
 
 
 def run_launch(

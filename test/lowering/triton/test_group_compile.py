@@ -9,6 +9,7 @@ from gpu_kernels import SILU_GLU, kernel_text, lowered, matmul_text, plain, quan
 pytest.importorskip("triton")
 
 from test_compile_matrix import hold_gates, ptxas
+from test_group_combine_numerics import combine_text
 from test_sass import compiled
 
 from qfuse.dialects.types import Shaped
@@ -41,6 +42,13 @@ DOWN = matmul_text(
     [plain(-1, CHOICES, HIDDEN)],
     routing=[INDPTR],
 )
+DOWN_COMBINE = combine_text(
+    quantized(-1, CHOICES, WIDTH, layout="col_major"),
+    quantized(EXPERTS, HIDDEN, WIDTH, block=(128, 128)),
+    plain(-1, HIDDEN),
+    residual=True,
+    choices=CHOICES,
+)
 ROUTE = kernel_text(
     "route",
     [plain(-1, CHOICES, dtype="i64")],
@@ -55,6 +63,9 @@ COMBINE = kernel_text(
 )
 FAMILIES = {
     "gate and up": ("fp8", GATE_UP, 64),
+    "down and combine, a token": ("fp8", DOWN_COMBINE, 1),
+    "down and combine, some": ("fp8", DOWN_COMBINE, 16),
+    "down and combine, many": ("fp8", DOWN_COMBINE, 1000),
     "route": ("", ROUTE, 1000),
     "combine": ("", COMBINE, 1),
 }
@@ -64,8 +75,10 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_compiles(family: str, target: str) -> None:
     kind, text, m = FAMILIES[family]
-    for launch in lowered(text, target).variant(m).launches:
-        hold_gates(launch, GPUS[target], kind)
+    product, *others = lowered(text, target).variant(m).launches
+    hold_gates(product, GPUS[target], kind)
+    for launch in others:  # what adds up has no product
+        hold_gates(launch, GPUS[target], "")
 
 
 @pytest.mark.parametrize("name", ["route", "combine"])
@@ -77,12 +90,18 @@ def test_row_kernels_of_sm_90(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "m"),
-    [("gate and up", 8), ("gate and up", 65536), ("down", 64), ("down", 65536)],
+    [
+        *(("gate and up", 8), ("gate and up", 65536), ("down", 64), ("down", 65536)),
+        *(("down and combine", 1), ("down and combine", 16), ("down and combine", 8192)),
+    ],
 )
 def test_products_of_sm_90(name: str, m: int, tmp_path: Path) -> None:
     """FP8 tensor cores without waiting for each, loads ahead of them, nothing spilled."""
-    text = {"gate and up": GATE_UP, "down": DOWN}[name]
-    (launch,) = lowered(text).variant(m).launches
+    text = {"gate and up": GATE_UP, "down": DOWN, "down and combine": DOWN_COMBINE}[name]
+    launch, *others = lowered(text).variant(m).launches
+    assert len(others) == (name == "down and combine" and m > 16)
+    for other in others:
+        assert sass_report(compiled(other, "cuda:sm_90"))["spill_bytes"] == 0
     binary = compiled(launch, "cuda:sm_90")
     report = sass_report(binary)
     assert set(report["mma"]) == {"QGMMA"}, report
@@ -95,9 +114,9 @@ def test_products_of_sm_90(name: str, m: int, tmp_path: Path) -> None:
 
 def test_what_a_decoding_step_starts() -> None:
     """One token: a block for each of its choices, no more, and its weights read once."""
-    for text in (GATE_UP, DOWN):
-        (launch,) = lowered(text).variant(CHOICES).launches
+    for text, m in ((GATE_UP, CHOICES), (DOWN, CHOICES), (DOWN_COMBINE, 1)):
+        (launch,) = lowered(text).variant(m).launches
         assert launch.grid.groups == EXPERTS
-        assert launch.grid.blocks(CHOICES) == CHOICES
-        x, y, _ = launch.grid.of(CHOICES)
+        assert launch.grid.blocks(m) == CHOICES
+        x, y, _ = launch.grid.of(m)
         assert 100 <= x * y <= 4 * GPUS["cuda:sm_90"].processors, launch.grid
