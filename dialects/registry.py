@@ -17,6 +17,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     quantization_ops.QuantizeOp,
     quantization_ops.DequantizeOp,
     quantization_ops.ConcatOp,
+    quantization_ops.AppendExpertOp,
     matmul_op.MatmulOp,
     matmul_op.YieldOp,
     elementwise_ops.AddOp,
@@ -43,6 +44,7 @@ COMPUTE_OPS = frozenset(
         quantization_ops.PackOp,
         quantization_ops.UnpackOp,
         quantization_ops.ConcatOp,
+        quantization_ops.AppendExpertOp,
         matmul_op.YieldOp,
     )
 )

@@ -5,6 +5,7 @@ by row.  Neither follows an id or a slot that is none.
 """
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.moe_ops import shared_experts
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.emit import LANES, Function, Index, Value
@@ -42,10 +43,15 @@ def build(signature: Signature, level: str) -> Built:
 
 
 def _build_route(signature: Signature) -> Built:
-    """Count the rows of each expert; then each choice takes the next row of its expert."""
+    """Count the rows of each expert; then each choice takes the next row of its expert.
+
+    A shared expert has a row of each token, and comes after those that ids name.
+    """
     (ids,) = signature.operands
     slots_out, tokens, indptr = (r.data for r in signature.results)
-    choices, experts = ids.width, signature.results[2].width - 1
+    shared, given = shared_experts(signature.op), ids.width
+    experts = signature.results[2].width - 1  # the shared one, too
+    named, choices = experts - shared, given + shared
     f = Function("run", entry_parameters(signature.data))
     _, scratch, counters, m, _ = f.params[-5:]
     total = f.imul(m, choices)
@@ -53,11 +59,13 @@ def _build_route(signature: Signature) -> Built:
     with f.tickets(counters, TASK_COUNTER, 1):
         with f.loop(0, experts) as each:
             f.store_index(0, scratch, f.iadd(next_row, each.iv))
-        with f.loop(0, total) as choice:
+        with f.loop(0, f.imul(m, given)) as choice:
             expert = f.load_index(ids.data, choice.iv)
-            with f.when(f.icompare("ult", expert, experts)):
+            with f.when(f.icompare("ult", expert, named)):
                 at = f.iadd(next_row, expert)
                 f.store_index(f.iadd(f.load_index(scratch, at), 1), scratch, at)
+        if shared:
+            f.store_index(m, scratch, f.iadd(next_row, named))
         f.store_index(0, indptr, 0)
         with f.loop(0, experts, carried=[f.index(0)]) as each:
             (begin,) = each.carried
@@ -66,16 +74,23 @@ def _build_route(signature: Signature) -> Built:
             f.store_index(begin, scratch, at)
             f.store_index(end, indptr, f.iadd(each.iv, 1))
             each.yielded = [end]
-        with f.loop(0, m) as token, f.loop(0, choices) as j:
-            choice_at = f.address((token.iv, choices), j.iv)
-            expert = f.load_index(ids.data, choice_at)
-            f.store_index(-1, slots_out, choice_at)
-            with f.when(f.icompare("ult", expert, experts)):
-                at = f.iadd(next_row, expert)
-                row = f.load_index(scratch, at)
-                f.store_index(f.iadd(row, 1), scratch, at)
-                f.store_index(row, slots_out, choice_at)
-                f.store_index(token.iv, tokens, row)
+
+        def take_row(expert: Index, token: Index, choice_at: Index) -> None:
+            at = f.iadd(next_row, expert)
+            row = f.load_index(scratch, at)
+            f.store_index(f.iadd(row, 1), scratch, at)
+            f.store_index(row, slots_out, choice_at)
+            f.store_index(token, tokens, row)
+
+        with f.loop(0, m) as token:
+            with f.loop(0, given) as j:
+                choice_at = f.address((token.iv, choices), j.iv)
+                expert = f.load_index(ids.data, f.address((token.iv, given), j.iv))
+                f.store_index(-1, slots_out, choice_at)
+                with f.when(f.icompare("ult", expert, named)):
+                    take_row(expert, token.iv, choice_at)
+            if shared:
+                take_row(f.index(named), token.iv, f.address((token.iv, choices), given))
         with f.loop(each.results[0], total) as unused:
             f.store_index(0, tokens, unused.iv)
     return Built([f], [Entry("run", slot_bytes=4 * experts)])
@@ -85,6 +100,7 @@ def _build_combine(signature: Signature, level: str) -> Built:
     y, slots, weights, *residual = signature.operands
     (result,) = signature.results
     choices, width = y.shaped.shape[1:]
+    weighted = weights.width
 
     def emit_row(lanes: Lanes, token: Value) -> None:
         f = lanes.f
@@ -97,17 +113,33 @@ def _build_combine(signature: Signature, level: str) -> Built:
             def output(piece: Piece) -> Index:
                 return f.address((token, width), piece.column)
 
-            with f.loop(0, choices, carried=zeros) as loop:
-                choice = f.address((token, choices), loop.iv)
-                slot = f.load_index(slots.data, choice)
+            def row_of(choice: Index) -> tuple[Value, Index]:
+                """Whether a choice has a row, and which."""
+                slot = f.load_index(slots.data, f.address((token, choices), choice))
                 there = f.icompare("ult", slot, total)
-                row = f.select(there, slot, f.index(0))
-                weight = lanes.splat(weights.data, choice, weights.dtype)
+                return there, f.select(there, slot, f.index(0))
+
+            def load(row: Index, piece: Piece) -> Value:
+                return lanes.load(
+                    y.data, f.address((row, width), piece.column), y.dtype, piece.mask
+                )
+
+            with f.loop(0, weighted, carried=zeros) as loop:
+                there, row = row_of(loop.iv)
+                at = f.address((token, weighted), loop.iv)
+                weight = lanes.splat(weights.data, at, weights.dtype)
                 for piece, before in zip(parts, loop.carried, strict=True):
-                    at = f.address((row, width), piece.column)
-                    term = f.mul(lanes.load(y.data, at, y.dtype, piece.mask), weight)
+                    term = f.mul(load(row, piece), weight)
                     loop.yielded.append(f.select(there, f.add(before, term), before))
-            for piece, value in zip(parts, loop.results, strict=True):
+            sums = loop.results
+            for shared in range(weighted, choices):
+                there, row = row_of(f.index(shared))
+                rounded = [lanes.round(value, result.dtype) for value in sums]
+                sums = [
+                    f.select(there, f.add(value, load(row, piece)), value)
+                    for value, piece in zip(rounded, parts, strict=True)
+                ]
+            for piece, value in zip(parts, sums, strict=True):
                 if residual:
                     old = lanes.load(residual[0].data, output(piece), result.dtype, piece.mask)
                     value = f.add(lanes.round(value, result.dtype), old)

@@ -8,11 +8,15 @@ behind them in their order:
     for ids in chunks:
         row = start + number of ids up to here that are mine    # a prefix sum within the chunk
         slots[choice] = row; tokens[row] = token of the choice
+
+A shared expert is one more, which every token has as an id of its own behind those it was given.
 """
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.moe_ops import shared_experts
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Variant
 from qfuse.lowering.triton.rows import build_rows
@@ -43,7 +47,7 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
     if signature.op.name == "qfuse.combine":
         width = signature.results[0].width
         return build_rows(signature, gpu, width, whole_rows=False, body=_Combine(signature))
-    few = max(1, _FEW[0] // signature.operands[0].width)
+    few = max(1, _FEW[0] // signature.results[0].width)
     return [
         _route(signature, gpu, 1, few, *_FEW),
         _route(signature, gpu, few + 1, None, *_MANY),
@@ -74,7 +78,9 @@ class _Route:
         (self.ids,) = signature.operands
         self.slots, self.tokens, self.indptr = signature.results
         self.experts = self.indptr.width - 1
-        self.total = self.b.mul(self.pointers.m, self.ids.width)
+        self.shared = shared_experts(signature.op)
+        self.choices = self.slots.width
+        self.total = self.b.mul(self.pointers.m, self.choices)
 
     def emit(self) -> None:
         b = self.b
@@ -99,7 +105,7 @@ class _Route:
             ones = b.cast("extui", here, "i32")
             row = b.add(b.sub(b.scan(ones, 0, "arith.addi"), 1), carried[0])
             slot = b.select(is_expert, row, -1)
-            token = b.select(is_expert, b.div(choice, self.ids.width), 0)
+            token = b.select(is_expert, b.div(choice, self.choices), 0)
             b.store(b.offset(self.pointers.data(self.slots), choice), slot, here)
             b.store(b.offset(self.pointers.data(self.tokens), row), token, here)
             return [b.add(carried[0], b.reduce(ones, 0, "arith.addi"))]
@@ -114,11 +120,21 @@ class _Route:
         b = self.b
         choice = b.add(b.range(self.chunk), first)
         inside = b.less(choice, self.total)
-        ids = b.load(b.offset(self.pointers.data(self.ids), choice), inside)
+        if not self.shared:
+            return choice, inside, self._expert_of_id(choice, inside)
+        which = b.rem(choice, self.choices)
+        place = b.add(b.mul(b.div(choice, self.choices), self.ids.width), which)
+        has_id = b.less(which, self.ids.width)
+        named = self._expert_of_id(place, b.both(inside, has_id))
+        # one after the last of those named is the shared one, so that nobody's are behind it
+        named = b.select(b.less(named, self.experts - 1), named, self.experts)
+        return choice, inside, b.select(has_id, named, self.experts - 1)
+
+    def _expert_of_id(self, place: ir.Value, mask: ir.Value | None) -> ir.Value:
+        b = self.b
+        ids = b.load(b.offset(self.pointers.data(self.ids), place), mask)
         expert = b.binary("arith.minui", ids, self.experts)
-        if self.ids.dtype == "i64":
-            expert = b.cast("trunci", expert, "i32")
-        return choice, inside, expert
+        return b.cast("trunci", expert, "i32") if self.ids.dtype == "i64" else expert
 
 
 class _Combine:
@@ -129,22 +145,35 @@ class _Combine:
         (self.result,) = signature.results
 
     def __call__(self, launch: LaunchBuilder, tile: Tile) -> None:
-        b, choices = launch.b, self.slots.width
-        rows = b.mul(launch.pointers.m, choices)
+        b = launch.b
         total = b.full(0.0, "f32", tile.shape)
-        for j in range(choices):
-            slot, weight = (self._of_choice(tile, t, j) for t in (self.slots, self.weights))
-            there = b.both(b.below(slot, rows), tile.row_mask())
-            assert there is not None
-            begin = b.offset(launch.pointers.data(self.y), b.mul(b.i64(slot), self.y.width))
-            at = b.offset(begin, b.add(tile.column_range(), tile.column))
-            y = b.load(at, b.both(b.broadcast(there, tile.shape), self._columns(tile)))
-            term = b.mul(b.convert(y, "f32"), b.convert(weight, "f32"))
+        for j in range(self.weights.width):
+            there, y = self._row_of_choice(tile, j)
+            weight = self._of_choice(tile, self.weights, j)
+            term = b.mul(y, b.convert(weight, "f32"))
             total = b.select(there, b.add(total, term), total)
+        for shared in range(self.weights.width, self.slots.width):
+            there, y = self._row_of_choice(tile, shared)
+            rounded = self._rounded(b, total)
+            total = b.select(there, b.add(rounded, y), rounded)
         if self.residual:
-            rounded = b.convert(b.convert(total, self.result.dtype), "f32")
-            total = b.add(rounded, tile.load(self.residual[0], "[M,N]"))
+            total = b.add(self._rounded(b, total), tile.load(self.residual[0], "[M,N]"))
         tile.store(total, self.result)
+
+    def _rounded(self, b: Builder, value: ir.Value) -> ir.Value:
+        return b.convert(b.convert(value, self.result.dtype), "f32")
+
+    def _row_of_choice(self, tile: Tile, choice: int) -> tuple[ir.Value, ir.Value]:
+        """Whether one choice of each token has a row of y, and that as f32."""
+        b, pointers = tile.b, tile.pointers
+        slot = self._of_choice(tile, self.slots, choice)
+        rows = b.mul(pointers.m, self.slots.width)
+        there = b.both(b.below(slot, rows), tile.row_mask())
+        assert there is not None
+        begin = b.offset(pointers.data(self.y), b.mul(b.i64(slot), self.y.width))
+        at = b.offset(begin, b.add(tile.column_range(), tile.column))
+        y = b.load(at, b.both(b.broadcast(there, tile.shape), self._columns(tile)))
+        return there, b.convert(y, "f32")
 
     def _of_choice(self, tile: Tile, tensor: Tensor, choice: int) -> ir.Value:
         """What a tensor [T, k] has for one choice of each token of the tile."""
