@@ -94,7 +94,7 @@ def _fuse(side: int, quantized: bool) -> Callable[[Pattern], None]:
         for op in inner:
             p.require(run_equally_often, add, op)
         p.require(read_one_input, gate, up, both)
-        p.require(products_are_plain, *products)
+        p.require(products_are_plain, add, *products)
         p.require(activations_agree, shared_hidden[0], hidden[0])
         p.require(weights_are_of_one_kind, shared_down, gate, up, both, down)
         p.require(weights_are_made_once, *products)
@@ -135,7 +135,7 @@ def read_one_input(gate: ir.Operation, up: ir.Operation, both: ir.Operation) -> 
     )
 
 
-def products_are_plain(*products: ir.Operation) -> Verdict:
+def products_are_plain(_add: ir.Operation, *products: ir.Operation) -> Verdict:
     """Nothing is fused into them, and nothing left of what they are expanded from."""
     if any(INPUT_SCHEME in product.attributes for product in products):
         return Refusal(
@@ -218,7 +218,7 @@ def are_read_in_between_only(add: ir.Operation, *inner: ir.Operation) -> Verdict
     return None
 
 
-def is_as_experts_are(_add: ir.Operation, combine: ir.Operation, other: ir.Value) -> Verdict:
+def is_as_experts_are(add: ir.Operation, combine: ir.Operation, other: ir.Value) -> Verdict:
     """A shared expert behind `other` is computed as the experts are, or there is none."""
     down = _product_of(combine.operands[0])
     both = down and _product_of(down.operands[0])
@@ -233,7 +233,7 @@ def is_as_experts_are(_add: ir.Operation, combine: ir.Operation, other: ir.Value
             return Refusal(
                 f"{op.name} is part of the shared expert, and of no other", "leave it out"
             )
-    if (why := products_are_plain(both, down, *products)) is not None:
+    if (why := products_are_plain(add, both, down, *products)) is not None:
         return why
     makers = [value.owner.operation for value in (down.operands[0], products[-1].operands[0])]
     if makers[0].name != makers[1].name:

@@ -120,9 +120,8 @@ def _build_combine(signature: Signature, level: str) -> Built:
                 return there, f.select(there, slot, f.index(0))
 
             def load(row: Index, piece: Piece) -> Value:
-                return lanes.load(
-                    y.data, f.address((row, width), piece.column), y.dtype, piece.mask
-                )
+                at = f.address((row, width), piece.column)
+                return lanes.load(y.data, at, y.dtype, piece.mask)
 
             with f.loop(0, weighted, carried=zeros) as loop:
                 there, row = row_of(loop.iv)
