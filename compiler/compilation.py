@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qfuse.compiler import pipeline, remarks
+from qfuse.compiler.expert_layers import count_launches
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
 from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
@@ -36,6 +37,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """What the patterns did, each pass's time, and launches of each layer of experts.
+
+    `expert_layers` is what `Report.from_json` reads of them.
+    """
+
+    remarks: remarks.Remarks
+    timings: list[pipeline.Timing]
+    expert_layers: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class ConfigResult:
     """The fused module of a config, operations by name before and after, seconds by phase."""
 
@@ -43,6 +56,7 @@ class ConfigResult:
     counts: dict[str, dict[str, int]]
     seconds: dict[str, float]
     remarks: remarks.Remarks
+    expert_layers: list[dict[str, Any]]
 
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +109,7 @@ def compile_imported(
 ) -> Executable:
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
-    collected, _ = fuse(module, options, progress)
+    fused = fuse(module, options, progress)
     kernels = compile_kernels(module, options, progress)
     with module.context:
         plan = build_plan(module, kernels)
@@ -104,17 +118,18 @@ def compile_imported(
         imported.parameters,
         kernels,
         info=_info(imported),
-        report={"remarks": [remark.to_json() for remark in collected]},
+        report={
+            "remarks": [remark.to_json() for remark in fused.remarks],
+            "expert_layers": fused.expert_layers,
+        },
         target=str(options.target),
         progress=lambda done, total: _report(progress, "weights", done, total),
     )
     return Executable(program)
 
 
-def fuse(
-    module: ir.Module, options: CompileOptions, progress: Progress | None = None
-) -> tuple[remarks.Remarks, list[pipeline.Timing]]:
-    """Run the import and the fusion passes; returns what the patterns did, and each pass's time."""
+def fuse(module: ir.Module, options: CompileOptions, progress: Progress | None = None) -> Fused:
+    """Run the import and the fusion passes."""
     names = [*pipeline.IMPORT, *options.fusion_passes()]
     names += () if options.target.is_cpu else pipeline.GPU
     stages = pipeline.stages_of(names)
@@ -122,10 +137,21 @@ def fuse(
         with module.context:
             registry.load_all()
         _report(progress, "fuse", 0, len(stages))
+        imported = len(pipeline.IMPORT)
         timings = pipeline.run(
-            module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
+            module, stages[:imported], lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
         )
-    return collected, timings
+        before = count_launches(module)
+        timings += pipeline.run(
+            module,
+            stages[imported:],
+            lambda i, *_: _report(progress, "fuse", imported + i + 1, len(stages)),
+        )
+    layers = [
+        {"weight": unfused.weight, "before": unfused.launches, "after": fused.launches}
+        for unfused, fused in zip(before, count_launches(module), strict=True)
+    ]
+    return Fused(collected, timings, layers)
 
 
 def compile_kernels(
@@ -161,10 +187,10 @@ def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     imported = import_config(Path(config))
     seconds = {"import": time.perf_counter() - start}
     counts = {"imported": count_ops(imported.module)}
-    collected, timings = fuse(imported.module, options)
-    seconds |= {timing.name: timing.seconds for timing in timings}
+    fused = fuse(imported.module, options)
+    seconds |= {timing.name: timing.seconds for timing in fused.timings}
     counts["fused"] = count_ops(imported.module)
-    return ConfigResult(imported.module, counts, seconds, collected)
+    return ConfigResult(imported.module, counts, seconds, fused.remarks, fused.expert_layers)
 
 
 def count_ops(module: ir.Module) -> dict[str, int]:

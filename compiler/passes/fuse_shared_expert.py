@@ -221,8 +221,10 @@ def are_read_in_between_only(add: ir.Operation, *inner: ir.Operation) -> Verdict
 def is_as_experts_are(add: ir.Operation, combine: ir.Operation, other: ir.Value) -> Verdict:
     """A shared expert behind `other` is computed as the experts are, or there is none."""
     down = _product_of(combine.operands[0])
-    both = down and _product_of(down.operands[0])
-    shared = _between(both.operands[0], other) if both is not None else []
+    both = _product_of(down.operands[0]) if down is not None else None
+    if down is None or both is None:
+        return MISMATCH
+    shared = _between(both.operands[0], other)
     products = [op for op in shared if op.name == "qfuse.matmul"]
     if len(products) < 2:
         return MISMATCH

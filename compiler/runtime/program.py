@@ -108,13 +108,9 @@ class Program:
             parts = []
             for at, (codes, scale) in enumerate(prepare.parts):
                 # Whatever is joined to a stack of experts is written into the stack itself.
-                read = _with_room if prepare.layout == "stack" and at == 0 else _parameter
-                parts.append(
-                    (
-                        read(parameters, by_value[codes], target),
-                        _parameter(parameters, by_value[scale], target),
-                    )
-                )
+                get = _with_room if prepare.layout == "stack" and at == 0 else _parameter
+                found = get(parameters, by_value[codes], target)
+                parts.append((found, _parameter(parameters, by_value[scale], target)))
             packed, scales = _ARRANGE[prepare.layout](parts, prepare.block)
             constants[prepare.packed], constants[prepare.scale] = packed, scales
             if progress is not None:
