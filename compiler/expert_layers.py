@@ -14,7 +14,6 @@ The norm before the layer is none of it, nor the add of a residual that is a lau
 Layers are found by what reads what, from each `qfuse.route` on; no name is looked at.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qfuse.compiler import remarks
@@ -24,7 +23,8 @@ from qfuse.compiler.torch_ir import builtin_type
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.registry import COMPUTE_OPS
 
-_INPUT_MAKERS = ("qfuse.quantize", "torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor")
+_FORMS = ("qfuse.quantize", "torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor")
+"""What makes another form of a hidden state."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ def launches_of(op: ir.Operation) -> int:
     return calls.launches(name)
 
 
-def _layer(route: ir.Operation, order: dict[ir.Operation, int]) -> LayerLaunches | None:
+Order = dict[ir.Operation, int]
+"""The operations of a block and their places."""
+
+
+def _layer(route: ir.Operation, order: Order) -> LayerLaunches | None:
     """The layer of a `qfuse.route`; None for anything else, and for one whose sum nobody makes."""
     if route.name != "qfuse.route":
         return None
@@ -77,44 +81,42 @@ def _layer(route: ir.Operation, order: dict[ir.Operation, int]) -> LayerLaunches
     sums, products = readers(slots), readers(tokens)
     if not sums or not products:
         return None
-    x = products[0].operands[0]
-    start = _place(x, order)
-    end = _with_shared_expert(sums[0], start, order)
-    needed = _needed(end, start, order)
-    return LayerLaunches(
-        remarks.argument_name(products[0].operands[1]), sum(map(launches_of, needed))
-    )
+    states, start = _hidden_states(products[0].operands[0], order)
+    end = _with_shared_expert(sums[0], states, start, order)
+    launches = sum(map(launches_of, _needed(end, start, order)))
+    return LayerLaunches(remarks.argument_name(products[0].operands[1]), launches)
 
 
-def _place(x: ir.Value, order: dict[ir.Operation, int]) -> int:
-    """Where the hidden state is made that `x` is, or is quantized from; -1 for an argument."""
+def _hidden_states(x: ir.Value, order: Order) -> tuple[set[ir.Value], int]:
+    """The layer's input in all its forms, of which `x` is one, and the place of what makes it.
+
+    That is -1 for an argument.
+    """
+    found = {x}
     while not isinstance(x, ir.BlockArgument):
         maker = x.owner.operation
-        if maker.name not in _INPUT_MAKERS:
-            return order.get(maker, -1)
+        found.update(maker.results)
+        if maker.name not in _FORMS:
+            return found, order.get(maker, -1)
         x = maker.operands[0]
-    return -1
+    return found | {x}, -1
 
 
 def _with_shared_expert(
-    end: ir.Operation, start: int, order: dict[ir.Operation, int]
+    end: ir.Operation, states: set[ir.Value], start: int, order: Order
 ) -> ir.Operation:
-    """What adds a shared expert to the sum `end` makes; `end` where there is none."""
-    reader = end
+    """What adds an MLP of the layer's input to the sum `end` makes; `end` where nothing does."""
+    reader, without = end, _needed(end, start, order)
     while len(reader.results) == 1 and len(users := readers(reader.results[0])) == 1:
         (reader,) = users
-        if reader not in order:
-            break
-        if launches_of(reader) == 0:
-            continue
-        made = {found for found in _needed(reader, start, order) if launches_of(found) != 0}
-        return reader if made - {reader, *_needed(end, start, order)} else end
+        if launches_of(reader) != 0:
+            more = _needed(reader, start, order) - without - {reader}
+            reads_input = any(value in states for op in more for value in op.operands)
+            return reader if reads_input else end
     return end
 
 
-def _needed(
-    end: ir.Operation, start: int, order: dict[ir.Operation, int]
-) -> Iterator[ir.Operation]:
+def _needed(end: ir.Operation, start: int, order: Order) -> set[ir.Operation]:
     """The operations whose results `end` depends on, itself too, that stand after `start`."""
     found, waiting = {end}, [end]
     while waiting:
@@ -125,4 +127,4 @@ def _needed(
             if order.get(maker, -1) > start and maker not in found:
                 found.add(maker)
                 waiting.append(maker)
-    return iter(found)
+    return found

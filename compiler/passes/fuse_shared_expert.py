@@ -124,7 +124,7 @@ def _explain(side: int) -> Callable[[Pattern], None]:
 def has_no_shared_expert_yet(_combine: ir.Operation, route: ir.Operation) -> Verdict:
     if shared_experts(route) == 0:
         return None
-    return Refusal("the experts have a shared one already", "add up the weights of one alone")
+    return Refusal("the experts have a shared one already")
 
 
 def read_one_input(gate: ir.Operation, up: ir.Operation, both: ir.Operation) -> Verdict:
@@ -232,9 +232,7 @@ def is_as_experts_are(add: ir.Operation, combine: ir.Operation, other: ir.Value)
         return Refusal("the sum takes a residual already", "run this pass before the epilogues'")
     for op in shared:
         if op.name not in _PARTS:
-            return Refusal(
-                f"{op.name} is part of the shared expert, and of no other", "leave it out"
-            )
+            return Refusal(f"{op.name} is part of the shared expert, but of no other expert")
     if (why := products_are_plain(add, both, down, *products)) is not None:
         return why
     makers = [value.owner.operation for value in (down.operands[0], products[-1].operands[0])]

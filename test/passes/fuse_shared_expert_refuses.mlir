@@ -420,7 +420,7 @@ func.func @gate_of_shared_expert(%x: !xq, %ids: tensor<?x2xi64>, %weights: tenso
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
   %gated = "qfuse.mul"(%share, %shared) : (tensor<1x?x1xbf16>, !x) -> !x
-  // expected-remark @+1 {{shared-expert: refused at qfuse.add: qfuse.mul is part of the shared expert, and of no other; leave it out}}
+  // expected-remark @+1 {{shared-expert: refused at qfuse.add: qfuse.mul is part of the shared expert, but of no other expert}}
   %out = "qfuse.add"(%sum, %gated) : (!x, !x) -> !x
   return %out : !x
 }
@@ -473,7 +473,7 @@ func.func @bias(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
   %biased = "qfuse.add"(%shared, %bias) : (!x, tensor<256xbf16>) -> !x
-  // expected-remark @+1 {{shared-expert: refused at qfuse.add: qfuse.add is part of the shared expert, and of no other; leave it out}}
+  // expected-remark @+1 {{shared-expert: refused at qfuse.add: qfuse.add is part of the shared expert, but of no other expert}}
   %out = "qfuse.add"(%sum, %biased) : (!x, !x) -> !x
   return %out : !x
 }
@@ -666,7 +666,7 @@ func.func @one_after_the_other(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!hq, !down, tensor<5xi32>) -> !y
-  // expected-remark @+1 {{shared-expert: refused at qfuse.combine: the experts have a shared one already; add up the weights of one alone}}
+  // expected-remark @+1 {{shared-expert: refused at qfuse.combine: the experts have a shared one already}}
   %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!y, !slots, tensor<?x2xf32>) -> !x
   %sg = "qfuse.matmul"(%x, %gate) ({
   ^bb0(%acc: f32):
