@@ -27,6 +27,7 @@
 | pipeline.py | pass pipelines: the built-in order, and as text |
 | passes/ | one pass per file |
 | pdl.py, epilogue.py, remarks.py | what passes are written with |
+| expert_layers.py | launches of a layer of experts, for the report |
 | plan/ | the lowered host program as data |
 | runtime/ | running that, without MLIR |
 """

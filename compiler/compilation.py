@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.dispatch.subject import Machine
 from qfuse.compiler.dispatch.table import Row, rows_of
+from qfuse.compiler.expert_layers import count_launches
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
@@ -41,6 +42,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """What the patterns did, each pass's time, and launches of each layer of experts.
+
+    `expert_layers` is what `Report.from_json` reads of them.
+    """
+
+    remarks: remarks.Remarks
+    timings: list[pipeline.Timing]
+    expert_layers: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class ConfigResult:
     """The fused module of a config, operations by name before and after, seconds by phase."""
 
@@ -48,6 +61,7 @@ class ConfigResult:
     counts: dict[str, dict[str, int]]
     seconds: dict[str, float]
     remarks: remarks.Remarks
+    expert_layers: list[dict[str, Any]]
 
 
 Progress = Callable[[str, int, int], None]
@@ -102,7 +116,7 @@ def compile_imported(
 ) -> Executable:
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
-    collected, _ = fuse(module, options, progress)
+    fused = fuse(module, options, progress)
     decided = dispatch(module, options)
     kernels = compile_kernels(module, options, progress)
     with module.context:
@@ -113,7 +127,8 @@ def compile_imported(
         kernels,
         info=_info(imported),
         report={
-            "remarks": [remark.to_json() for remark in collected],
+            "remarks": [remark.to_json() for remark in fused.remarks],
+            "expert_layers": fused.expert_layers,
             "dispatch": [row.to_json() for row in decided],
         },
         target=str(options.target),
@@ -122,10 +137,8 @@ def compile_imported(
     return Executable(program)
 
 
-def fuse(
-    module: ir.Module, options: CompileOptions, progress: Progress | None = None
-) -> tuple[remarks.Remarks, list[pipeline.Timing]]:
-    """Run the import and the fusion passes; returns what the patterns did, and each pass's time."""
+def fuse(module: ir.Module, options: CompileOptions, progress: Progress | None = None) -> Fused:
+    """Run the import and the fusion passes."""
     names = [*pipeline.IMPORT, *options.fusion_passes()]
     names += () if options.target.is_cpu else pipeline.GPU
     stages = pipeline.stages_of(names)
@@ -133,10 +146,21 @@ def fuse(
         with module.context:
             registry.load_all()
         _report(progress, "fuse", 0, len(stages))
+        imported = len(pipeline.IMPORT)
         timings = pipeline.run(
-            module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
+            module, stages[:imported], lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
         )
-    return collected, timings
+        before = count_launches(module)
+        timings += pipeline.run(
+            module,
+            stages[imported:],
+            lambda i, *_: _report(progress, "fuse", imported + i + 1, len(stages)),
+        )
+    layers = [
+        {"weight": unfused.weight, "before": unfused.launches, "after": fused.launches}
+        for unfused, fused in zip(before, count_launches(module), strict=True)
+    ]
+    return Fused(collected, timings, layers)
 
 
 def dispatch(module: ir.Module, options: CompileOptions) -> list[Row]:
@@ -206,10 +230,10 @@ def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     imported = import_config(Path(config))
     seconds = {"import": time.perf_counter() - start}
     counts = {"imported": count_ops(imported.module)}
-    collected, timings = fuse(imported.module, options)
-    seconds |= {timing.name: timing.seconds for timing in timings}
+    fused = fuse(imported.module, options)
+    seconds |= {timing.name: timing.seconds for timing in fused.timings}
     counts["fused"] = count_ops(imported.module)
-    return ConfigResult(imported.module, counts, seconds, collected)
+    return ConfigResult(imported.module, counts, seconds, fused.remarks, fused.expert_layers)
 
 
 def count_ops(module: ir.Module) -> dict[str, int]:

@@ -13,6 +13,7 @@ from qfuse.lowering.cpu.cpu import choose_level
 from qfuse.lowering.target import TARGETS, Target
 
 FUSIONS: dict[str, str] = {
+    "shared-expert": "qfuse-fuse-shared-expert",
     "gate-up": "qfuse-fuse-gate-up",
     "qkv": "qfuse-fuse-qkv",
     "rope": "qfuse-fuse-rope",

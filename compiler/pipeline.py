@@ -13,6 +13,8 @@ from qfuse.dialects.bindings import ir, passmanager
 from qfuse.dialects.errors import QfuseError
 
 FUSION = (
+    # While the shared expert and the others still look alike.
+    "qfuse-fuse-shared-expert",
     # Siblings before epilogues: an activation fused into gate would hide it from gate/up.
     "qfuse-fuse-gate-up",
     "qfuse-fuse-qkv",

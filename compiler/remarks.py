@@ -139,4 +139,9 @@ def function_of(argument: ir.BlockArgument) -> ir.Operation | None:
     return owner if is_argument else None
 
 
-_TRANSPARENT = ("torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor", "qfuse.pack")
+_TRANSPARENT = (
+    "torch_c.to_builtin_tensor",
+    "torch_c.from_builtin_tensor",
+    "qfuse.pack",
+    "qfuse.append_expert",
+)

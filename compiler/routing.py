@@ -19,20 +19,27 @@ class Routing(NamedTuple):
     """What `qfuse.route` computes: the rows of each expert, and whose the rows are."""
 
     indptr: torch.Tensor
-    """int32 [E + 1]: expert e has the rows indptr[e] to indptr[e + 1] - 1; indptr[0] is 0."""
+    """int32 [E + 1]: expert e has the rows indptr[e] to indptr[e + 1] - 1; indptr[0] is 0.
+
+    E counts a shared expert, too; k below counts the choice of it."""
     tokens: torch.Tensor
     """int32 [T, k], flattened: the token of each row; 0 for rows from indptr[E] on."""
     slots: torch.Tensor
     """int32 [T, k]: the row of each choice, -1 where it is no expert's."""
 
 
-def route(ids: torch.Tensor, num_experts: int) -> Routing:
+def route(ids: torch.Tensor, num_experts: int, *, shared: bool = False) -> Routing:
     """Sort the choices of tokens by expert, exactly as `qfuse.route` does.
 
-    `ids` are int32 or int64 [T, k]; one outside of 0 .. num_experts - 1 is no expert.
+    `ids` are int32 or int64 [T, k]; one outside of 0 .. num_experts - 1 is no expert.  `shared`:
+    each token chooses expert number num_experts, too, which no id does.
     """
     expect("route: ids", ids, (torch.int32, torch.int64), ("T", "k"))
     expect_positive("route: num_experts", num_experts)
+    if shared:
+        ids = ids.masked_fill((ids < 0) | (ids >= num_experts), -1)
+        ids = torch.nn.functional.pad(ids, (0, 1), value=num_experts)
+        num_experts += 1
     if ids.numel() > MAX_ROWS:
         raise QfuseError(f"route: ids are {ids.numel()}; rows are counted in int32")
     flat = ids.flatten().long()

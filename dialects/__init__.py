@@ -4,7 +4,7 @@
 |---|---|
 | bindings.py | the MLIR bindings; the only file that names their package |
 | types.py | `!qfuse.qtensor`, `#qfuse.scheme`, and both as plain Python values |
-| quantization_ops.py | pack, unpack, quantize, tensor_scale, dequantize, concat |
+| quantization_ops.py | pack, unpack, quantize, tensor_scale, dequantize, concat, append_expert |
 | matmul_op.py | matmul with its epilogue region, yield |
 | elementwise_ops.py | add, mul, activations, glu |
 | norm_ops.py | rms_norm, rope |

@@ -10,6 +10,10 @@ The contract that all of them share.  T tokens choose k experts each, out of E:
                              in the order of (token, choice).  0 for rows from indptr[E] on
     slots    i32 [T, k]      the row of each choice, -1 where it is no expert's
 
+A shared expert is one more, number E, which is the last choice of every token without an id: then
+tokens and slots are [T, k + 1], indptr is [E + 2], and its T rows come after those of the others.
+An id of E is no expert all the same.
+
 Tensors of rows have the shape [T, k, ...] though their T * k rows are in the order of experts:
 so every extent is one of an operand.  Rows from indptr[E] on are never read, and hold anything.
 """
@@ -103,6 +107,9 @@ class RouteOp(Op, name="route", traits=[ext.Pure]):
            : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<129xi32>)
 
     The order is the same each time (a counting sort by expert, token and choice).
+
+    With `shared = 1 : i64` (0 where it is absent) there is a shared expert beside the
+    `num_experts` that ids choose from; slots and tokens are then [T, k + 1], indptr [E + 2].
     """
 
     ids: ext.Operand[ir.RankedTensorType]
@@ -118,14 +125,29 @@ class RouteOp(Op, name="route", traits=[ext.Pure]):
         experts = self.num_experts.value
         if experts < 1:
             return f"num_experts is {experts}; there must be one at least"
+        if (shared := shared_experts(self.operation)) not in (0, 1):
+            given = self.operation.attributes[SHARED]
+            return f"{SHARED} is {given}; expected 0 : i64, or 1 : i64 for a shared expert"
         if ids.dtype not in IDS or len(ids.shape) != 2 or ids.shape[1] == DYNAMIC:
             return f"ids are {ids}; expected whole numbers [T, k] with k known"
+        rows = Shaped((ids.shape[0], ids.shape[1] + shared), "i32")
         for name, value in (("slots", slots), ("tokens", tokens)):
-            if value != Shaped(ids.shape, "i32"):
-                return f"{name} are {value}; expected {Shaped(ids.shape, 'i32')}"
-        if indptr != Shaped((experts + 1,), "i32"):
-            return f"indptr is {indptr}; expected {Shaped((experts + 1,), 'i32')}"
-        return None
+            if value != rows:
+                return f"{name} are {value}; expected {rows}"
+        ends = Shaped((experts + shared + 1,), "i32")
+        return None if indptr == ends else f"indptr is {indptr}; expected {ends}"
+
+
+SHARED = "shared"
+"""Attribute of `qfuse.route`: how many shared experts there are, 0 or 1; 0 where it is absent."""
+
+
+def shared_experts(route: ir.Operation) -> int:
+    """How many experts every token chooses beside those of its ids, 0 or 1; -1 if it is no such."""
+    if SHARED not in route.attributes:
+        return 0
+    given = route.attributes[SHARED]
+    return ir.IntegerAttr(given).value if str(given) in ("0 : i64", "1 : i64") else -1
 
 
 class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]):

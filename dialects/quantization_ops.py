@@ -185,6 +185,40 @@ class ConcatOp(Op, name="concat", traits=[ext.Pure]):
         return None
 
 
+class AppendExpertOp(Op, name="append_expert", traits=[ext.Pure]):
+    """One more expert behind those of stacked weights, without touching a code or a scale.
+
+        %w = "qfuse.append_expert"(%experts, %shared)
+           : (!qfuse.qtensor<tensor<256x4096x7168x...>>, !qfuse.qtensor<tensor<4096x7168x...>>)
+           -> !qfuse.qtensor<tensor<257x4096x7168x...>>
+
+    From [E, N, K] and [N, K] of the same element type and scheme to [E + 1, N, K].  A weight of
+    several parts comes joined by `qfuse.concat`, which puts them where each expert has them.
+    """
+
+    experts: ext.Operand[Any]
+    weight: ext.Operand[Any]
+    out: ext.Result[Any]
+
+    def violation(self) -> str | None:
+        experts, weight, out = (shaped(v.type) for v in (self.experts, self.weight, self.out))
+        if experts.quantized and (why := scheme_error(experts)):
+            return why
+        if len(experts.shape) != 3 or DYNAMIC in experts.shape:
+            return f"experts have shape {shape_text(experts.shape)}; expected a static [E, N, K]"
+        wanted = replace(experts, shape=experts.shape[1:])
+        if weight != wanted:
+            return f"the weight is {weight}; expected {wanted}, as of each expert"
+        more = with_one_expert_more(experts)
+        return None if out == more else f"result type should be {more}, not {out}"
+
+
+def with_one_expert_more(experts: Shaped) -> Shaped:
+    """The type of weights [E, N, K] with another expert behind them."""
+    count, *each = experts.shape
+    return replace(experts, shape=(count + 1, *each))
+
+
 MAX_PARTS = 4
 """Weights that one `qfuse.concat` joins at most."""
 
@@ -202,6 +236,15 @@ def build_concat(weights: Sequence[ir.Value]) -> ir.Value:
         attributes={
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1] * len(weights) + [0] * absent)
         },
+    ).result
+
+
+def build_append_expert(experts: ir.Value, weight: ir.Value) -> ir.Value:
+    """A `qfuse.append_expert` at the insertion point."""
+    return ir.Operation.create(
+        AppendExpertOp.OPERATION_NAME,
+        results=[with_one_expert_more(shaped(experts.type)).type()],
+        operands=[experts, weight],
     ).result
 
 

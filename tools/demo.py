@@ -31,8 +31,10 @@ class DemoResult:
     """What `qfuse demo --json` prints.
 
     `kernels_before` and `kernels_after` are launches per decoded token, torch operations that
-    compute included; `bytes_*` what they read and write.  `max_rel_err_vs_unfused` is the largest
-    difference of a logit from the unfused program's, relative to the largest logit;
+    compute included; `bytes_*` what they read and write.  `kernels_per_moe_layer_*` are those of
+    one layer of experts, from its router to the sum (see compiler/expert_layers.py), of the layer
+    with the most; None for a model without quantized experts.  `max_rel_err_vs_unfused` is the
+    largest difference of a logit from the unfused program's, relative to the largest logit;
     `rel_err_vs_fp32` the Frobenius norm of the difference from transformers in f32 with
     dequantized weights and unquantized activations, relative to the reference's;
     `rel_err_vs_fp32_quantized` the same with the checkpoint's activation quantization simulated.
@@ -42,6 +44,8 @@ class DemoResult:
     model: str
     kernels_before: int
     kernels_after: int
+    kernels_per_moe_layer_before: int | None
+    kernels_per_moe_layer_after: int | None
     bytes_before: int
     bytes_after: int
     patterns: dict[str, dict[str, Any]]
@@ -84,6 +88,7 @@ def run(
     before, after = decode_profile(unfused), decode_profile(fused)
     fused.program.report |= {"before": before, "after": after}
     report = fused.report()
+    per_layer = report.most_of_an_expert_layer() or (None, None)
     del unfused
 
     sequence = [*prompt, *generated[:-1]]
@@ -94,6 +99,8 @@ def run(
         model=str(directory),
         kernels_before=before["launches"],
         kernels_after=after["launches"],
+        kernels_per_moe_layer_before=per_layer[0],
+        kernels_per_moe_layer_after=per_layer[1],
         bytes_before=before["bytes"],
         bytes_after=after["bytes"],
         patterns=report.to_json()["patterns"],

@@ -76,11 +76,14 @@ def _compile(args: argparse.Namespace) -> int:
         f"{args.output}: {sizes['kernels']} kernels, {sizes['kernel_steps']} kernel and "
         f"{sizes['torch_steps']} torch steps, {args.output.stat().st_size / 1e6:.1f} MB"
     )
+    for name, before, after in exe.report().savings():
+        console.print(f"{name}: {before} -> {after}", highlight=False)
     return 0
 
 
 def _compile_config(args: argparse.Namespace, options: Any) -> int:
     from qfuse.compiler.compilation import compile_config
+    from qfuse.compiler.runtime.report import Report
 
     start = time.perf_counter()
     result = compile_config(args.config_only, options)
@@ -92,6 +95,7 @@ def _compile_config(args: argparse.Namespace, options: Any) -> int:
     if args.json:
         data = {
             "ops": result.counts,
+            "expert_layers": result.expert_layers or None,
             "seconds": {**result.seconds, "total": total},
             "peak_rss_bytes": _peak_rss(),
         }
@@ -107,6 +111,8 @@ def _compile_config(args: argparse.Namespace, options: Any) -> int:
         print(f"{phase:44}{seconds:10.3f}")
     print(f"{'total':44}{total:10.3f}")
     print(f"{'peak memory, GiB':44}{_peak_rss() / 2**30:10.3f}")
+    for what, unfused, fused in Report.from_json({"expert_layers": result.expert_layers}).savings():
+        print(f"{what:44}{unfused:>10}{fused:>10}")
     if args.remarks:
         _print_remarks([remark.to_json() for remark in result.remarks])
     return 0

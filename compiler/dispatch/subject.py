@@ -99,7 +99,8 @@ def operand_text(value: Shaped) -> str:
 
 def read_subject(product: ir.Operation, machine: Machine) -> Subject:
     """The product `product` on `machine`."""
-    x, w, *routing = inputs_of(product)
+    given = inputs_of(product, product.operands)
+    x, w = given["x"], given["w"]
     assert x is not None and w is not None
     result = shaped(product.results[0].type)
     rows = 1
@@ -114,7 +115,7 @@ def read_subject(product: ir.Operation, machine: Machine) -> Subject:
         tuple(ir.DenseI64ArrayAttr(product.attributes["parts"])),
         read_epilogue(product),
         None if rows == DYNAMIC else rows,
-        len(routing) > 1 and routing[1] is not None,
+        given.get("tokens") is not None,
         weight_name(w),
     )
 

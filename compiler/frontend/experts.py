@@ -15,7 +15,7 @@ from torch import nn
 from qfuse.compiler import torch_moe, torch_ops
 from qfuse.compiler.block_scaled import dequantize_blocks
 from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, Checkpoint, dtype_name
-from qfuse.compiler.frontend.lazy_tensors import Entry
+from qfuse.compiler.frontend.lazy_tensors import Entry, Filled
 from qfuse.compiler.frontend.linear import scale_shape
 from qfuse.dialects.errors import QfuseError
 
@@ -220,23 +220,19 @@ def load_experts(
                 )
             scales[-1].append(scale)
 
-    def gate_up() -> torch.Tensor:
-        # zeros: rows between the two parts belong to neither
-        stack = torch.zeros(len(matrices), gate_up_rows, hidden, dtype=dtype)
+    def gate_up(stack: torch.Tensor) -> None:
         for slot, (gate, up, _) in zip(stack, matrices, strict=True):
             slot[:inner].copy_(checkpoint.raw(gate))
+            slot[inner:-inner].zero_()  # rows between the two parts belong to neither
             slot[-inner:].copy_(checkpoint.raw(up))
-        return stack
 
-    def down() -> torch.Tensor:
-        stack = torch.empty(len(matrices), hidden, inner, dtype=dtype)
+    def down(stack: torch.Tensor) -> None:
         for slot, (_, _, name) in zip(stack, matrices, strict=True):
             slot.copy_(checkpoint.raw(name))
-        return stack
 
     loaded: dict[str, Entry] = {
-        "gate_up_proj": gate_up,
-        "down_proj": down,
+        "gate_up_proj": Filled((len(matrices), gate_up_rows, hidden), dtype, gate_up),
+        "down_proj": Filled((len(matrices), hidden, inner), dtype, down),
     }
     if isinstance(experts, QuantizedExperts):
         both = [torch.cat((gate, up)) for gate, up, _ in scales]

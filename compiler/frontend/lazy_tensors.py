@@ -1,11 +1,28 @@
 """Tensors by name that need not all be in memory at once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-Entry: TypeAlias = torch.Tensor | Callable[[], torch.Tensor]
+
+@dataclass(frozen=True)
+class Filled:
+    """What makes a tensor of this shape and type, also in a place that somebody else has for it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: Callable[[torch.Tensor], None]
+    """Writes all elements of such a tensor."""
+
+    def __call__(self) -> torch.Tensor:
+        made = torch.empty(self.shape, dtype=self.dtype)
+        self.fill(made)
+        return made
+
+
+Entry: TypeAlias = torch.Tensor | Filled | Callable[[], torch.Tensor]
 """A tensor, or what makes it."""
 
 
@@ -22,6 +39,14 @@ class LazyTensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         entry = self._entries[name]
         return entry if isinstance(entry, torch.Tensor) else entry()
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Put a tensor into `out`, of its shape and type, without another copy on the way."""
+        entry = self._entries[name]
+        if isinstance(entry, Filled):
+            entry.fill(out)
+        else:
+            out.copy_(self[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -14,6 +14,7 @@ from qfuse.compiler.passes.fuse_gate_up import FuseGateUp
 from qfuse.compiler.passes.fuse_norm_quantize import FuseNormQuantize
 from qfuse.compiler.passes.fuse_qkv import FuseQkv
 from qfuse.compiler.passes.fuse_rope import FuseRope
+from qfuse.compiler.passes.fuse_shared_expert import FuseSharedExpert
 from qfuse.compiler.passes.raise_torch import RaiseTorch
 from qfuse.compiler.passes.triton_to_binary import TritonToBinary
 
@@ -22,6 +23,7 @@ ALL_PASSES: dict[str, type[Pass]] = {
     for cls in (
         RaiseTorch,
         ExpandQuantize,
+        FuseSharedExpert,
         FuseGateUp,
         FuseQkv,
         FuseRope,

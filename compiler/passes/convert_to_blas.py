@@ -111,8 +111,8 @@ def _call_then_epilogue(product: ir.Operation, call: str) -> ir.Value:
 def _call(
     product: ir.Operation, call: str, type_: ir.Type, bias: ir.Value | None, activation: str
 ) -> ir.Value:
-    x, w, *routing = inputs_of(product)
-    given = [x, w, routing[0] if routing else None, bias]
+    inputs = inputs_of(product, product.operands)
+    given = [inputs["x"], inputs["w"], inputs.get("indptr"), bias]
     return ir.Operation.create(
         LibraryCallOp.OPERATION_NAME,
         results=[type_],
@@ -127,7 +127,8 @@ def _call(
 
 def _extra(product: ir.Operation) -> list[ir.Value]:
     """The operands that the epilogue reads."""
-    return list(product.operands)[sum(v is not None for v in inputs_of(product)) :]
+    inputs = inputs_of(product, product.operands)
+    return list(product.operands)[sum(v is not None for v in inputs.values()) :]
 
 
 def _result(value: ir.Value) -> None:

@@ -25,8 +25,9 @@ class ConvertToCpu(Pass):
           return %y
         }
 
-    `qfuse.pack` and `qfuse.concat` stay: they prepare weights, once, and are no kernels.  A product
-    that is still to quantize its input raises QfuseError: qfuse-expand-quantize comes first.
+    `qfuse.pack`, `qfuse.concat` and `qfuse.append_expert` stay: they prepare weights, once, and are
+    no kernels.  A product that is still to quantize its input raises QfuseError:
+    qfuse-expand-quantize comes first.
     """
 
     name: ClassVar[str] = "qfuse-convert-to-cpu"

@@ -6,7 +6,12 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import MAX_EXTRA
 from qfuse.dialects.types import shaped
 
-_MADE_ONCE = ("qfuse.pack", "qfuse.concat", "torch_c.to_builtin_tensor")
+_MADE_ONCE = (
+    "qfuse.pack",
+    "qfuse.concat",
+    "qfuse.append_expert",
+    "torch_c.to_builtin_tensor",
+)
 
 
 def readers(value: ir.Value) -> list[ir.Operation]:

@@ -1,7 +1,8 @@
 """From the lowered module to the plan that runs.
 
 `@main` is walked once, in order.  Torch operators and kernel calls become steps; constants and
-casts vanish; `qfuse.pack` and `qfuse.concat` of parameters become weights to prepare.
+casts vanish; `qfuse.pack`, `qfuse.concat` and `qfuse.append_expert` of parameters become weights to
+prepare.
 """
 
 from collections.abc import Callable, Mapping
@@ -76,7 +77,10 @@ _ANY_LAYOUT = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
 
 @dataclass(frozen=True)
 class _Quantized:
-    """A qtensor: its parts' (codes, scales), more than one after `qfuse.concat`."""
+    """A qtensor: its parts' (codes, scales), more than one after `qfuse.concat`.
+
+    After `qfuse.append_expert`, the first part is that of all experts but the last.
+    """
 
     parts: tuple[tuple[int, int], ...]
     type: Shaped
@@ -310,6 +314,15 @@ class _Builder:
         parts = tuple(part for v in values for part in v.parts)
         self.bound[op.results[0]] = _Quantized(parts, shaped(op.results[0].type))
 
+    def _append_expert(self, op: ir.OpView) -> None:
+        experts, weight = (self._bound(v) for v in op.operands)
+        if not isinstance(experts, _Quantized) or not isinstance(weight, _Quantized):
+            raise unsupported(op, "only quantized weights are joined")
+        if len(experts.parts) != 1:
+            raise unsupported(op, "only one expert is appended to others")
+        parts = (*experts.parts, *weight.parts)
+        self.bound[op.results[0]] = _Quantized(parts, shaped(op.results[0].type))
+
     def _call(self, op: ir.OpView) -> None:
         name = op.attributes["callee"].value
         function = self.functions.get(name)
@@ -397,8 +410,8 @@ class _Builder:
             return value.value
         if not isinstance(value, _Quantized):
             raise unsupported(op, "a kernel takes tensors, and weights in FP8 only")
-        if layout == "packed" and len(value.type.shape) == 3:
-            layout = "experts"
+        if len(value.type.shape) == 3 and (layout == "packed" or len(value.parts) > 1):
+            layout = "experts" if layout == "packed" else "stack"
         if layout != "rows" or len(value.parts) > 1:
             prepare = self._prepare(value, layout, op)
             return prepare.packed if part == "data" else prepare.scale
@@ -438,6 +451,7 @@ _HANDLERS: dict[str, Callable[[_Builder, ir.OpView], None]] = {
     "qfuse.pack": _Builder._pack,
     "qfuse.unpack": _Builder._unpack,
     "qfuse.concat": _Builder._concat,
+    "qfuse.append_expert": _Builder._append_expert,
     "func.call": _Builder._call,
     "qfuse.library_call": _Builder._library_call,
     "qfuse.choose": _Builder._choose,

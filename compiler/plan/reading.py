@@ -165,8 +165,8 @@ def where(op: ir.OpView) -> str:
 
 def unsupported(op: ir.OpView, why: str | None = None) -> QfuseError:
     why = why or (
-        "supported are torch operators, calls of kernels, and qfuse.pack, unpack and concat of "
-        "parameters"
+        "supported are torch operators, calls of kernels, and qfuse.pack, unpack, concat and "
+        "append_expert of parameters"
     )
     at = where(op) or "an unknown location"
     return QfuseError(f"the plan cannot express '{op.operation.name}' at {at}: {why}")

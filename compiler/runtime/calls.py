@@ -108,6 +108,12 @@ def launches(name: str) -> int:
     return {**torch_ops.LAUNCHES, **library.LAUNCHES}.get(base_name(name), 1)
 
 
+@cache
+def returns_view(name: str) -> bool:
+    """Whether a result of the operator may share the memory of an operand, by its schema."""
+    return any(r.alias_info is not None for r in resolve(name)._schema.returns)
+
+
 def is_gather(name: str) -> bool:
     """Whether the operator reads only as much of its first operand as it returns."""
     return base_name(name) in _GATHERS

@@ -34,7 +34,7 @@ _TAGGED = {
     "device": torch.device,
 }
 
-Layout = OneOf["packed", "experts", "rows"]
+Layout = OneOf["packed", "experts", "rows", "stack"]
 """How the kernels of a target want a weight: see `Prepare`."""
 
 Scalar = bool | int | float
@@ -95,7 +95,8 @@ class Prepare:
 
     Layout "packed" (CPU kernels) defines codes as uint8, 1-D, and scales as f32, 2-D; "experts" is
     the same for one weight [E, N, K], with scales 3-D; "rows" (GPU kernels) leaves both as they
-    are but that each part begins at a block boundary.
+    are but that each part begins at a block boundary.  Further parts of "experts", and those of
+    "stack" (its counterpart of GPU kernels), joined by rows, are one more expert: [E + 1, N, K].
     """
 
     parts: tuple[tuple[int, int], ...]

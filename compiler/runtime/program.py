@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -16,7 +16,7 @@ from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.lowering.cpu.layout import WeightLayout
 from qfuse.lowering.cpu.weights import pack_experts, pack_weight
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
-from qfuse.lowering.triton.weights import join_rows, joined_rows
+from qfuse.lowering.triton.weights import append_expert, join_rows, joined_rows
 
 Kernel = CompiledKernel | GpuKernel
 LoadKernel = Callable[[Any], "Bindable"]
@@ -36,6 +36,14 @@ class Bindable(Protocol):
 
     @property
     def bind(self) -> Callable[..., Launch]: ...
+
+
+@runtime_checkable
+class ReadsInto(Protocol):
+    """Parameters some of which are made when they are read, and could as well be made elsewhere."""
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Put the parameter `name` into `out`, which has its shape and type."""
 
 
 def default_loader(target: str) -> LoadKernel:
@@ -97,15 +105,14 @@ class Program:
             if value in read
         }
         for i, prepare in enumerate(plan.prepares):
-            parts = [
-                (
-                    _parameter(parameters, by_value[codes], target),
-                    _parameter(parameters, by_value[scale], target),
-                )
-                for codes, scale in prepare.parts
-            ]
-            packed, scale = _ARRANGE[prepare.layout](parts, prepare.block)
-            constants[prepare.packed], constants[prepare.scale] = packed, scale
+            parts = []
+            for at, (codes, scale) in enumerate(prepare.parts):
+                # Whatever is joined to a stack of experts is written into the stack itself.
+                get = _with_room if prepare.layout == "stack" and at == 0 else _parameter
+                found = get(parameters, by_value[codes], target)
+                parts.append((found, _parameter(parameters, by_value[scale], target)))
+            packed, scales = _ARRANGE[prepare.layout](parts, prepare.block)
+            constants[prepare.packed], constants[prepare.scale] = packed, scales
             if progress is not None:
                 progress(i + 1, len(plan.prepares))
         for literal in plan.literals:
@@ -264,11 +271,23 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
 def _pack_experts(
     parts: Sequence[tuple[torch.Tensor, torch.Tensor]], block: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    ((codes, scale),) = parts  # experts are never joined
-    return pack_experts(codes, scale, block)
+    (codes, scale), *more = parts
+    return pack_experts(codes, scale, block, join_rows(more, block) if more else None)
 
 
-_ARRANGE = {"packed": pack_weight, "experts": _pack_experts, "rows": join_rows}
+def _append_expert(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], block: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (codes, scale), *more = parts
+    return codes, append_expert(codes, scale, more, block)
+
+
+_ARRANGE = {
+    "packed": pack_weight,
+    "experts": _pack_experts,
+    "rows": join_rows,
+    "stack": _append_expert,
+}
 """What puts a weight into each layout."""
 
 
@@ -290,16 +309,40 @@ def _parameter(
     return tensor.detach().contiguous()
 
 
+def _with_room(
+    parameters: Mapping[str, torch.Tensor], argument: Argument, target: str
+) -> torch.Tensor:
+    """A copy of the weights [E, N, K] of experts with room for one more.
+
+    There is no second copy at any time of a parameter that is made when it is read.
+    """
+    wanted = _tensor_type(argument)
+    count, *each = wanted.shape
+    if isinstance(parameters, ReadsInto) and argument.name in parameters:
+        room = torch.empty(count + 1, *each, dtype=DTYPES[wanted.dtype])
+        parameters.read_into(argument.name, room[:-1])
+        return room
+    experts = _parameter(parameters, argument, target)
+    room = torch.empty(count + 1, *each, dtype=experts.dtype, device=experts.device)
+    room[:-1].copy_(experts)
+    return room
+
+
 def _empty_weight(
     prepare: Prepare, types: Mapping[int, TensorType]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a prepared weight's codes and scales would be, without contents."""
     codes, scale = (types[value] for value in prepare.parts[0])
-    rows, k = [types[c].shape[0] for c, _ in prepare.parts], codes.shape[1]
-    if prepare.layout == "experts":
+    if prepare.layout in ("experts", "stack"):
+        experts = codes.shape[0] + (len(prepare.parts) > 1)
+        scale_shape = (experts, *scale.shape[1:])
+        if prepare.layout == "stack":
+            stack = torch.empty(experts, *codes.shape[1:], dtype=DTYPES[codes.dtype])
+            return stack, torch.empty(scale_shape, dtype=DTYPES[scale.dtype])
         layout = WeightLayout((codes.shape[1],), codes.shape[2], *prepare.block)
-        size = codes.shape[0] * layout.packed_bytes
-        return torch.empty(size, dtype=torch.uint8), torch.empty(scale.shape)
+        packed = torch.empty(experts * layout.packed_bytes, dtype=torch.uint8)
+        return packed, torch.empty(scale_shape)
+    rows, k = [types[c].shape[0] for c, _ in prepare.parts], codes.shape[1]
     if prepare.layout == "packed":
         layout = WeightLayout(tuple(rows), k, *prepare.block)
         return torch.empty(layout.packed_bytes, dtype=torch.uint8), torch.empty(layout.scale_shape)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,17 +20,32 @@ class PatternReport:
 
 
 @dataclass(frozen=True)
+class ExpertLayer:
+    """Launches of one layer of experts, without fusion and with it.
+
+    They reach from its router to its experts' sum, a shared expert included; what exactly belongs
+    to a layer, `compiler/expert_layers.py` says.  `weight` names its experts' first weights.
+    """
+
+    weight: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What fusion did to a program.
 
     `before` and `after` are the launches and bytes of one call, as `Profile.to_json` has them,
     of the program without fusion and of the one that runs; None where nobody measured.
-    `str(report)` is plain text; rich renders it as tables.
+    `expert_layers` has the layers of experts in program order; None where there are none, or none
+    that run as experts' products.  `str(report)` is plain text; rich renders it as tables.
     """
 
     patterns: tuple[PatternReport, ...]
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+    expert_layers: tuple[ExpertLayer, ...] | None = None
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Report":
@@ -38,7 +53,8 @@ class Report:
 
         `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause` and
         `cure`; `patterns` names all that ran, so that those without a remark are listed, too;
-        `before` and `after` are profiles.  Every key may be absent.
+        `before` and `after` are profiles; `expert_layers` lists the fields of each ExpertLayer.
+        Every key may be absent.
         """
         fired: Counter[str] = Counter()
         reasons: dict[str, Counter[str]] = {}
@@ -64,10 +80,11 @@ class Report:
             ),
             data.get("before"),
             data.get("after"),
+            tuple(ExpertLayer(**layer) for layer in data.get("expert_layers") or ()) or None,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: patterns with their counts and reasons, and both profiles."""
+        """Plain data: patterns with their counts and reasons, both profiles, layers of experts."""
         return {
             "patterns": {
                 p.name: {"fired": p.fired, "refused": p.refused, "reasons": dict(p.reasons)}
@@ -75,7 +92,15 @@ class Report:
             },
             "before": dict(self.before) if self.before else None,
             "after": dict(self.after) if self.after else None,
+            "expert_layers": [asdict(e) for e in self.expert_layers]
+            if self.expert_layers
+            else None,
         }
+
+    def most_of_an_expert_layer(self) -> tuple[int, int] | None:
+        """Launches before and after of the layer of experts that has the most, or None."""
+        counts = [(layer.after, layer.before) for layer in self.expert_layers or ()]
+        return max(counts)[::-1] if counts else None
 
     def __str__(self) -> str:
         lines = []
@@ -86,7 +111,7 @@ class Report:
                 first, *rest = [f"{n} x {text}" for text, n in p.reasons] or [""]
                 lines.append(f"{p.name:{width}}  {p.fired:5}  {p.refused:7}  {first}".rstrip())
                 lines += [f"{'':{width}}  {'':5}  {'':7}  {text}" for text in rest]
-        lines += [f"{name}: {before} -> {after}" for name, before, after in self._savings()]
+        lines += [f"{name}: {before} -> {after}" for name, before, after in self.savings()]
         return "\n".join(lines)
 
     def __rich__(self) -> "RenderableType":
@@ -99,11 +124,12 @@ class Report:
             reasons = "\n".join(f"{n} x {escape(text)}" for text, n in p.reasons)
             patterns.add_row(p.name, str(p.fired), str(p.refused), reasons)
         savings = Table("per call", "before", "after")
-        for row in self._savings():
+        for row in self.savings():
             savings.add_row(*row)
         return Group(patterns, savings) if savings.row_count else patterns
 
-    def _savings(self) -> list[tuple[str, str, str]]:
+    def savings(self) -> list[tuple[str, str, str]]:
+        """What is known of a call without fusion and with it: (what, before, after), as text."""
         before, after = self.before or {}, self.after or {}
         rows = []
         for key, name, show in (
@@ -113,6 +139,10 @@ class Report:
             if key in before or key in after:
                 texts = [show(p[key]) if key in p else "not measured" for p in (before, after)]
                 rows.append((name, texts[0], texts[1]))
+        layers = Counter((layer.before, layer.after) for layer in self.expert_layers or ())
+        for (unfused, fused), count in layers.items():
+            of_all = "" if len(layers) == 1 else f", {count} of {layers.total()} layers"
+            rows.append((f"launches per MoE layer{of_all}", str(unfused), str(fused)))
         return rows
 
 

@@ -5,6 +5,7 @@ by row.  Neither follows an id or a slot that is none.
 """
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.moe_ops import shared_experts
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.combine import Sum
@@ -35,10 +36,15 @@ def build(signature: Signature, level: str) -> Built:
 
 
 def _build_route(signature: Signature) -> Built:
-    """Count the rows of each expert; then each choice takes the next row of its expert."""
+    """Count the rows of each expert; then each choice takes the next row of its expert.
+
+    A shared expert has a row of each token, and comes after those that ids name.
+    """
     (ids,) = signature.operands
     slots_out, tokens, indptr = (r.data for r in signature.results)
-    choices, experts = ids.width, signature.results[2].width - 1
+    shared, given = shared_experts(signature.op), ids.width
+    experts = signature.results[2].width - 1  # the shared one, too
+    named, choices = experts - shared, given + shared
     f = Function("run", entry_parameters(signature.data))
     _, scratch, counters, m, _ = f.params[-5:]
     total = f.imul(m, choices)
@@ -46,11 +52,13 @@ def _build_route(signature: Signature) -> Built:
     with f.tickets(counters, TASK_COUNTER, 1):
         with f.loop(0, experts) as each:
             f.store_index(0, scratch, f.iadd(next_row, each.iv))
-        with f.loop(0, total) as choice:
+        with f.loop(0, f.imul(m, given)) as choice:
             expert = f.load_index(ids.data, choice.iv)
-            with f.when(f.icompare("ult", expert, experts)):
+            with f.when(f.icompare("ult", expert, named)):
                 at = f.iadd(next_row, expert)
                 f.store_index(f.iadd(f.load_index(scratch, at), 1), scratch, at)
+        if shared:
+            f.store_index(m, scratch, f.iadd(next_row, named))
         f.store_index(0, indptr, 0)
         with f.loop(0, experts, carried=[f.index(0)]) as each:
             (begin,) = each.carried
@@ -59,16 +67,23 @@ def _build_route(signature: Signature) -> Built:
             f.store_index(begin, scratch, at)
             f.store_index(end, indptr, f.iadd(each.iv, 1))
             each.yielded = [end]
-        with f.loop(0, m) as token, f.loop(0, choices) as j:
-            choice_at = f.address((token.iv, choices), j.iv)
-            expert = f.load_index(ids.data, choice_at)
-            f.store_index(-1, slots_out, choice_at)
-            with f.when(f.icompare("ult", expert, experts)):
-                at = f.iadd(next_row, expert)
-                row = f.load_index(scratch, at)
-                f.store_index(f.iadd(row, 1), scratch, at)
-                f.store_index(row, slots_out, choice_at)
-                f.store_index(token.iv, tokens, row)
+
+        def take_row(expert: Index, token: Index, choice_at: Index) -> None:
+            at = f.iadd(next_row, expert)
+            row = f.load_index(scratch, at)
+            f.store_index(f.iadd(row, 1), scratch, at)
+            f.store_index(row, slots_out, choice_at)
+            f.store_index(token, tokens, row)
+
+        with f.loop(0, m) as token:
+            with f.loop(0, given) as j:
+                choice_at = f.address((token.iv, choices), j.iv)
+                expert = f.load_index(ids.data, f.address((token.iv, given), j.iv))
+                f.store_index(-1, slots_out, choice_at)
+                with f.when(f.icompare("ult", expert, named)):
+                    take_row(expert, token.iv, choice_at)
+            if shared:
+                take_row(f.index(named), token.iv, f.address((token.iv, choices), given))
         with f.loop(each.results[0], total) as unused:
             f.store_index(0, tokens, unused.iv)
     return Built([f], [Entry("run", slot_bytes=4 * experts)])

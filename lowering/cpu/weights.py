@@ -44,13 +44,17 @@ def pack_weight(
 
 
 def pack_experts(
-    codes: torch.Tensor, scale: torch.Tensor, block: Sequence[int]
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    block: Sequence[int],
+    appended: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pack the weights of experts, codes [E, N, K] of an 8-bit type, one after the other.
 
     `scale` is f32 [E, ceil(N/bn), ceil(K/bk)] with `block` = [bn, bk].  Each expert has the bytes
-    that `pack_weight` gives it as a weight of one part.  Returns (uint8 [bytes], f32 scales of the
-    same shape).  Raises QfuseError if the shapes disagree or the block is not supported.
+    that `pack_weight` gives it as a weight of one part.  `appended` is (codes, scale) of one more
+    expert behind them, [N, K] and [ceil(N/bn), ceil(K/bk)].  Returns (uint8 [bytes], f32 scales of
+    the same shape).  Raises QfuseError if the shapes disagree or the block is not supported.
     """
     if why := layout_error(block):
         raise QfuseError(f"pack_experts: {why}")
@@ -64,10 +68,20 @@ def pack_experts(
             f"pack_experts: codes {list(codes.shape)} with scales {list(scale.shape)}; expected "
             f"scales {list(wanted)}"
         )
-    packed = torch.empty(experts, layout.packed_bytes, dtype=torch.uint8)
-    for expert, out in zip(codes, packed, strict=True):
+    all_codes, all_scales = list(codes), [scale.detach().to(torch.float32)]
+    if appended is not None:
+        more, more_scale = appended
+        if more.shape != (n, k) or tuple(more_scale.shape) != layout.scale_shape:
+            raise QfuseError(
+                f"pack_experts: codes {list(more.shape)} with scales {list(more_scale.shape)} of "
+                f"one more expert; expected {[n, k]} with scales {list(layout.scale_shape)}"
+            )
+        all_codes.append(more)
+        all_scales.append(more_scale.detach().to(torch.float32)[None])
+    packed = torch.empty(len(all_codes), layout.packed_bytes, dtype=torch.uint8)
+    for expert, out in zip(all_codes, packed, strict=True):
         _pack_part(expert, layout, out)
-    return packed.flatten(), scale.detach().to(torch.float32, copy=True).contiguous()
+    return packed.flatten(), torch.cat(all_scales)
 
 
 def _pack_part(codes: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:

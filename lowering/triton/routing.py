@@ -8,9 +8,12 @@ behind them in their order:
     for ids in chunks:
         row = start + number of ids up to here that are mine    # a prefix sum within the chunk
         slots[choice] = row; tokens[row] = token of the choice
+
+A shared expert is one more, which every token has as an id of its own behind those it was given.
 """
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.moe_ops import shared_experts
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.triton.combine import Sum
@@ -43,7 +46,7 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
     """The launches for any number of tokens, which is the M."""
     if signature.op.name == "qfuse.combine":
         return _build_combine(signature, gpu)
-    few = max(1, _FEW[0] // signature.operands[0].width)
+    few = max(1, _FEW[0] // signature.results[0].width)
     return [
         _route(signature, gpu, 1, few, *_FEW),
         _route(signature, gpu, few + 1, None, *_MANY),
@@ -85,7 +88,9 @@ class _Route:
         (self.ids,) = signature.operands
         self.slots, self.tokens, self.indptr = signature.results
         self.experts = self.indptr.width - 1
-        self.total = self.b.mul(self.pointers.m, self.ids.width)
+        self.shared = shared_experts(signature.op)
+        self.choices = self.slots.width
+        self.total = self.b.mul(self.pointers.m, self.choices)
 
     def emit(self) -> None:
         b = self.b
@@ -110,7 +115,7 @@ class _Route:
             ones = b.cast("extui", here, "i32")
             row = b.add(b.sub(b.scan(ones, 0, "arith.addi"), 1), carried[0])
             slot = b.select(is_expert, row, -1)
-            token = b.select(is_expert, b.div(choice, self.ids.width), 0)
+            token = b.select(is_expert, b.div(choice, self.choices), 0)
             b.store(b.offset(self.pointers.data(self.slots), choice), slot, here)
             b.store(b.offset(self.pointers.data(self.tokens), row), token, here)
             return [b.add(carried[0], b.reduce(ones, 0, "arith.addi"))]
@@ -125,8 +130,18 @@ class _Route:
         b = self.b
         choice = b.add(b.range(self.chunk), first)
         inside = b.less(choice, self.total)
-        ids = b.load(b.offset(self.pointers.data(self.ids), choice), inside)
+        if not self.shared:
+            return choice, inside, self._expert_of_id(choice, inside)
+        which = b.rem(choice, self.choices)
+        place = b.add(b.mul(b.div(choice, self.choices), self.ids.width), which)
+        has_id = b.less(which, self.ids.width)
+        named = self._expert_of_id(place, b.both(inside, has_id))
+        # one after the last of those named is the shared one, so that nobody's are behind it
+        named = b.select(b.less(named, self.experts - 1), named, self.experts)
+        return choice, inside, b.select(has_id, named, self.experts - 1)
+
+    def _expert_of_id(self, place: ir.Value, mask: ir.Value | None) -> ir.Value:
+        b = self.b
+        ids = b.load(b.offset(self.pointers.data(self.ids), place), mask)
         expert = b.binary("arith.minui", ids, self.experts)
-        if self.ids.dtype == "i64":
-            expert = b.cast("trunci", expert, "i32")
-        return choice, inside, expert
+        return b.cast("trunci", expert, "i32") if self.ids.dtype == "i64" else expert

@@ -39,6 +39,31 @@ def join_rows(
     return joined.view(first_codes.dtype), scales
 
 
+def append_expert(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    block: Sequence[int],
+) -> torch.Tensor:
+    """Make `parts`, joined by rows, the last expert of weights that have room for it.
+
+    `codes` [E + 1, N, K] have E experts, and what is written over in the last place; `scale`
+    [E, ceil(N/bn), ceil(K/bk)] has those of the E.  Returns all scales, [E + 1, ...].  Raises
+    QfuseError if the shapes or types disagree.
+    """
+    more, more_scale = join_rows(parts, block)
+    wanted, found = (codes.shape[1:], codes.dtype, scale.dtype), (more.shape, more.dtype)
+    if wanted != (*found, more_scale.dtype) or scale.shape[1:] != more_scale.shape:
+        raise QfuseError(
+            f"append_expert: codes {list(more.shape)} of {more.dtype} with scales "
+            f"{list(more_scale.shape)} of {more_scale.dtype}; the others have codes "
+            f"{list(codes.shape[1:])} of {codes.dtype} with scales {list(scale.shape[1:])} of "
+            f"{scale.dtype}"
+        )
+    codes.view(torch.uint8)[-1] = more.view(torch.uint8)
+    return torch.cat([scale.detach(), more_scale[None]])
+
+
 def joined_rows(rows: Sequence[int], bn: int) -> tuple[list[int], int]:
     """Where parts of `rows` rows begin, and how many rows there are in all."""
     starts, total = [], 0

@@ -38,11 +38,12 @@ def test_as_the_contract_says(ids: torch.Tensor) -> None:
     check_indptr(indptr, ids.numel())
 
 
-def kernel_of(dtype: str, k: int, experts: int) -> LoadedKernel:
-    rows, indptr = f"tensor<?x{k}xi32>", f"tensor<{experts + 1}xi32>"
+def kernel_of(dtype: str, k: int, experts: int, shared: bool) -> LoadedKernel:
+    rows, indptr = f"tensor<?x{k + shared}xi32>", f"tensor<{experts + shared + 1}xi32>"
+    attributes = f"num_experts = {experts} : i64" + ", shared = 1 : i64" * shared
     ids, results = f"tensor<?x{k}x{dtype}>", f"({rows}, {rows}, {indptr})"
     text = f"""func.func @route(%ids: {ids}) -> {results} {{
-      %slots, %tokens, %indptr = "qfuse.route"(%ids) {{num_experts = {experts} : i64}}
+      %slots, %tokens, %indptr = "qfuse.route"(%ids) {{{attributes}}}
         : ({ids}) -> {results}
       return %slots, %tokens, %indptr : {rows}, {rows}, {indptr}
     }}"""
@@ -54,18 +55,19 @@ def kernel_of(dtype: str, k: int, experts: int) -> LoadedKernel:
         return LoadedKernel(compile_cached(function, options.cache_dir, level=options.level))
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("dtype", "k", "experts"), [("i64", 3, 5), ("i32", 8, 128)])
-def test_as_the_kernel_computes(dtype: str, k: int, experts: int) -> None:
-    kernel = kernel_of(dtype, k, experts)
+def test_as_the_kernel_computes(dtype: str, k: int, experts: int, shared: bool) -> None:
+    kernel = kernel_of(dtype, k, experts, shared)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(-1, experts + 2, (1 + 7 * seed, k), generator=generator)
         ids = ids.to({"i64": torch.int64, "i32": torch.int32}[dtype])
-        slots, tokens = torch.empty(2, *ids.shape, dtype=torch.int32)
-        indptr = torch.empty(experts + 1, dtype=torch.int32)
+        slots, tokens = torch.empty(2, len(ids), k + shared, dtype=torch.int32)
+        indptr = torch.empty(experts + shared + 1, dtype=torch.int32)
         pointers = [t.data_ptr() for t in (ids, slots, tokens, indptr)]
         kernel.bind(pointers, len(ids), 1)()
-        made = route(ids, experts)
+        made = route(ids, experts, shared=shared)
         assert torch.equal(made.indptr, indptr)
         assert torch.equal(made.tokens, tokens)
         assert torch.equal(made.slots, slots)

@@ -354,3 +354,86 @@ func.func @case(%logits: tensor<?x16xf32>) {
   %ids, %weights = "qfuse.select_experts"(%logits) {scoring = "softmax", normalize = true, scale = 1.0 : f64, num_groups = 8 : i64, groups_used = 1 : i64} : (tensor<?x16xf32>) -> (tensor<?x4xi64>, tensor<?x4xf32>)
   return
 }
+
+// -----
+
+// There is one shared expert, or none.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{shared is 2 : i64; expected 0 : i64, or 1 : i64 for a shared expert}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64, shared = 2 : i64} : (tensor<?x8xi64>) -> (tensor<?x10xi32>, tensor<?x10xi32>, tensor<19xi32>)
+  return
+}
+
+// -----
+
+// How many there are is a number.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{shared is true; expected 0 : i64, or 1 : i64 for a shared expert}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64, shared = true} : (tensor<?x8xi64>) -> (tensor<?x9xi32>, tensor<?x9xi32>, tensor<18xi32>)
+  return
+}
+
+// -----
+
+// A shared expert is one more choice.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{slots are tensor<?x8xi32>; expected tensor<?x9xi32>}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64, shared = 1 : i64} : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<18xi32>)
+  return
+}
+
+// -----
+
+// And one more expert.
+func.func @case(%ids: tensor<?x8xi64>) {
+  // expected-error @+1 {{indptr is tensor<17xi32>; expected tensor<18xi32>}}
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64, shared = 1 : i64} : (tensor<?x8xi64>) -> (tensor<?x9xi32>, tensor<?x9xi32>, tensor<17xi32>)
+  return
+}
+
+// -----
+
+// At most one choice has no weight.
+func.func @case(%y: tensor<?x8x256xbf16>, %slots: tensor<?x8xi32>, %weights: tensor<?x6xf32>) {
+  // expected-error @+1 {{weights are tensor<?x6xf32>; expected a float [?, 8]}}
+  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<?x8x256xbf16>, tensor<?x8xi32>, tensor<?x6xf32>) -> tensor<?x256xbf16>
+  return
+}
+
+// -----
+
+// One more expert behind a stack of them.
+func.func @case(%w: tensor<64x32xbf16>) {
+  // expected-error @+1 {{experts have shape [64, 32]; expected a static [E, N, K]}}
+  %all = "qfuse.append_expert"(%w, %w) : (tensor<64x32xbf16>, tensor<64x32xbf16>) -> tensor<2x64x32xbf16>
+  return
+}
+
+// -----
+
+// It is as high as the others are.
+func.func @case(%w: tensor<4x64x32xbf16>, %one: tensor<128x32xbf16>) {
+  // expected-error @+1 {{the weight is tensor<128x32xbf16>; expected tensor<64x32xbf16>, as of each expert}}
+  %all = "qfuse.append_expert"(%w, %one) : (tensor<4x64x32xbf16>, tensor<128x32xbf16>) -> tensor<5x64x32xbf16>
+  return
+}
+
+// -----
+
+// It is scaled as the others are.
+#one = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+#other = #qfuse.scheme<array<i64: 64, 128>, f32, "none", "none", "row_major">
+func.func @case(%w: !qfuse.qtensor<tensor<4x64x32xf8E4M3FN>, #one>, %one: !qfuse.qtensor<tensor<64x32xf8E4M3FN>, #other>) {
+  // expected-error @+1 {{as of each expert}}
+  %all = "qfuse.append_expert"(%w, %one) : (!qfuse.qtensor<tensor<4x64x32xf8E4M3FN>, #one>, !qfuse.qtensor<tensor<64x32xf8E4M3FN>, #other>) -> !qfuse.qtensor<tensor<5x64x32xf8E4M3FN>, #one>
+  return
+}
+
+// -----
+
+// Then there is one expert more.
+func.func @case(%w: tensor<4x64x32xbf16>, %one: tensor<64x32xbf16>) {
+  // expected-error @+1 {{result type should be tensor<5x64x32xbf16>, not tensor<4x64x32xbf16>}}
+  %all = "qfuse.append_expert"(%w, %one) : (tensor<4x64x32xbf16>, tensor<64x32xbf16>) -> tensor<4x64x32xbf16>
+  return
+}

@@ -75,6 +75,22 @@ func.func @plain(%x: tensor<3x64xbf16>, %ids: tensor<3x2xi32>, %w: tensor<4x96x6
   return %y : tensor<3x2x96xf32>
 }
 
+// A shared expert: the last of all, and of each token's choices, beside the weights of the others.
+// CHECK-LABEL: func.func @shared_expert
+// CHECK: "qfuse.concat"(%{{.*}}, %{{.*}}) {{.*}} -> !qfuse.qtensor<tensor<448x256xf8E4M3FN>
+// CHECK: "qfuse.append_expert"(%{{.*}}, %{{.*}}) : {{.*}} -> !qfuse.qtensor<tensor<17x448x256xf8E4M3FN>
+// CHECK: "qfuse.route"(%{{.*}}) {num_experts = 16 : i64, shared = 1 : i64} : (tensor<?x8xi64>) -> (tensor<?x9xi32>, tensor<?x9xi32>, tensor<18xi32>)
+// CHECK: "qfuse.route"(%{{.*}}) {num_experts = 16 : i64, shared = 0 : i64}
+// CHECK: "qfuse.combine"{{.*}} : (tensor<?x9x256xbf16>, tensor<?x9xi32>, tensor<?x8xf32>, tensor<1x?x256xbf16>)
+func.func @shared_expert(%ids: tensor<?x8xi64>, %weights: tensor<?x8xf32>, %g: !wg, %gate: !qfuse.qtensor<tensor<192x256xf8E4M3FN>, #weight>, %y: tensor<?x9x256xbf16>, %residual: tensor<1x?x256xbf16>) -> (!qfuse.qtensor<tensor<17x448x256xf8E4M3FN>, #weight>, tensor<1x?x256xbf16>) {
+  %one = "qfuse.concat"(%gate, %gate) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!qfuse.qtensor<tensor<192x256xf8E4M3FN>, #weight>, !qfuse.qtensor<tensor<192x256xf8E4M3FN>, #weight>) -> !qfuse.qtensor<tensor<448x256xf8E4M3FN>, #weight>
+  %all = "qfuse.append_expert"(%g, %one) : (!wg, !qfuse.qtensor<tensor<448x256xf8E4M3FN>, #weight>) -> !qfuse.qtensor<tensor<17x448x256xf8E4M3FN>, #weight>
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 16 : i64, shared = 1 : i64} : (tensor<?x8xi64>) -> (tensor<?x9xi32>, tensor<?x9xi32>, tensor<18xi32>)
+  %none:3 = "qfuse.route"(%ids) {num_experts = 16 : i64, shared = 0 : i64} : (tensor<?x8xi64>) -> (tensor<?x8xi32>, tensor<?x8xi32>, tensor<17xi32>)
+  %out = "qfuse.combine"(%y, %slots, %weights, %residual) {operandSegmentSizes = array<i32: 1, 1, 1, 1>} : (tensor<?x9x256xbf16>, tensor<?x9xi32>, tensor<?x8xf32>, tensor<1x?x256xbf16>) -> tensor<1x?x256xbf16>
+  return %all, %out : !qfuse.qtensor<tensor<17x448x256xf8E4M3FN>, #weight>, tensor<1x?x256xbf16>
+}
+
 // Routers: a softmax over all experts; sigmoids with a correction bias and 4 of 8 groups; 32-bit ids of all experts.
 // CHECK-LABEL: func.func @routers
 // CHECK: "qfuse.select_experts"(%{{.*}}) {groups_used = 1 : i64, normalize = true, num_groups = 1 : i64, scale = 1.000000e+00 : f64, scoring = "softmax"} : (tensor<?x128xbf16>) -> (tensor<?x8xi64>, tensor<?x8xbf16>)

@@ -17,6 +17,10 @@ def test_demo(checkpoints, capsys, architecture):
     assert data["max_rel_err_vs_unfused"] == 0.0
     assert data["rel_err_vs_fp32"] < 0.05 and data["rel_err_vs_fp32_quantized"] < 0.05
     assert data["kernels_after"] <= 0.6 * data["kernels_before"]
+    before, after = (data[f"kernels_per_moe_layer_{when}"] for when in ("before", "after"))
+    # router, selection, routing, gate and up, down with the sum: 5, and a conversion in DeepSeek
+    assert (before, after) == ((16, 6) if architecture == "deepseek_v3" else (9, 5))
+    assert ("shared-expert" in data["patterns"]) == (architecture == "deepseek_v3")
     for pattern in ("select-experts", "moe-experts", "product-combine"):
         assert data["patterns"][pattern]["fired"] == (1 if architecture == "deepseek_v3" else 2)
 
@@ -27,6 +31,7 @@ def test_unquantized_experts_run_on_torch(checkpoints, capsys):
     data = json.loads(capsys.readouterr().out)
     assert data["greedy_tokens_equal"] is True and data["rel_err_vs_fp32"] < 0.05
     assert data["patterns"]["select-experts"]["fired"] == 2
+    assert data["kernels_per_moe_layer_before"] is data["kernels_per_moe_layer_after"] is None
     refused = data["patterns"]["moe-experts"]
     assert refused["refused"] == 2 and "bf16, not quantized" in next(iter(refused["reasons"]))
 
@@ -39,6 +44,10 @@ def test_arch_and_model_exclude_each_other(checkpoints, capsys):
 def test_config_only(checkpoints, capsys):
     config = checkpoints(architecture="deepseek_v3") / "config.json"
     assert main(["compile", "--config-only", str(config), "--json"]) == 0
-    ops = json.loads(capsys.readouterr().out)["ops"]["fused"]
+    data = json.loads(capsys.readouterr().out)
+    ops = data["ops"]["fused"]
+    (layer,) = data["expert_layers"]
+    assert (layer["before"], layer["after"]) == (16, 6)
+    assert layer["weight"].endswith("experts.gate_up_proj")
     names = ("select_experts", "route", "group_matmul", "group_matmul_combine")
     assert [ops.get(f"qfuse.{name}") for name in (*names, "combine")] == [1, 1, 1, 1, None]

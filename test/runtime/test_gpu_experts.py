@@ -25,3 +25,14 @@ def test_experts(checkpoints: Callable[..., Path]) -> None:
         assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02
     families = {name.rsplit("_", 1)[0] for name in gpu.exe.program.kernels}
     assert {"route", "group_matmul", "group_matmul_combine"} <= families
+
+
+def test_a_shared_expert(checkpoints: Callable[..., Path]) -> None:
+    """One more expert in the kernels for a GPU, as on the CPU."""
+    directory = checkpoints(architecture="deepseek_v3", layers=1, dense_layers=0)
+    cpu = compile(directory, max_len=32)
+    gpu = OnFakeGpu(compile(directory, max_len=32, target=TARGET))
+    assert {p.layout for p in gpu.exe.program.plan.prepares} == {"rows", "stack"}
+    ids = torch.tensor(PROMPT)
+    # sums in another order, and codes of activations that a rounding moves
+    assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02

@@ -2,6 +2,7 @@
 // RUN: qfuse-opt --list-passes | filecheck %s
 // CHECK: qfuse-raise-torch           Turn quantized linears
 // CHECK: qfuse-expand-quantize       Turn a product that quantizes its input
+// CHECK: qfuse-fuse-shared-expert    Make the shared expert
 // CHECK: qfuse-fuse-gate-up          Merge gate and up
 // CHECK: qfuse-fuse-qkv              Merge the plain products of one value
 // CHECK: qfuse-fuse-rope             Recognize

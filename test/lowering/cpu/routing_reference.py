@@ -5,8 +5,12 @@ from cpu_kernels import Tensor
 from hypothesis import strategies as st
 
 
-def route(ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(slots, tokens, indptr) of ids [T, k]."""
+def route(ids: Tensor, experts: int, shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(slots, tokens, indptr) of ids [T, k]; `shared`: with one more expert, of every token."""
+    if shared:
+        nobody = (ids < 0) | (ids >= experts)
+        last = torch.full_like(ids[:, :1], experts)
+        return route(torch.cat((ids.masked_fill(nobody, -1), last), 1), experts + 1)
     flat = ids.flatten().long()
     valid = (flat >= 0) & (flat < experts)
     key = torch.where(valid, flat, experts)

@@ -19,11 +19,13 @@ from routing_reference import choices, route
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
 
 
-def run_route(ids: Tensor, experts: int, level: str | None = None) -> list[Tensor]:
+def run_route(
+    ids: Tensor, experts: int, level: str | None = None, shared: bool = False
+) -> list[Tensor]:
     dtype = {torch.int32: "i32", torch.int64: "i64"}[ids.dtype]
     k = ids.shape[1]
-    results = [plain(-1, k, dtype="i32")] * 2 + [plain(experts + 1, dtype="i32")]
-    attributes = f"num_experts = {experts} : i64"
+    results = [plain(-1, k + shared, dtype="i32")] * 2 + [plain(experts + shared + 1, dtype="i32")]
+    attributes = f"num_experts = {experts} : i64" + ", shared = 1 : i64" * shared
     text = kernel_text("route", [plain(-1, k, dtype=dtype)], results, attributes)
     return run(text, level, [ids], results, len(ids), threads=2)
 
@@ -35,9 +37,19 @@ def test_route(level: str, data: st.DataObject) -> None:
     k, experts = data.draw(st.sampled_from([(1, 1), (8, 128), (3, 7), (2, 512)]))
     ids = data.draw(choices(60, k, experts))
     ids = ids.to(data.draw(st.sampled_from([torch.int32, torch.int64])))
-    got = run_route(ids, experts, level)
+    shared = data.draw(st.booleans())
+    got = run_route(ids, experts, level, shared)
     if len(ids):
-        assert all(map(torch.equal, got, route(ids, experts)))
+        assert all(map(torch.equal, got, route(ids, experts, shared)))
+
+
+def test_no_id_is_the_shared_expert() -> None:
+    """Its number, and every other that is no expert, in ids; it has a row of each token."""
+    ids = torch.tensor([[3, 2, -1], [1, 3, 4]])
+    slots, tokens, indptr = run_route(ids, 3, shared=True)
+    assert slots.tolist() == [[-1, 1, -1, 2], [0, -1, -1, 3]]
+    assert tokens.flatten().tolist() == [1, 0, 0, 1, 0, 0, 0, 0]
+    assert indptr.tolist() == [0, 0, 1, 2, 4]
 
 
 def test_ids_beyond_32_bits_are_no_experts() -> None:
@@ -117,6 +129,35 @@ def test_combine(
         y[int(indptr[-1]) :] = torch.nan  # nobody computed those rows
         y = y.to(TORCH[y_type]).view(t, k, n)
         weights = torch.rand(t, k - shared, generator=generator).to(TORCH[w_type])
+        old = torch.randn(t, n, generator=generator).to(TORCH[out_type])
+        arguments = [y, slots, weights, *([old] if residual else [])]
+        (got,) = run(text, level, arguments, [result], t, threads=2)
+        wanted = combined(y, slots, weights, TORCH[out_type])
+        if residual:
+            wanted = (wanted.float() + old.float()).to(TORCH[out_type])
+        assert same_bits(got, wanted)
+
+
+@levels
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("y_type", "out_type", "k", "n"),
+    [("bf16", "bf16", 8, 300), ("f32", "bf16", 1, 7), ("f16", "f16", 3, 64)],
+)
+def test_combine_with_a_shared_expert(
+    level: str, y_type: str, out_type: str, k: int, n: int, residual: bool
+) -> None:
+    """As `qfuse.add` of the rounded sum and the shared expert's row, and of a residual then."""
+    text = combine_text(k + 1, n, y_type, "f32", out_type, residual, shared=True)
+    result = plain(-1, n, dtype=out_type)
+    generator = torch.manual_seed(k)
+    for t in (0, 1, 3, 40):
+        ids = torch.randint(-2, 7, (t, k), generator=generator)
+        slots, _, indptr = route(ids, 5, shared=True)
+        y = torch.randn(t * (k + 1), n, generator=generator)
+        y[int(indptr[-1]) :] = torch.nan  # nobody computed those rows
+        y = y.to(TORCH[y_type]).view(t, k + 1, n)
+        weights = torch.rand(t, k, generator=generator)
         old = torch.randn(t, n, generator=generator).to(TORCH[out_type])
         arguments = [y, slots, weights, *([old] if residual else [])]
         (got,) = run(text, level, arguments, [result], t, threads=2)

@@ -51,6 +51,21 @@ def test_experts_have_the_bytes_of_each(n: int, k: int, block: tuple[int, int]) 
     assert torch.equal(packed_scales, torch.stack([s for _, s in alone]))
 
 
+@pytest.mark.parametrize(("n", "k", "block"), [(70, 33, (16, 32)), (300, 200, (128, 128))])
+def test_one_more_expert_is_as_if_it_had_been_there(n: int, k: int, block: tuple[int, int]) -> None:
+    each = [weight(n, k, block, seed=e) for e in range(3)]
+    codes, scales = (torch.stack(tensors) for tensors in zip(*each, strict=True))
+    packed, packed_scales = pack_experts(codes[:2], scales[:2], block, each[2])
+    wanted, wanted_scales = pack_experts(codes, scales, block)
+    assert torch.equal(packed, wanted) and torch.equal(packed_scales, wanted_scales)
+
+
+def test_refuses_one_more_expert_of_another_shape() -> None:
+    codes, scale = weight(70, 33)
+    with pytest.raises(QfuseError, match="of one more expert; expected \\[70, 33\\]"):
+        pack_experts(codes[None], scale[None], (128, 128), weight(71, 33))
+
+
 def test_parts_of_an_expert_begin_at_their_blocks() -> None:
     """As one part of an expert, and as its parts: the same bytes and scales in the same places."""
     n, k = 150, 200

@@ -16,7 +16,7 @@ from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.kernel import TritonKernel
 from qfuse.lowering.triton.lower import lower_kernel
-from qfuse.lowering.triton.weights import join_rows
+from qfuse.lowering.triton.weights import append_expert, join_rows
 
 W = quantized(512, 256, block=(128, 128))
 KERNELS = {
@@ -92,3 +92,20 @@ def test_parts_that_do_not_fit() -> None:
         join_rows([(codes, torch.ones(2, 1))], (128, 128))
     with pytest.raises(QfuseError, match=r"with scales of torch\.float16"):
         join_rows([(codes, torch.ones(1, 1)), (codes, torch.ones(1, 1).half())], (128, 128))
+
+
+def test_one_more_expert_behind_others() -> None:
+    def stack(experts: int, rows: int) -> torch.Tensor:
+        return torch.full((experts, rows, 4), 7, dtype=torch.uint8).view(torch.float8_e4m3fn)
+
+    parts = [(stack(1, 100)[0], torch.full((1, 1), scale)) for scale in (2.0, 3.0)]
+    codes, scale = stack(3, 228), torch.ones(2, 2, 1)
+    codes.view(torch.uint8)[2] = 1  # the room for it
+    scales = append_expert(codes, scale, parts, (128, 128))
+    assert scales[:, :, 0].tolist() == [[1, 1], [1, 1], [2, 3]]
+    rows = codes.view(torch.uint8)[2, :, 0]
+    assert (rows[:100] == 7).all() and (rows[128:] == 7).all() and not rows[100:128].any()
+    with pytest.raises(QfuseError, match=r"codes \[228, 4\] .* others have codes \[200, 4\]"):
+        append_expert(stack(3, 200), scale, parts, (128, 128))
+    with pytest.raises(QfuseError, match=r"scales \[2, 1\] of torch\.float32; the others"):
+        append_expert(codes, scale.half(), parts, (128, 128))

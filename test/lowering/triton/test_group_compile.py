@@ -61,13 +61,33 @@ COMBINE = kernel_text(
     [plain(-1, HIDDEN)],
     segment_sizes("operand", [True] * 4),
 )
+MORE_TOKENS = plain(-1, CHOICES + 1, dtype="i32")
+ROUTE_SHARED = kernel_text(
+    "route",
+    [plain(-1, CHOICES, dtype="i64")],
+    [MORE_TOKENS, MORE_TOKENS, plain(EXPERTS + 2, dtype="i32")],
+    f"num_experts = {EXPERTS} : i64, shared = 1 : i64",
+)
+COMBINE_SHARED = kernel_text(
+    "combine",
+    [
+        plain(-1, CHOICES + 1, HIDDEN),
+        MORE_TOKENS,
+        plain(-1, CHOICES, dtype="f32"),
+        plain(-1, HIDDEN),
+    ],
+    [plain(-1, HIDDEN)],
+    segment_sizes("operand", [True] * 4),
+)
 FAMILIES = {
     "gate and up": ("fp8", GATE_UP, 64),
     "down and combine, a token": ("fp8", DOWN_COMBINE, 1),
     "down and combine, some": ("fp8", DOWN_COMBINE, 16),
     "down and combine, many": ("fp8", DOWN_COMBINE, 1000),
     "route": ("", ROUTE, 1000),
+    "route, shared expert": ("", ROUTE_SHARED, 1000),
     "combine": ("", COMBINE, 1),
+    "combine, shared expert": ("", COMBINE_SHARED, 1),
 }
 
 
@@ -81,11 +101,27 @@ def test_every_family_compiles(family: str, target: str) -> None:
         hold_gates(launch, GPUS[target], "")
 
 
-@pytest.mark.parametrize("name", ["route", "combine"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gate and up"])
 def test_row_kernels_of_sm_90(name: str) -> None:
     for variant in lowered(FAMILIES[name][1]).variants:
         report = sass_report(compiled(variant.launches[0], "cuda:sm_90"))
         assert report["spill_bytes"] == 0 and report["occupancy"] >= 2, report
+
+
+DOWN_SHARED = matmul_text(
+    quantized(-1, CHOICES + 1, WIDTH, layout="col_major"),
+    quantized(EXPERTS + 1, HIDDEN, WIDTH, block=(128, 128)),
+    [plain(-1, CHOICES + 1, HIDDEN)],
+    routing=[plain(EXPERTS + 2, dtype="i32")],
+)
+"""With a shared expert there is an odd number of both."""
+
+PRODUCTS = {
+    "gate and up": GATE_UP,
+    "down": DOWN,
+    "down and combine": DOWN_COMBINE,
+    "down, shared expert": DOWN_SHARED,
+}
 
 
 @pytest.mark.parametrize(
@@ -93,11 +129,12 @@ def test_row_kernels_of_sm_90(name: str) -> None:
     [
         *(("gate and up", 8), ("gate and up", 65536), ("down", 64), ("down", 65536)),
         *(("down and combine", 1), ("down and combine", 16), ("down and combine", 8192)),
+        ("down, shared expert", 64),
     ],
 )
 def test_products_of_sm_90(name: str, m: int, tmp_path: Path) -> None:
     """FP8 tensor cores without waiting for each, loads ahead of them, nothing spilled."""
-    text = {"gate and up": GATE_UP, "down": DOWN, "down and combine": DOWN_COMBINE}[name]
+    text = PRODUCTS[name]
     launch, *others = lowered(text).variant(m).launches
     assert len(others) == (name == "down and combine" and m > 16)
     for other in others:

@@ -51,8 +51,14 @@ KERNELS = {
 }
 
 
-def routed(ids: Array, experts: int = EXPERTS) -> tuple[Array, Array, Array]:
-    """Slots, tokens and indptr for ids [T, k], as the contract of `qfuse.route` says."""
+def routed(ids: Array, experts: int = EXPERTS, shared: bool = False) -> tuple[Array, Array, Array]:
+    """Slots, tokens and indptr for ids [T, k], as the contract of `qfuse.route` says.
+
+    `shared`: with one more expert, of every token.
+    """
+    if shared:
+        named = np.where((ids >= 0) & (ids < experts), ids, -1)
+        return routed(np.pad(named, [(0, 0), (0, 1)], constant_values=experts), experts + 1)
     flat = ids.reshape(-1)
     chosen = np.where((flat >= 0) & (flat < experts), flat, experts)
     order = np.argsort(chosen, kind="stable")

@@ -10,20 +10,20 @@ from test_group_numerics import routed
 from qfuse.lowering.triton.gpu import GPUS
 
 
-def route(ids: Array, experts: int, **options) -> tuple[Array, Array, Array]:
+def route(ids: Array, experts: int, shared: bool, **options) -> tuple[Array, Array, Array]:
     choices = ids.shape[1]
     dtype = {4: "i32", 8: "i64"}[ids.itemsize]
-    slots = plain(-1, choices, dtype="i32")
-    results = [slots, slots, plain(experts + 1, dtype="i32")]
-    text = kernel_text(
-        "route", [plain(-1, choices, dtype=dtype)], results, f"num_experts = {experts} : i64"
-    )
+    slots = plain(-1, choices + shared, dtype="i32")
+    results = [slots, slots, plain(experts + shared + 1, dtype="i32")]
+    attributes = f"num_experts = {experts} : i64" + ", shared = 1 : i64" * shared
+    text = kernel_text("route", [plain(-1, choices, dtype=dtype)], results, attributes)
     made = run(text, [ids], results, len(ids), **options)
     return made[0], made[1], made[2]
 
 
-def check(ids: Array, experts: int, **options) -> None:
-    for made, expected in zip(route(ids, experts, **options), routed(ids, experts), strict=True):
+def check(ids: Array, experts: int, shared: bool = False, **options) -> None:
+    found = route(ids, experts, shared, **options)
+    for made, expected in zip(found, routed(ids, experts, shared), strict=True):
         np.testing.assert_array_equal(made, expected)
 
 
@@ -40,53 +40,60 @@ def any_ids(draw: st.DrawFn) -> tuple[Array, int]:
 
 
 @settings(deadline=None, max_examples=20)
-@given(any_ids())
-def test_any_ids(drawn: tuple[Array, int]) -> None:
-    check(*drawn)
+@given(any_ids(), st.booleans())
+def test_any_ids(drawn: tuple[Array, int], shared: bool) -> None:
+    check(*drawn, shared)
 
 
-@pytest.mark.parametrize("case", ["2^32 and more", "one expert", "nobody"])
-def test_ids_that_are_hardly_any(case: str) -> None:
-    """Ids whose low half is that of an expert are no expert's."""
-    ids = np.full((50, 4), {"2^32 and more": 2**32 + 1, "one expert": 2, "nobody": -1}[case])
-    check(ids, 3)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("case", ["2^32 and more", "one expert", "nobody", "the shared one's"])
+def test_ids_that_are_hardly_any(case: str, shared: bool) -> None:
+    """Ids whose low half is that of an expert are no expert's; nor is a shared expert's number."""
+    same = {"2^32 and more": 2**32 + 1, "one expert": 2, "nobody": -1, "the shared one's": 3}
+    check(np.full((50, 4), same[case]), 3, shared)
 
 
-def test_many_tokens_in_any_order() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_many_tokens_in_any_order(shared: bool) -> None:
     """More than a program looks at together, and more experts than have any."""
     ids = np.random.default_rng(0).integers(-3, 300, (700, 8))
-    order = np.random.default_rng(1).permutation(513)
-    check(ids, 512)
-    check(ids, 512, parallel=7, order=order)
+    order = np.random.default_rng(1).permutation(513 + shared)
+    check(ids, 512, shared)
+    check(ids, 512, shared, parallel=7, order=order)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("target", GPUS)
-def test_every_target(target: str) -> None:
-    check(np.random.default_rng(2).integers(-1, 9, (20, 2)), 8, target=target)
+def test_every_target(target: str, shared: bool) -> None:
+    check(np.random.default_rng(2).integers(-1, 9, (20, 2)), 8, shared, target=target)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("t", "width", "residual"), [(1, 2048, True), (37, 200, False),
                                                       (5, 3000, True)])  # fmt: skip
-def test_combine(t: int, width: int, residual: bool) -> None:
-    """Bit for bit: in f32, in the order of the choices, and rounded before the residual."""
+def test_combine(t: int, width: int, residual: bool, shared: bool) -> None:
+    """Bit for bit: in f32, in the order of the choices, and rounded before the shared expert's
+    row is added, and before the residual."""
     choices, experts = 3, 4
     ids = np.random.default_rng(t).integers(-2, experts + 1, (t, choices))
-    slots, _, indptr = routed(ids, experts)
-    y = random((t * choices, width), "bf16", 1, 3)
+    slots, _, indptr = routed(ids, experts, shared)
+    y = random((t * (choices + shared), width), "bf16", 1, 3)
     y[indptr[-1] :] = np.nan  # nobody's
     weights = random((t, choices), "f32", 2)
-    weights[slots < 0] = np.inf
+    weights[slots[:, :choices] < 0] = np.inf
     old = random((t, width), "bf16", 3)
     out = plain(1, -1, width)
-    types = [plain(-1, choices, width), plain(-1, choices, dtype="i32")]
+    types = [plain(-1, choices + shared, width), plain(-1, choices + shared, dtype="i32")]
     types += [plain(-1, choices, dtype="f32"), *[out] * residual]
     text = kernel_text("combine", types, [out], segment_sizes("operand", [True] * 3 + [residual]))
     (made,) = run(text, [y, slots, weights, *[old] * residual], [out], t)
     expected = np.zeros((t, width), np.float32)
-    for token, j in np.argwhere(slots >= 0):
+    for token, j in np.argwhere(slots[:, :choices] >= 0):
         term = y[slots[token, j]].astype(np.float32) * weights[token, j]
         expected[token] += term
     rounded = expected.astype(y.dtype)
+    if shared:
+        rounded = (rounded.astype(np.float32) + y[slots[:, -1]].astype(np.float32)).astype(y.dtype)
     if residual:
         rounded = (rounded.astype(np.float32) + old.astype(np.float32)).astype(y.dtype)
     np.testing.assert_array_equal(made.view(np.uint16), rounded.view(np.uint16))
