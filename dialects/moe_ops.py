@@ -138,8 +138,10 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
 
     With `tokens`, row r of the product is row tokens[r] of x, whose leading dimensions are
     flattened to T; without, x is [T, k, K] and has the rows themselves.  Which expert's weight a
-    row meets, `indptr` says.  Everything else (parts, maps, region, rounding, quantized results)
-    is as in `qfuse.matmul`; the parts of each expert's weight begin at block boundaries.
+    row meets, `indptr` says.  An extra operand may have the map "[E,N]", too: [E, a part's width],
+    of which each row sees the row of its expert, a bias for example.  Everything else (parts, maps,
+    region, rounding, quantized results) is as in `qfuse.matmul`; the parts of each expert's weight
+    begin at block boundaries.
     """
 
     x: ext.Operand[Any]
@@ -172,7 +174,7 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
         if why := product_error(x, Shaped(w.shape[1:], w.dtype, w.scheme), parts):
             return why
         if not segments(self, "operand")[3]:
-            return epilogue_error(self.operation, x.rows, parts, rest)
+            return epilogue_error(self.operation, x.rows, parts, rest, w.shape[0])
         tokens, *extra = rest
         if tokens.dtype != "i32" or len(tokens.shape) != 2:
             return f"tokens are {tokens}; expected i32 [T, k]"
@@ -181,7 +183,7 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
                 f"x has shape {shape_text(x.shape)}; with tokens {shape_text(tokens.shape)} it has "
                 f"{shape_text(tokens.shape[:1])} rows"
             )
-        return epilogue_error(self.operation, tokens.shape, parts, extra)
+        return epilogue_error(self.operation, tokens.shape, parts, extra, w.shape[0])
 
 
 class CombineOp(Op, name="combine", traits=[ext.Pure]):
