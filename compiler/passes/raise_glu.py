@@ -95,7 +95,8 @@ def _raise(
     p.require(types_are_equal, root, gate, up)
     p.require(activation_has_one_reader, activated)
     p.require(numbers_are_constant, root, *numbers)
-    p.require(bounds_are_one_limit, root, *numbers)
+    p.require(bounds_are_one_limit, root, *numbers[:4])
+    p.require(numbers_make_sense, root, numbers[1], *numbers[4:])
     p.rewrite(root, make_glu, gate, up, *numbers)
 
 
@@ -112,15 +113,23 @@ def numbers_are_constant(_root: ir.Operation, *numbers: ir.Value) -> Verdict:
     return None
 
 
-def bounds_are_one_limit(_root: ir.Operation, *numbers: ir.Value) -> Verdict:
+def bounds_are_one_limit(_root: ir.Operation, *bounds: ir.Value) -> Verdict:
     """The gate is clamped from above only, up alike from both sides."""
-    low, limit, up_low, up_high, *alpha = map(constant_of, numbers)
-    if low not in (None, -math.inf) or limit is None or (up_low, up_high) != (-limit, limit):
-        return Refusal(
-            f"gate is clamped to {low} .. {limit} and up to {up_low} .. {up_high}",
-            "clamp gate from above, and up at the same limit from both sides",
-        )
-    why = Glu(SWIGLU_OAI, limit, *alpha).error()
+    missing = (-math.inf, math.inf, -math.inf, math.inf)
+    low, limit, up_low, up_high = (
+        default if bound is None else bound
+        for bound, default in zip(map(constant_of, bounds), missing, strict=True)
+    )
+    if low == -math.inf and limit != math.inf and (up_low, up_high) == (-limit, limit):
+        return None
+    return Refusal(
+        f"gate is clamped to {low} .. {limit} and up to {up_low} .. {up_high}",
+        "clamp gate from above, and up at the same limit from both sides",
+    )
+
+
+def numbers_make_sense(_root: ir.Operation, limit: ir.Value, *alpha: ir.Value) -> Verdict:
+    why = Glu(SWIGLU_OAI, constant_of(limit), *map(constant_of, alpha)).error()
     return None if why is None else Refusal(why)
 
 

@@ -57,3 +57,18 @@ func.func @routers(%soft: tensor<?x128xbf16>, %sig: tensor<?x256xf32>, %bias: te
   %c:2 = "qfuse.select_experts"(%few) {scoring = "softmax", normalize = false, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<3x4xf16>) -> (tensor<3x4xi32>, tensor<3x4xf32>)
   return
 }
+
+// A bias for each expert and part: rows see that of their expert.
+// CHECK-LABEL: func.func @biases
+// CHECK: "qfuse.group_matmul"
+// CHECK: maps = ["[E,N]", "[E,N]"]
+func.func @biases(%x: tensor<?x64xbf16>, %w: tensor<4x80x64xbf16>, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>, %a: tensor<4x40xbf16>, %b: tensor<4x40xf32>) -> tensor<?x2x40xbf16> {
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %a, %b) ({
+  ^bb0(%gate: f32, %up: f32, %c: f32, %d: f32):
+    %0 = arith.addf %gate, %c : f32
+    %1 = arith.addf %up, %d : f32
+    %2 = arith.mulf %0, %1 : f32
+    "qfuse.yield"(%2) : (f32) -> ()
+  }) {parts = array<i64: 40, 40>, maps = ["[E,N]", "[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<4x80x64xbf16>, tensor<5xi32>, tensor<?x2xi32>, tensor<4x40xbf16>, tensor<4x40xf32>) -> tensor<?x2x40xbf16>
+  return %y : tensor<?x2x40xbf16>
+}
