@@ -1085,7 +1085,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 
 // A misspelt limit would be none.
 func.func @case(%x: tensor<?x300xbf16>) {
-  // expected-error @+1 {{attribute limits is not one of act, limit, alpha, resultSegmentSizes}}
+  // expected-error @+1 {{attribute limits is not one of act, limit, alpha}}
   %y = "qfuse.glu"(%x, %x) {act = "silu", limits = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }

@@ -4,13 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gpu_kernels import SILU_GLU, kernel_text, lowered, matmul_text, plain, quantized, segment_sizes
+from gpu_kernels import (
+    SILU_GLU,
+    biased_glu,
+    kernel_text,
+    lowered,
+    matmul_text,
+    plain,
+    quantized,
+    segment_sizes,
+)
 
 pytest.importorskip("triton")
 
 from test_compile_matrix import hold_gates, ptxas
 from test_sass import compiled
 
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.triton.gpu import GPUS
 from qfuse.lowering.triton.sass import disassemble, sass_report
@@ -53,8 +63,21 @@ COMBINE = kernel_text(
     [plain(-1, HIDDEN)],
     segment_sizes("operand", [True] * 4),
 )
+GPT_OSS = matmul_text(
+    quantized(-1, 2880, layout="col_major"),
+    quantized(EXPERTS, 2944 + 2880, 2880, block=(128, 128)),  # up begins at a block boundary
+    [quantized(-1, 4, 2880, layout="col_major")],
+    biased_glu(Glu(SWIGLU_OAI, 7.0)),
+    ["%v"],
+    [(plain(EXPERTS, 2880), "[E,N]")] * 2,
+    [2880, 2880],
+    [INDPTR, plain(-1, 4, dtype="i32")],
+)
+"""Gate and up of gpt-oss-120b, were its weights FP8: biases, and a clamped GLU."""
+
 FAMILIES = {
     "gate and up": ("fp8", GATE_UP, 64),
+    "gate and up of gpt-oss": ("fp8", GPT_OSS, 64),
     "route": ("", ROUTE, 1000),
     "combine": ("", COMBINE, 1),
 }
@@ -77,11 +100,18 @@ def test_row_kernels_of_sm_90(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "m"),
-    [("gate and up", 8), ("gate and up", 65536), ("down", 64), ("down", 65536)],
+    [
+        ("gate and up", 8),
+        ("gate and up", 65536),
+        ("gpt-oss", 8),
+        ("gpt-oss", 65536),
+        ("down", 64),
+        ("down", 65536),
+    ],
 )
 def test_products_of_sm_90(name: str, m: int, tmp_path: Path) -> None:
     """FP8 tensor cores without waiting for each, loads ahead of them, nothing spilled."""
-    text = {"gate and up": GATE_UP, "down": DOWN}[name]
+    text = {"gate and up": GATE_UP, "gpt-oss": GPT_OSS, "down": DOWN}[name]
     (launch,) = lowered(text).variant(m).launches
     binary = compiled(launch, "cuda:sm_90")
     report = sass_report(binary)
