@@ -133,7 +133,7 @@ def merge_with_glu(rewriter, glu: ir.Operation, gate: ir.Operation, up: ir.Opera
 def absorb_glu(rewriter, glu: ir.Operation, product: ir.Operation) -> None:
     dtype = shaped(product.results[0].type).dtype
     fused = extend_epilogue(
-        product, [glu.results[0].type], lambda ys, _: [build_glu(glu_of(glu), *ys, dtype)]
+        product, [glu.results[0].type], lambda ys, _: [build_glu(glu_of(glu), ys[0], ys[1], dtype)]
     )
     remarks.fired("gate-up", glu, remarks.argument_name(product.operands[1]))
     rewriter.replace_op(glu, fused.results)

@@ -51,7 +51,7 @@ def kernel_key(kernel: func.FuncOp, level: str) -> str:
 @lru_cache(maxsize=1)
 def _code_generator() -> str:
     """A digest of the source that kernels come from: no change of it can meet an older kernel."""
-    definitions = (Path(module.__file__) for module in (activations, glu))
+    definitions = (Path(activations.__file__), Path(glu.__file__))
     files = [*sorted(Path(__file__).parent.glob("*.py")), *definitions]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
