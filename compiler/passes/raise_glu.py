@@ -25,12 +25,11 @@ from qfuse.compiler.pdl import MISMATCH, Pattern, Predicate, Refusal, Verdict
 from qfuse.compiler.torch_ir import NotConstant, constant_of, from_builtin, to_builtin
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import create_glu
-from qfuse.dialects.glu import SWIGLU_OAI, Glu
+from qfuse.dialects.glu import ACTIVATIONS, SWIGLU_OAI, Glu
 
 _CLAMP, _MUL = "torch.aten.clamp", "torch.aten.mul.Tensor"
 
 _GELU_FORMS: dict[str, Predicate] = {"gelu": is_erf_form, "gelu_tanh": is_tanh_form}
-_ACTIVATIONS = ("silu", "relu", *_GELU_FORMS)
 
 
 def _clamped(act: str, gate_first: bool) -> Callable[[Pattern], None]:
@@ -51,8 +50,10 @@ def _clamped(act: str, gate_first: bool) -> Callable[[Pattern], None]:
             p.require(form, approximate)
         _raise(p, root, activated, gate, up, bounds, make_glu)
 
-    def make_glu(rewriter, root: ir.Operation, gate: ir.Value, up: ir.Value, *bounds: ir.Value):
-        _replace(rewriter, root, gate, up, Glu(act, constant_of(bounds[1])))
+    def make_glu(
+        rewriter, root: ir.Operation, gate: ir.Value, up: ir.Value, *bounds: ir.Value
+    ) -> None:
+        _replace(rewriter, root, gate, up, Glu(act, float(constant_of(bounds[1]))))
 
     return glu
 
@@ -74,8 +75,10 @@ def _gpt_oss(up_first: bool, gate_first: bool) -> Callable[[Pattern], None]:
         p.require(is_one, times)
         _raise(p, root, gated, gate, up, [*bounds, alpha], make_glu)
 
-    def make_glu(rewriter, root: ir.Operation, gate: ir.Value, up: ir.Value, *numbers: ir.Value):
-        limit, alpha = constant_of(numbers[1]), constant_of(numbers[4])
+    def make_glu(
+        rewriter, root: ir.Operation, gate: ir.Value, up: ir.Value, *numbers: ir.Value
+    ) -> None:
+        limit, alpha = (float(constant_of(numbers[i])) for i in (1, 4))
         _replace(rewriter, root, gate, up, Glu(SWIGLU_OAI, limit, alpha))
 
     return glu
@@ -143,6 +146,6 @@ def _replace(rewriter, root: ir.Operation, gate: ir.Value, up: ir.Value, glu: Gl
 _ORDERS = (True, False)
 
 GLUS = (
-    *(_clamped(act, gate_first) for act in _ACTIVATIONS for gate_first in _ORDERS),
+    *(_clamped(act, gate_first) for act in ACTIVATIONS for gate_first in _ORDERS),
     *(_gpt_oss(up_first, gate_first) for up_first in _ORDERS for gate_first in _ORDERS),
 )

@@ -333,9 +333,8 @@ def _group_product(
     )
     sums, terms = list(block.arguments)[: len(parts)], list(block.arguments)[len(parts) :]
     with ir.InsertionPoint(block):
-        dtypes = [shaped(type_).dtype for type_ in results]
         if terms:
-            rounded = map(build_rounding, sums, dtypes)
+            rounded = map(build_rounding, sums, (shaped(type_).dtype for type_ in results))
             sums = [arith.addf(*both) for both in zip(rounded, terms, strict=True)]
         build_yield(sums)
     if group:

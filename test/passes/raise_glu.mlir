@@ -30,21 +30,21 @@ func.func @clamped(%a: !b, %b: !b) -> !g {
   return %y : !g
 }
 
-// Up comes first, and the activation is the tanh form.
+// Up comes first, the activation is the tanh form, and the bounds are whole numbers.
 // CHECK-LABEL: func.func @other_order
 // CHECK:         "qfuse.glu"(%arg0, %arg1) {act = "gelu_tanh", limit = 7.000000e+00 : f64
 // CHECK-NOT:     torch.aten
 func.func @other_order(%a: !b, %b: !b) -> !g {
   %none = torch.constant.none
   %one = torch.constant.int 1
-  %limit = torch.constant.float 7.0
-  %minus = torch.constant.float -7.0
+  %limit = torch.constant.int 7
+  %minus = torch.constant.int -7
   %gate = torch_c.from_builtin_tensor %a : !b -> !g
   %up = torch_c.from_builtin_tensor %b : !b -> !g
   %tanh = torch.constant.str "tanh"
-  %g = torch.aten.clamp %gate, %none, %limit : !g, !torch.none, !torch.float -> !g
+  %g = torch.aten.clamp %gate, %none, %limit : !g, !torch.none, !torch.int -> !g
   %s = torch.aten.gelu %g, %tanh : !g, !torch.str -> !g
-  %u = torch.aten.clamp %up, %minus, %limit : !g, !torch.float, !torch.float -> !g
+  %u = torch.aten.clamp %up, %minus, %limit : !g, !torch.int, !torch.int -> !g
   %y = torch.aten.mul.Tensor %u, %s : !g, !g -> !g
   return %y : !g
 }

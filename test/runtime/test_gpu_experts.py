@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from test_gpu_generation import (
@@ -25,3 +26,23 @@ def test_experts(checkpoints: Callable[..., Path]) -> None:
         assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02
     families = {name.rsplit("_", 1)[0] for name in gpu.exe.program.kernels}
     assert {"route", "group_matmul", "combine"} <= families
+
+
+def test_clamped_experts_with_biases(editable: Callable[..., Any]) -> None:
+    """The biases of gate and up are cut once, not in each call."""
+    model = editable(architecture="mixtral", layers=1)
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if ".experts." in n and n.endswith(".weight")]:
+            bias = torch.randn(tensors[name].shape[0]) * 0.3
+            tensors[name.removesuffix("weight") + "bias"] = bias.bfloat16()
+
+    model.tensors(edit)
+    model.config(swiglu_limit=0.7, swiglu_alpha=1.702)
+    cpu = compile(model.path, max_len=32)
+    gpu = OnFakeGpu(compile(model.path, max_len=32, target=TARGET))
+    for prompt in (PROMPT, PROMPT[:1]):
+        ids = torch.tensor(prompt)
+        assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02
+    text = "\n".join(str(step) for step in gpu.exe.program.plan.steps)
+    assert text.count("aten.slice.Tensor") == text.count("aten.contiguous") == 2
