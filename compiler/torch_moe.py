@@ -6,8 +6,12 @@
 
 T tokens choose k experts each, out of E: `ids` int [T, k], where an id outside 0..E-1 is no expert
 and adds zero, and `weights` float [T, k].  A token's result is the sum over its choices of
-weight * down(act(gate) * up), added in f32 in the order of the choices.  Each product and each
-step of the activation is rounded to x's type, as separate operators would.
+weight * down(glu(gate, up)), added in f32 in the order of the choices.  Each product, each bias
+and each step of the GLU is rounded to x's type, as separate operators would.
+
+What the GLU is, `act`, `limit` (None: no limit) and `alpha` (None: 1.702) say, as for
+`qfuse.dialects.glu.Glu`.  Biases are of each expert, in x's type: `gate_up_bias` [E, 2 I], the
+gate's first, and `down_bias` [E, H].
 
 The two that run experts loop over those that were chosen, which the host has to know: on a GPU a
 call waits.
@@ -18,16 +22,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import linear
 
 from qfuse.compiler.block_scaled import quantized_linear
+from qfuse.compiler.torch_glu import apply_glu, make_glu
 from qfuse.dialects.errors import QfuseError
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": silu,
-    "gelu": gelu,
-    "gelu_tanh": partial(gelu, approximate="tanh"),
-}
+from qfuse.dialects.glu import Glu
 
 SCORINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": partial(torch.softmax, dim=-1),
@@ -98,6 +98,10 @@ def moe_experts(
     weight_block: list[int],
     input_block: list[int],
     act: str,
+    limit: float | None = None,
+    alpha: float | None = None,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The experts' sum [T, H] for x [T, H], in x's type; see the top of this file.
 
@@ -108,7 +112,8 @@ def moe_experts(
     row and group of g; [] leaves them as they are.  Raises QfuseError on shapes that do not fit.
     """
     tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
-    _check_experts(*tensors, intermediate, weight_block, input_block, act)
+    constants = (intermediate, weight_block, input_block, act, limit, alpha)
+    glu = _check_experts(*tensors, *constants, gate_up_bias, down_bias)
     blocks = -(-intermediate // weight_block[0])
 
     def product(
@@ -122,8 +127,10 @@ def moe_experts(
     def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
         gate = product(rows, gate_up[e], gate_up_scale[e], 0, intermediate)
         up = product(rows, gate_up[e], gate_up_scale[e], blocks * weight_block[0], intermediate)
-        hidden = ACTIVATIONS[act](gate) * up
-        return product(hidden, down[e], down_scale[e], 0, down.shape[1])
+        if gate_up_bias is not None:
+            gate, up = gate + gate_up_bias[e, :intermediate], up + gate_up_bias[e, intermediate:]
+        y = product(apply_glu(glu, gate, up), down[e], down_scale[e], 0, down.shape[1])
+        return y if down_bias is None else y + down_bias[e]
 
     return _weighted_sum(x, ids, weights, gate_up.shape[0], expert)
 
@@ -135,13 +142,21 @@ def dense_experts(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     act: str,
+    limit: float | None = None,
+    alpha: float | None = None,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`moe_experts` with weights in x's type: `gate_up` [E, 2 I, H], `down` [E, H, I]."""
-    _check_dense_experts(x, ids, weights, gate_up, down, act)
+    tensors = (x, ids, weights, gate_up, down)
+    glu = _check_dense_experts(*tensors, act, limit, alpha, gate_up_bias, down_bias)
 
     def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
-        gate, up = linear(rows, gate_up[e]).chunk(2, -1)
-        return linear(ACTIVATIONS[act](gate) * up, down[e])
+        both = linear(rows, gate_up[e])
+        if gate_up_bias is not None:
+            both = both + gate_up_bias[e]
+        y = linear(apply_glu(glu, *both.chunk(2, -1)), down[e])
+        return y if down_bias is None else y + down_bias[e]
 
     return _weighted_sum(x, ids, weights, gate_up.shape[0], expert)
 
@@ -209,17 +224,23 @@ def _check_experts(
     weight_block: list[int],
     _: list[int],
     act: str,
-) -> None:
-    """Raise QfuseError, naming the argument, unless the shapes are those of `moe_experts`."""
+    limit: float | None = None,
+    alpha: float | None = None,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+) -> Glu:
+    """Raise QfuseError, naming the argument, unless they are as `moe_experts` wants them."""
     hidden, (bn, bk) = x.shape[-1], weight_block
     experts, blocks = gate_up.shape[0], -(-intermediate // bn)
-    _check_choices(x, ids, weights, act)
+    _check_choices(x, ids, weights)
     _check_shape(
         "gate_up", gate_up, (experts, padded_rows(intermediate, bn) + intermediate, hidden)
     )
     _check_shape("gate_up_scale", gate_up_scale, (experts, 2 * blocks, -(-hidden // bk)))
     _check_shape("down", down, (experts, hidden, intermediate))
     _check_shape("down_scale", down_scale, (experts, -(-hidden // bn), -(-intermediate // bk)))
+    _check_biases(x, gate_up_bias, down_bias, experts, intermediate)
+    return make_glu(act, limit, alpha)
 
 
 def _check_dense_experts(
@@ -229,15 +250,37 @@ def _check_dense_experts(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     act: str,
-) -> None:
-    """Raise QfuseError, naming the argument, unless the shapes are those of `dense_experts`."""
+    limit: float | None = None,
+    alpha: float | None = None,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+) -> Glu:
+    """Raise QfuseError, naming the argument, unless they are as `dense_experts` wants them."""
     experts, intermediate = gate_up.shape[0], down.shape[-1]
-    _check_choices(x, ids, weights, act)
+    _check_choices(x, ids, weights)
     _check_shape("gate_up", gate_up, (experts, 2 * intermediate, x.shape[-1]))
     _check_shape("down", down, (experts, x.shape[-1], intermediate))
+    _check_biases(x, gate_up_bias, down_bias, experts, intermediate)
+    return make_glu(act, limit, alpha)
 
 
-def _check_choices(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, act: str) -> None:
+def _check_biases(
+    x: torch.Tensor,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    experts: int,
+    intermediate: int,
+) -> None:
+    widths = {"gate_up_bias": 2 * intermediate, "down_bias": x.shape[-1]}
+    for (name, width), bias in zip(widths.items(), (gate_up_bias, down_bias), strict=True):
+        if bias is None:
+            continue
+        _check_shape(name, bias, (experts, width))
+        if bias.dtype != x.dtype:
+            raise QfuseError(f"{name} of the experts is {bias.dtype}; expected {x.dtype}, as x is")
+
+
+def _check_choices(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
     if x.dim() != 2 or ids.dim() != 2 or ids.is_floating_point():
         raise QfuseError(
             f"experts take x [T, H] and whole ids [T, k]; got {list(x.shape)} and {ids.dtype} "
@@ -245,8 +288,6 @@ def _check_choices(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, ac
         )
     _check_shape("ids", ids, (x.shape[0], ids.shape[1]))
     _check_shape("weights", weights, tuple(ids.shape))
-    if act not in ACTIVATIONS:
-        raise QfuseError(f'act "{act}" is not one of {", ".join(ACTIVATIONS)}')
 
 
 def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
@@ -292,12 +333,14 @@ OPERATORS = (
     (
         "moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor gate_up_scale, "
         "Tensor down, Tensor down_scale, int intermediate, int[] weight_block, int[] input_block, "
-        "str act) -> Tensor",
+        "str act, float? limit=None, float? alpha=None, Tensor? gate_up_bias=None, "
+        "Tensor? down_bias=None) -> Tensor",
         moe_experts,
         _fake_experts,
     ),
     (
-        "dense_experts(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down, str act) "
+        "dense_experts(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor down, str act, "
+        "float? limit=None, float? alpha=None, Tensor? gate_up_bias=None, Tensor? down_bias=None) "
         "-> Tensor",
         dense_experts,
         _fake_dense_experts,

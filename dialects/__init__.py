@@ -6,6 +6,8 @@
 | types.py | `!qfuse.qtensor`, `#qfuse.scheme`, and both as plain Python values |
 | quantization_ops.py | pack, unpack, quantize, tensor_scale, dequantize, concat, append_expert |
 | matmul_op.py | matmul with its epilogue region, yield |
+| glu.py | gated linear units as data, and what they compute; needs no MLIR |
+| activations.py | activations and GLUs as scalar arithmetic |
 | elementwise_ops.py | add, mul, activations, glu |
 | norm_ops.py | rms_norm, rope |
 | epilogue_op.py | epilogue: that of a product which a library computed |

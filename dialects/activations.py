@@ -1,18 +1,28 @@
-"""The activations as scalar arithmetic on f32: one definition for every backend.
+"""Activations and GLUs as scalar arithmetic on f32: one definition for every backend.
 
 An epilogue region holds these operations, and a kernel for `qfuse.silu` or `qfuse.glu` emits the
 same ones, so a fused and an unfused program agree to the last bit.
 """
 
 from collections.abc import Callable
-from math import pi, sqrt
+from dataclasses import dataclass
+from math import inf, pi, sqrt
 
 from qfuse.dialects.bindings import arith, ir, math
+from qfuse.dialects.glu import Glu, glu_factors
 
 
 def build_activation(name: str, x: ir.Value) -> ir.Value:
     """Operations that compute activation `name` of the f32 `x` at the insertion point."""
     return _BUILDERS[name](x)
+
+
+def build_glu(glu: Glu, gate: ir.Value, up: ir.Value, dtype: str) -> ir.Value:
+    """Operations that compute `glu` of two f32, which hold numbers of `dtype`.
+
+    Their product, the result, is not rounded yet: whoever stores it does so.
+    """
+    return arith.mulf(*glu_factors(glu, gate, up, _Rounded(dtype)))
 
 
 def build_rounding(x: ir.Value, dtype: str) -> ir.Value:
@@ -30,8 +40,43 @@ def rounding_of(x: ir.Value) -> str:
     return str(x.owner.operation.operands[0].type)
 
 
+@dataclass(frozen=True)
+class _Rounded:
+    """Arithmetic on f32 that rounds each result to `dtype`."""
+
+    dtype: str
+
+    def activation(self, name: str, x: ir.Value) -> ir.Value:
+        return build_rounding(build_activation(name, x), self.dtype)
+
+    def sigmoid(self, x: ir.Value) -> ir.Value:
+        return build_rounding(_sigmoid(x), self.dtype)
+
+    def clamp(self, x: ir.Value, low: float, high: float) -> ir.Value:
+        """Rounds the bounds, which is the same; arith.minimumf and maximumf keep NaN."""
+        if high != inf:
+            x = arith.minimumf(x, build_rounding(_constant(high), self.dtype))
+        if low != -inf:
+            x = arith.maximumf(x, build_rounding(_constant(low), self.dtype))
+        return x
+
+    def shift(self, x: ir.Value, by: float) -> ir.Value:
+        return build_rounding(arith.addf(x, _constant(by)), self.dtype)
+
+    def scale(self, x: ir.Value, by: float) -> ir.Value:
+        return build_rounding(arith.mulf(x, _constant(by)), self.dtype)
+
+    def multiply(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return build_rounding(arith.mulf(a, b), self.dtype)
+
+
 def _constant(value: float) -> ir.Value:
     return arith.constant(ir.F32Type.get(), value)
+
+
+def _sigmoid(x: ir.Value) -> ir.Value:
+    """1 / (1 + exp(-x))"""
+    return arith.divf(_constant(1.0), arith.addf(_constant(1.0), math.exp(arith.negf(x))))
 
 
 def _silu(x: ir.Value) -> ir.Value:

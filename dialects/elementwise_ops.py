@@ -1,13 +1,14 @@
 """Element-wise operations that the front end raises to and the epilogue patterns match."""
 
+from collections.abc import Sequence
+
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
+from qfuse.dialects.glu import ACTIVATIONS as ACTIVATIONS
+from qfuse.dialects.glu import Glu
 from qfuse.dialects.quantization_ops import quantize_error
 from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree
-
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-"""What an activation may be; `gelu` is the erf form, `gelu_tanh` the tanh approximation."""
 
 
 class _Unary(Op):
@@ -70,15 +71,20 @@ class ReluOp(_Unary, name="relu", traits=[ext.Pure]):
 
 
 class GluOp(Op, name="glu", traits=[ext.Pure]):
-    """act(gate) * up.
+    """act(gate) * up, or what gpt-oss makes of the two; both may be clamped first.
 
         %y = "qfuse.glu"(%gate, %up) {act = "silu", resultSegmentSizes = array<i32: 1, 0>}
            : (tensor<?x1400xbf16>, tensor<?x1400xbf16>) -> tensor<?x1400xbf16>
+        %y = "qfuse.glu"(%gate, %up) {act = "swiglu_oai", limit = 7.0 : f64, alpha = 1.702 : f64,
+            resultSegmentSizes = array<i32: 1, 0>}
+           : (tensor<?x2880xbf16>, tensor<?x2880xbf16>) -> tensor<?x2880xbf16>
 
-    act(gate) is rounded to the operands' element type before the product, which is rounded
-    again, as the two separate operations would.  With one operand, its first half is the gate
-    and its second half is up.  The results are any subset of the value and the quantized value:
-    the rounded product, quantized as `qfuse.quantize` would.
+    `act`, `limit` (by default none) and `alpha` (of swiglu_oai alone; by default 1.702) are those
+    of `glu.Glu`, which says what is computed.  Every step is rounded to the operands' element
+    type, and so is the result, as separate operations would; a NaN in either operand makes a NaN.
+    With one operand, its first half is the gate and its second half is up.  The results are any
+    subset of the value and the quantized value: the rounded result, quantized as `qfuse.quantize`
+    would.
     """
 
     gate: ext.Operand[ir.RankedTensorType]
@@ -90,9 +96,8 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
     def violation(self) -> str | None:
         operands = [shaped(v.type) for v in self.operation.operands]
         gate = operands[0]
-        act = self.operation.attributes["act"].value
-        if act not in ACTIVATIONS:
-            return f'act "{act}" is not one of {", ".join(ACTIVATIONS)}'
+        if why := _glu_attributes_error(self.operation) or glu_of(self.operation).error():
+            return why
         if not is_float(gate):
             return f"operand element type {gate.dtype} is not f32, f16 or bf16"
         if not gate.shape:
@@ -106,6 +111,58 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
             return f"gate is {gate} but up is {operands[1]}"
         value = Shaped((*gate.shape[:-1], width), gate.dtype)
         return outputs_error(self, ("value", "quantized"), value)
+
+
+_GLU_NUMBERS = ("limit", "alpha")
+"""Attributes of a GLU that may be left out, and that are numbers."""
+
+
+def _glu_attributes_error(op: ir.Operation) -> str | None:
+    known = ("act", *_GLU_NUMBERS)
+    for name in op.attributes:
+        foreign = "." in name or name.endswith("SegmentSizes")
+        if name not in known and not foreign:  # a misspelt limit would be none
+            return f"attribute {name} is not one of {', '.join(known)}"
+    for name in _GLU_NUMBERS:
+        if name in op.attributes and not isinstance(op.attributes[name], ir.FloatAttr):
+            return f"attribute {name} is {op.attributes[name]}; expected a FloatAttr"
+    return None
+
+
+def glu_of(op: ir.Operation) -> Glu:
+    """What a `qfuse.glu` computes."""
+    given = {name: op.attributes[name] for name in _GLU_NUMBERS if name in op.attributes}
+    numbers = {name: ir.FloatAttr(value).value for name, value in given.items()}
+    return Glu(ir.StringAttr(op.attributes["act"]).value, **numbers)
+
+
+def create_glu(
+    glu: Glu,
+    operands: Sequence[ir.Value],
+    value: ir.Type | None,
+    quantized: ir.Type | None = None,
+    loc: ir.Location | None = None,
+) -> ir.Operation:
+    """A `qfuse.glu` at the insertion point; `value` and `quantized` are its results' types."""
+    default = Glu(glu.act)
+    numbers = {name: getattr(glu, name) for name in _GLU_NUMBERS}
+    return ir.Operation.create(
+        GluOp.OPERATION_NAME,
+        results=[type_ for type_ in (value, quantized) if type_ is not None],
+        operands=list(operands),
+        attributes={
+            "act": ir.StringAttr.get(glu.act),
+            **{
+                name: ir.FloatAttr.get_f64(number)
+                for name, number in numbers.items()
+                if number != getattr(default, name)
+            },
+            "resultSegmentSizes": ir.DenseI32ArrayAttr.get(
+                [int(value is not None), int(quantized is not None)]
+            ),
+        },
+        loc=loc,
+    )
 
 
 def outputs_error(op: ir.OpView, names: tuple[str, ...], value: Shaped) -> str | None:

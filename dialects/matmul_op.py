@@ -114,16 +114,18 @@ def epilogue_error(
     rows: Sequence[int],
     parts: list[int],
     extra: list[Shaped],
+    experts: int | None = None,
     outs: Sequence[Shaped] | None = None,
 ) -> str | None:
     """Why the epilogue of a product with results of rows + [a part's width] is not legal.
 
-    `outs` are what it yields where the operation goes on with that, by default its results.
+    `experts` is how many weights there are, where each row meets that of its expert; `outs` are
+    what it yields where the operation goes on with that, by default its results.
     """
     outs = [shaped(r.type) for r in op.results] if outs is None else list(outs)
     maps = [m.value for m in op.attributes["maps"]]
     return (
-        _extra_error(rows, parts, extra, maps)
+        _extra_error(rows, parts, extra, maps, experts)
         or _result_error(rows, parts, outs)
         or _region_error(op.regions[0], parts, extra, outs)
     )
@@ -174,13 +176,27 @@ def groups_nest(a: int, b: int, k: int) -> bool:
 
 
 def _extra_error(
-    all_rows: Sequence[int], parts: list[int], extra: list[Shaped], maps: list[str]
+    all_rows: Sequence[int],
+    parts: list[int],
+    extra: list[Shaped],
+    maps: list[str],
+    experts: int | None,
 ) -> str | None:
     if len(maps) != len(extra):
         return f"has {len(extra)} extra operands but {len(maps)} maps"
     for i, (operand, kind) in enumerate(zip(extra, maps, strict=True)):
         if not is_float(operand):
             return f"extra operand {i} is {operand}; it must be a plain float tensor"
+        if kind == "[E,N]":
+            if experts is None:
+                return f'map "{kind}" is for rows that have experts, those of qfuse.group_matmul'
+            shapes = [(experts, n) for n in sorted(set(parts))]
+            if operand.shape not in shapes:
+                return (
+                    f"extra operand {i} has shape {shape_text(operand.shape)}, which does not fit "
+                    f'its map "{kind}" over {" or ".join(map(shape_text, shapes))}'
+                )
+            continue
         widths = {"[N]": parts, "[M,N]": parts, "[M,1]": [1], "[]": [1]}.get(kind)
         if widths is None:
             return f'map "{kind}" is not one of [N], [M,1], [M,N], []'

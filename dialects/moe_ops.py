@@ -160,8 +160,10 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
 
     With `tokens`, row r of the product is row tokens[r] of x, whose leading dimensions are
     flattened to T; without, x is [T, k, K] and has the rows themselves.  Which expert's weight a
-    row meets, `indptr` says.  Everything else (parts, maps, region, rounding, quantized results)
-    is as in `qfuse.matmul`; the parts of each expert's weight begin at block boundaries.
+    row meets, `indptr` says.  An extra operand may have the map "[E,N]", too: [E, a part's width],
+    of which each row sees the row of its expert, a bias for example.  Everything else (parts, maps,
+    region, rounding, quantized results) is as in `qfuse.matmul`; the parts of each expert's weight
+    begin at block boundaries.
     """
 
     x: ext.Operand[Any]
@@ -192,7 +194,7 @@ class GroupMatmulOp(Op, name="group_matmul", traits=[ext.Pure, ir.IsIsolatedFrom
         assert x is not None
         rows = x.rows if tokens is None else tokens.shape
         return _product_of_experts_error(self.operation, given, rows) or epilogue_error(
-            self.operation, rows, _parts(self.operation), extra
+            self.operation, rows, _parts(self.operation), extra, shaped(self.w.type).shape[0]
         )
 
 
@@ -251,8 +253,9 @@ class GroupMatmulCombineOp(
         if why := _product_of_experts_error(self.operation, given, slots.shape):
             return why
         row = Shaped((*slots.shape, out.shape[-1]), "f32")
+        experts = shaped(self.w.type).shape[0]
         return epilogue_error(
-            self.operation, slots.shape, _parts(self.operation), extra, [row]
+            self.operation, slots.shape, _parts(self.operation), extra, experts, [row]
         ) or _sum_error(row, slots, given["weights"], given["residual"], out)
 
 

@@ -14,13 +14,14 @@ from torch import nn
 from qfuse.compiler.block_scaled import dequantize_blocks, quantize_blocks
 from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, Checkpoint
 from qfuse.compiler.frontend.experts import (
-    DenseExperts,
+    Experts,
     QuantizedExperts,
     transformers_experts,
 )
 from qfuse.compiler.frontend.huggingface import empty_model, load_parameters, quantize_like
 from qfuse.compiler.frontend.linear import QuantizedLinear
 from qfuse.compiler.frontend.step import PreTrained
+from qfuse.compiler.torch_glu import apply_glu
 
 
 def eager_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.bfloat16) -> PreTrained:
@@ -95,16 +96,20 @@ class FakeQuantizedLinear(nn.Module):
         return nn.functional.linear(_through_fp8(x, self.input_block), self.weight, self.bias)
 
 
-class FakeQuantizedExperts(nn.Module):
-    """Experts over dense weights; inputs of both products go through FP8 and back.
+class ReferenceExperts(nn.Module):
+    """Experts over dense weights, where transformers' own do not compute what the file says.
 
-    Takes over transformers' stacked weights, `gate_up_proj` [E, 2 I, H] and `down_proj` [E, H, I].
+    Inputs of both products go through FP8 and back; an `input_block` of [] leaves them alone.
+    Takes over transformers' stacked weights, `gate_up_proj` [E, 2 I, H] and `down_proj` [E, H, I],
+    and the GLU and the biases of `experts`.
     """
 
-    def __init__(self, original: Any, input_block: list[int]) -> None:
+    def __init__(self, original: Any, experts: Experts, input_block: list[int]) -> None:
         super().__init__()
         self.gate_up_proj, self.down_proj = original.gate_up_proj, original.down_proj
-        self.act_fn, self.input_block = original.act_fn, input_block
+        self.gate_up_proj_bias = experts.gate_up_proj_bias
+        self.down_proj_bias = experts.down_proj_bias
+        self.glu, self.input_block = experts.glu, input_block
 
     def forward(
         self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -113,14 +118,20 @@ class FakeQuantizedExperts(nn.Module):
         rows = _through_fp8(hidden, self.input_block)
         for e in top_k_index.unique().tolist():
             token, choice = torch.where(top_k_index == e)
-            gate, up = nn.functional.linear(rows[token], self.gate_up_proj[e]).chunk(2, -1)
-            inner = _through_fp8(self.act_fn(gate) * up, self.input_block)
+            both = nn.functional.linear(rows[token], self.gate_up_proj[e])
+            if self.gate_up_proj_bias is not None:
+                both = both + self.gate_up_proj_bias[e]
+            inner = _through_fp8(apply_glu(self.glu, *both.chunk(2, -1)), self.input_block)
             result = nn.functional.linear(inner, self.down_proj[e])
+            if self.down_proj_bias is not None:
+                result = result + self.down_proj_bias[e]
             out.index_add_(0, token, result * top_k_weights[token, choice, None])
         return out
 
 
 def _through_fp8(x: torch.Tensor, input_block: list[int]) -> torch.Tensor:
+    if not input_block:
+        return x
     rows = x.reshape(-1, x.shape[-1])
     codes, scale = quantize_blocks(rows, input_block)
     return dequantize_blocks(codes, scale, input_block).view(x.shape).to(x.dtype)
@@ -152,18 +163,19 @@ def _dequantized(
                     module.in_features, module.out_features, module.bias is not None, "meta", dtype
                 )
             model.set_submodule(name, dense)
-        elif isinstance(module, QuantizedExperts):
-            for leaf in ("gate_up_proj", "down_proj"):
-                weight, scale = f"{name}.{leaf}", f"{name}.{leaf}{SCALE_SUFFIX}"
-                replaced |= {weight, scale}
-                values = module.dequantize(leaf, loaded[weight], loaded[scale])
-                tensors[weight] = values.to(dtype)
+        elif isinstance(module, Experts):
+            block: list[int] = []
+            if isinstance(module, QuantizedExperts):
+                block = module.input_block if simulate_activations else []
+                for leaf in ("gate_up_proj", "down_proj"):
+                    weight, scale = f"{name}.{leaf}", f"{name}.{leaf}{SCALE_SUFFIX}"
+                    replaced |= {weight, scale}
+                    values = module.dequantize(leaf, loaded[weight], loaded[scale])
+                    tensors[weight] = values.to(dtype)
             original = experts[name]
-            if simulate_activations:
-                original = FakeQuantizedExperts(original, module.input_block)
+            if block or not module.ordinary:
+                original = ReferenceExperts(original, module, block)
             model.set_submodule(name, original)
-        elif isinstance(module, DenseExperts):
-            model.set_submodule(name, experts[name])
     tensors |= {name: loaded[name] for name in loaded if name not in replaced}
     _assign(model, tensors)
     return model.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ transformers holds the experts of a layer as two stacked parameters, `gate_up_pr
 place of the former, call one operator of qfuse, and are filled from the latter.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, Checkpoint, dtype_n
 from qfuse.compiler.frontend.lazy_tensors import Entry, Filled
 from qfuse.compiler.frontend.linear import scale_shape
 from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 
 assert torch_ops.NAMESPACE == "qfuse"  # the operators below are registered
 
@@ -26,6 +28,7 @@ _ACTIVATIONS = {
     "swish": "silu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
 }
 """The `hidden_act` of a config to the operators' name of it."""
 
@@ -40,11 +43,57 @@ _EXTENTS = {
 }
 """What the config of a model type calls the number of experts and their width."""
 
+_UNKNOWN_GLUS = ("mlp_gate_softcap", "mlp_up_softcap", "swiglu_limits", "swiglu_limits_shared")
+"""Entries that make of gate and up what the operators have no name for."""
+
 _ONLY = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
 """Entries of DeepSeek's configs that transformers ignores, and the value it takes for granted."""
 
 
-class QuantizedExperts(nn.Module):
+Biased = tuple[bool, bool]
+"""Whether there are biases of gate and up, and of down."""
+
+_BIASES = {"gate_up_proj_bias": (0, 1), "down_proj_bias": (2,)}
+"""Stacked biases, and which of an expert's matrices they go with."""
+
+
+class _Stacked(nn.Module):
+    """What experts of both kinds have beside their weights: a GLU, and perhaps biases.
+
+    `gate_up_proj_bias` [E, 2 I] and `down_proj_bias` [E, H] are parameters in the model's type,
+    or None.
+    """
+
+    gate_up_proj_bias: nn.Parameter | None
+    down_proj_bias: nn.Parameter | None
+
+    def __init__(self, original: nn.Module, glu: Glu, biased: Biased) -> None:
+        super().__init__()
+        self.experts, self.hidden, self.intermediate = _extents(original)
+        self.glu = glu
+        dtype = original.get_parameter("down_proj").dtype
+        widths = {"gate_up_proj_bias": 2 * self.intermediate, "down_proj_bias": self.hidden}
+        for (name, width), there in zip(widths.items(), biased, strict=True):
+            empty = torch.empty(self.experts, width, dtype=dtype, device="meta")
+            bias = nn.Parameter(empty, requires_grad=False) if there else None
+            self.register_parameter(name, bias)
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether transformers' own modules of plain experts compute this, too."""
+        biased = self.gate_up_proj_bias is not None or self.down_proj_bias is not None
+        return not biased and self.glu == Glu(self.glu.act) and self.glu.act != SWIGLU_OAI
+
+    @property
+    def more(self) -> tuple[Any, ...]:
+        """The last arguments of the operators: the GLU, and the biases."""
+        glu = self.glu
+        limit = None if glu.limit == math.inf else glu.limit
+        alpha = glu.alpha if glu.act == SWIGLU_OAI else None
+        return glu.act, limit, alpha, self.gate_up_proj_bias, self.down_proj_bias
+
+
+class QuantizedExperts(_Stacked):
     """Experts over block-scaled FP8 weights, on meta: the call of `qfuse::moe_experts`.
 
     The parameters carry the names of transformers' FP8 experts: `gate_up_proj`, `down_proj` and
@@ -56,11 +105,15 @@ class QuantizedExperts(nn.Module):
     down_proj: nn.Parameter
 
     def __init__(
-        self, original: nn.Module, act: str, weight_block: tuple[int, int], dtype: torch.dtype
+        self,
+        original: nn.Module,
+        glu: Glu,
+        biased: Biased,
+        weight_block: tuple[int, int],
+        dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.experts, self.hidden, self.intermediate = _extents(original)
-        self.act, self.weight_block = act, list(weight_block)
+        super().__init__(original, glu, biased)
+        self.weight_block = list(weight_block)
         self.input_block = [1, weight_block[1]]
         padded = torch_moe.padded_rows(self.intermediate, weight_block[0])
         blocks, columns = scale_shape(self.intermediate, self.hidden, weight_block)
@@ -91,7 +144,7 @@ class QuantizedExperts(nn.Module):
             self.intermediate,
             self.weight_block,
             self.input_block,
-            self.act,
+            *self.more,
         )
 
     def dequantize(self, leaf: str, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -102,13 +155,11 @@ class QuantizedExperts(nn.Module):
         return torch.cat((values[:, : self.intermediate], values[:, -self.intermediate :]), 1)
 
 
-class DenseExperts(nn.Module):
+class DenseExperts(_Stacked):
     """Experts over plain weights: the call of `qfuse::dense_experts`, with transformers' names."""
 
-    def __init__(self, original: nn.Module, act: str) -> None:
-        super().__init__()
-        self.experts, self.hidden, self.intermediate = _extents(original)
-        self.act = act
+    def __init__(self, original: nn.Module, glu: Glu, biased: Biased) -> None:
+        super().__init__(original, glu, biased)
         self.gate_up_proj = original.get_parameter("gate_up_proj")
         self.down_proj = original.get_parameter("down_proj")
 
@@ -116,7 +167,7 @@ class DenseExperts(nn.Module):
         self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         return torch.ops.qfuse.dense_experts(
-            hidden, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj, self.act
+            hidden, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj, *self.more
         )
 
 
@@ -135,24 +186,45 @@ def transformers_experts(model: nn.Module) -> dict[str, Any]:
 
 
 def replace_experts(
-    model: Any, convert: Callable[[str], tuple[tuple[int, int], torch.dtype] | None]
+    model: Any,
+    convert: Callable[[str], tuple[tuple[int, int], torch.dtype] | None],
+    biased: Callable[[str, int], Biased] = lambda *_: (False, False),
 ) -> None:
     """Put modules of this file in the place of all transformers' experts.
 
     `convert(name)` returns the weight block and storage type of quantized experts, None for plain
-    ones.  Raises QfuseError on an activation the operators do not have.
+    ones; `biased(name, E)` whether they have biases.  Raises QfuseError on an activation the
+    operators do not have.
     """
     for name, module in transformers_experts(model).items():
-        hidden_act = model.config.hidden_act
-        act = _ACTIVATIONS.get(hidden_act)
-        if act is None:
-            raise QfuseError(
-                f'hidden_act "{hidden_act}" is not supported in experts; supported: '
-                + ", ".join(_ACTIVATIONS)
-            )
-        quantized = convert(name)
-        new = QuantizedExperts(module, act, *quantized) if quantized else DenseExperts(module, act)
+        glu, quantized = _glu_of(model.config), convert(name)
+        biases = biased(name, _extents(module)[0])
+        new = (
+            QuantizedExperts(module, glu, biases, *quantized)
+            if quantized
+            else DenseExperts(module, glu, biases)
+        )
         model.set_submodule(name, new)
+
+
+def _glu_of(config: Any) -> Glu:
+    """What experts make of gate and up, as transformers' FP8Experts read it from a config.
+
+    A `swiglu_limit` clamps them, and with `swiglu_alpha` they are gpt-oss's whatever `hidden_act`
+    says.  transformers' modules of plain experts ignore both; here they do not depend on how the
+    weights are stored.
+    """
+    limit, alpha = (getattr(config, f"swiglu_{name}", None) for name in ("limit", "alpha"))
+    bound = math.inf if limit is None else float(limit)
+    if alpha is not None:
+        return Glu(SWIGLU_OAI, bound, float(alpha))
+    act = _ACTIVATIONS.get(config.hidden_act)
+    if act is None:
+        raise QfuseError(
+            f'hidden_act "{config.hidden_act}" is not supported in experts; supported: '
+            + ", ".join(_ACTIVATIONS)
+        )
+    return Glu(act, bound)
 
 
 def check_config(model_type: str, config: Mapping[str, Any], source: Path) -> None:
@@ -173,6 +245,15 @@ def check_config(model_type: str, config: Mapping[str, Any], source: Path) -> No
             refuse(name, "1 or more")
     if not 1 <= chosen <= experts:
         refuse("num_experts_per_tok", f"1 to {count}, which is {experts}")
+    for name in ("swiglu_limit", "swiglu_alpha"):
+        number = config.get(name)
+        if number is not None and not (type(number) in (int, float) and 0 < number < math.inf):
+            refuse(name, "a positive number")
+    if config.get("swiglu_alpha") is not None and config.get("swiglu_limit") is None:
+        refuse("swiglu_limit", "a positive number, as there is a swiglu_alpha")
+    for name in _UNKNOWN_GLUS:
+        if config.get(name) is not None:
+            refuse(name, "none: experts with it are not supported")
     if model_type != "deepseek_v3":
         return
     for name, value in _ONLY.items():
@@ -234,11 +315,36 @@ def load_experts(
         "gate_up_proj": Filled((len(matrices), gate_up_rows, hidden), dtype, gate_up),
         "down_proj": Filled((len(matrices), hidden, inner), dtype, down),
     }
+    for leaf, places in _BIASES.items():
+        bias = getattr(experts, leaf)
+        if bias is None:
+            continue
+        rows = [
+            torch.cat(
+                [checkpoint.plain(_bias(names[i]), (shapes[i][0],), bias.dtype) for i in places]
+            )
+            for names in matrices
+        ]
+        loaded[leaf] = torch.stack(rows)
     if isinstance(experts, QuantizedExperts):
         both = [torch.cat((gate, up)) for gate, up, _ in scales]
         loaded[f"gate_up_proj{SCALE_SUFFIX}"] = torch.stack(both)
         loaded[f"down_proj{SCALE_SUFFIX}"] = torch.stack([down for *_, down in scales])
     return loaded
+
+
+def biases_of(matrices: Sequence[tuple[str, str, str]], checkpoint: Checkpoint) -> Biased:
+    """Which biases experts have in a file: where one matrix has its own, all have to."""
+    gate_up, down = (
+        any(_bias(names[i]) in checkpoint for names in matrices for i in places)
+        for places in _BIASES.values()
+    )
+    return gate_up, down
+
+
+def _bias(weight: str) -> str:
+    """The name of the bias beside a weight."""
+    return f"{weight.removesuffix('weight')}bias"
 
 
 def matrix_names(model_type: str, prefix: str, experts: int) -> list[tuple[str, str, str]]:

@@ -28,7 +28,9 @@ from qfuse.compiler.frontend.checkpoint import (
     read_quantization,
 )
 from qfuse.compiler.frontend.experts import (
+    Biased,
     Experts,
+    biases_of,
     check_config,
     load_experts,
     matrix_names,
@@ -187,7 +189,8 @@ def empty_model(
 def quantize_like(model: PreTrained, checkpoint: Checkpoint) -> None:
     """Make exactly those linear layers and experts FP8 that the checkpoint has scales for.
 
-    All experts become modules of qfuse; the first of a layer says what all of them are.
+    All experts become modules of qfuse; the first of a layer says what all of them are.  They have
+    biases where the checkpoint has some.
     """
 
     def format_of(weight: str) -> tuple[tuple[int, int], torch.dtype] | None:
@@ -207,8 +210,11 @@ def quantize_like(model: PreTrained, checkpoint: Checkpoint) -> None:
         quantized = format_of(_stored(model, f"{name}.weight"))
         return None if quantized is None else empty_quantized_linear(linear, *quantized)
 
+    def biased(name: str, experts: int) -> Biased:
+        return biases_of(_matrices(model, name, experts), checkpoint)
+
     replace_linears(model, convert)
-    replace_experts(model, lambda name: format_of(_matrices(model, name, 1)[0][0]))
+    replace_experts(model, lambda name: format_of(_matrices(model, name, 1)[0][0]), biased)
 
 
 def load_parameters(model: PreTrained, checkpoint: Checkpoint) -> LazyTensors:

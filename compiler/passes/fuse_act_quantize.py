@@ -10,7 +10,7 @@ from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import readers, run_equally_often
 from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import GluOp
+from qfuse.dialects.elementwise_ops import create_glu, glu_of
 from qfuse.dialects.matmul_op import PRODUCTS
 from qfuse.dialects.types import shaped
 
@@ -116,14 +116,11 @@ def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None
     value_type, quantized_type = glu.results[0].type, quantize.results[0].type
     remarks.fired("glu-quantize", quantize)
     with ir.InsertionPoint(glu):
-        new = ir.Operation.create(
-            GluOp.OPERATION_NAME,
-            results=[value_type, quantized_type] if keep else [quantized_type],
-            operands=list(glu.operands),
-            attributes={
-                "act": glu.attributes["act"],
-                "resultSegmentSizes": ir.DenseI32ArrayAttr.get([int(keep), 1]),
-            },
+        new = create_glu(
+            glu_of(glu),
+            list(glu.operands),
+            value_type if keep else None,
+            quantized_type,
             loc=glu.location,
         )
     _replace(rewriter, quantize, glu, new)

@@ -16,9 +16,9 @@ from qfuse.compiler.passes.predicates import (
     run_equally_often,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
-from qfuse.dialects.activations import build_activation, build_rounding
+from qfuse.dialects.activations import build_activation, build_glu
 from qfuse.dialects.bindings import arith, ir
-from qfuse.dialects.elementwise_ops import ACTIVATIONS
+from qfuse.dialects.elementwise_ops import ACTIVATIONS, glu_of
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import shaped
@@ -147,7 +147,7 @@ def _binary(name: str, side: int, allowed: frozenset[str]) -> Callable[[Pattern]
 
 
 def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
-    """act(gate) * up, where the product is gate (side 0) or up (side 1)"""
+    """A GLU, where the product is gate (side 0) or up (side 1)"""
 
     def makes_one_plain_value(glu: ir.Operation) -> Verdict:
         return MISMATCH if shaped(glu.results[0].type).quantized else None
@@ -156,12 +156,9 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         return _on("activation", allowed) or _on("residual-binary", allowed)
 
     def absorb_glu(rewriter, glu: ir.Operation, product: ir.Operation, other: ir.Value) -> None:
-        act = ir.StringAttr(glu.attributes["act"]).value
-
         def extend(ys: list[ir.Value], args: list[ir.Value]) -> list[ir.Value]:
             gate, up = (ys[0], args[0]) if side == 0 else (args[0], ys[0])
-            activated = build_rounding(build_activation(act, gate), shaped(other.type).dtype)
-            return [arith.mulf(activated, up)]
+            return [build_glu(glu_of(glu), gate, up, shaped(other.type).dtype)]
 
         kind = _map(product, other)
         assert kind is not None

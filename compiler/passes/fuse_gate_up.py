@@ -9,8 +9,9 @@ from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import has_one_reader, readers, run_equally_often
 from qfuse.compiler.passes.siblings import join_weights, merge_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
-from qfuse.dialects.activations import build_activation, build_rounding
-from qfuse.dialects.bindings import arith, ir
+from qfuse.dialects.activations import build_glu, build_rounding
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import glu_of
 from qfuse.dialects.matmul_op import PRODUCTS, build_matmul
 from qfuse.dialects.types import shaped
 
@@ -118,13 +119,12 @@ def both_operands_are_products(glu: ir.Operation) -> Verdict:
 def merge_with_glu(rewriter, glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> None:
     dtype = shaped(gate.results[0].type).dtype
     rows = shaped(gate.operands[1].type).shape[0]
-    act = ir.StringAttr(glu.attributes["act"]).value
     merged, block = build_matmul(
         gate.operands[0], join_weights([gate, up]), [glu.results[0].type], parts=[rows, rows]
     )
     with ir.InsertionPoint(block):
         gate_value, up_value = (build_rounding(a, dtype) for a in block.arguments)
-        build_yield([build_glu(act, gate_value, up_value, dtype)])
+        build_yield([build_glu(glu_of(glu), gate_value, up_value, dtype)])
     weights = [remarks.argument_name(p.operands[1]) for p in (gate, up)]
     remarks.fired("gate-up", glu, " + ".join(filter(None, weights)))
     rewriter.replace_op(glu, merged.results)
@@ -132,17 +132,11 @@ def merge_with_glu(rewriter, glu: ir.Operation, gate: ir.Operation, up: ir.Opera
 
 def absorb_glu(rewriter, glu: ir.Operation, product: ir.Operation) -> None:
     dtype = shaped(product.results[0].type).dtype
-    act = ir.StringAttr(glu.attributes["act"]).value
     fused = extend_epilogue(
-        product, [glu.results[0].type], lambda ys, _: [build_glu(act, ys[0], ys[1], dtype)]
+        product, [glu.results[0].type], lambda ys, _: [build_glu(glu_of(glu), ys[0], ys[1], dtype)]
     )
     remarks.fired("gate-up", glu, remarks.argument_name(product.operands[1]))
     rewriter.replace_op(glu, fused.results)
-
-
-def build_glu(act: str, gate: ir.Value, up: ir.Value, dtype: str) -> ir.Value:
-    """act(gate), rounded, times up; in f32, from values that have been rounded to `dtype`."""
-    return arith.mulf(build_rounding(build_activation(act, gate), dtype), up)
 
 
 def _never(*_: object) -> None:

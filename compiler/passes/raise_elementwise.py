@@ -14,7 +14,8 @@ from qfuse.compiler.torch_ir import (
     to_builtin,
 )
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import ACTIVATIONS, GluOp
+from qfuse.dialects.elementwise_ops import ACTIVATIONS, create_glu
+from qfuse.dialects.glu import Glu
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import is_float, shaped
 from qfuse.dialects.verify import DYNAMIC
@@ -145,15 +146,7 @@ def _glu(act: str, gate_first: bool) -> Callable[[Pattern], None]:
         p.rewrite(root, make_glu, gate, up)
 
     def make_glu(rewriter, root: ir.Operation, gate: ir.Value, up: ir.Value) -> None:
-        op = ir.Operation.create(
-            GluOp.OPERATION_NAME,
-            results=[root.results[0].type],
-            operands=[gate, up],
-            attributes={
-                "act": ir.StringAttr.get(act),
-                "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0]),
-            },
-        )
+        op = create_glu(Glu(act), [gate, up], root.results[0].type)
         remarks.fired("glu", root)
         rewriter.replace_op(root, op.results)
 

@@ -1,5 +1,7 @@
 """Patterns of `qfuse-raise-torch` for mixture-of-experts layers: routers, and experts."""
 
+from functools import partial
+
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
@@ -10,11 +12,14 @@ from qfuse.compiler.torch_ir import (
     NotConstant,
     builtin_type,
     constant_of,
+    create_constant,
     from_builtin,
     to_builtin,
 )
-from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import ACTIVATIONS, GluOp
+from qfuse.dialects.activations import build_rounding
+from qfuse.dialects.bindings import arith, ir
+from qfuse.dialects.elementwise_ops import create_glu
+from qfuse.dialects.glu import GLU_ACTS, Glu
 from qfuse.dialects.matmul_op import build_product
 from qfuse.dialects.moe_ops import SCORINGS, CombineOp, GroupMatmulOp, RouteOp, SelectExpertsOp
 from qfuse.dialects.quantization_ops import concat_rows
@@ -116,7 +121,7 @@ def make_selection(
 
 def dense_experts(p: Pattern) -> None:
     """Matches experts that are not quantized, to say that they stay on torch."""
-    root = p.op("torch.operator", *(p.value() for _ in range(6)))
+    root = p.op("torch.operator", *(p.value() for _ in range(10)))
     p.require(is_dense_experts, root)
     p.require(experts_are_quantized, root)
     p.rewrite(root, _never)
@@ -142,15 +147,17 @@ def experts_are_quantized(root: ir.Operation) -> Verdict:
 def moe_experts(p: Pattern) -> None:
     x, ids, weights, gate_up, gate_up_scale, down, down_scale = (p.value() for _ in range(7))
     tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
-    intermediate, weight_block, input_block, act = constants = tuple(p.value() for _ in range(4))
-    root = p.op("torch.operator", *tensors, *constants)
+    intermediate, weight_block, input_block, *glu = constants = tuple(p.value() for _ in range(6))
+    biases = p.value(), p.value()
+    root = p.op("torch.operator", *tensors, *constants, *biases)
     p.require(is_moe_experts, root)
     p.require(arguments_are_constant, root, *constants)
     p.require(is_typed_layer, root, *tensors)
     p.require(weights_are_legal, root, *tensors[3:], intermediate, weight_block)
-    p.require(activation_is_known, root, act)
+    p.require(glu_is_known, root, *glu)
+    p.require(biases_fit, root, tensors[0], down, *biases)
     p.require(input_has_same_groups, root, weight_block, input_block)
-    p.rewrite(root, make_layer, *tensors, *constants)
+    p.rewrite(root, make_layer, *tensors, *constants, *biases)
 
 
 def is_moe_experts(root: ir.Operation) -> Verdict:
@@ -160,7 +167,7 @@ def is_moe_experts(root: ir.Operation) -> Verdict:
 def arguments_are_constant(_root: ir.Operation, *constants: ir.Value) -> Verdict:
     if all(map(_is_known, constants)):
         return None
-    return Refusal("the intermediate size, a block or the activation is not a constant")
+    return Refusal("the intermediate size, a block or what the GLU is is not a constant")
 
 
 def is_typed_layer(_root: ir.Operation, *tensors: ir.Value) -> Verdict:
@@ -203,10 +210,34 @@ def weights_are_legal(
     return None
 
 
-def activation_is_known(_root: ir.Operation, act: ir.Value) -> Verdict:
-    if constant_of(act) in ACTIVATIONS:
-        return None
-    return Refusal(f"the activation is {constant_of(act)}", f"use {', '.join(ACTIVATIONS)}")
+def glu_is_known(_root: ir.Operation, act: ir.Value, limit: ir.Value, alpha: ir.Value) -> Verdict:
+    if constant_of(act) not in GLU_ACTS:
+        return Refusal(f"the activation is {constant_of(act)}", f"use {', '.join(GLU_ACTS)}")
+    why = _glu_of(act, limit, alpha).error()
+    return None if why is None else Refusal(why)
+
+
+def _glu_of(act: ir.Value, limit: ir.Value, alpha: ir.Value) -> Glu:
+    numbers = {"limit": constant_of(limit), "alpha": constant_of(alpha)}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    return Glu(constant_of(act), **given)
+
+
+def biases_fit(
+    _root: ir.Operation,
+    x: ir.Value,
+    down: ir.Value,
+    gate_up_bias: ir.Value,
+    down_bias: ir.Value,
+) -> Verdict:
+    dtype = shaped(builtin_type(x.type)).dtype
+    experts, hidden, width = shaped(builtin_type(down.type)).shape
+    wanted = {"gate_up_bias": (gate_up_bias, 2 * width), "down_bias": (down_bias, hidden)}
+    for name, (bias, columns) in wanted.items():
+        type_ = Shaped((experts, columns), dtype).type()
+        if not _is_none(bias) and builtin_type(bias.type) != type_:
+            return Refusal(f"{name} is {builtin_type(bias.type)}", f"use {type_}")
+    return None
 
 
 def input_has_same_groups(
@@ -232,6 +263,10 @@ def make_layer(
     weight_block: ir.Value,
     input_block: ir.Value,
     act: ir.Value,
+    limit: ir.Value,
+    alpha: ir.Value,
+    gate_up_bias: ir.Value,
+    down_bias: ir.Value,
 ) -> None:
     width, group = constant_of(intermediate), constant_of(input_block)
     wide_type = weight_type(gate_up, gate_up_scale, weight_block)
@@ -250,19 +285,14 @@ def make_layer(
         attributes={"num_experts": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), experts)},
     ).results
     part = Shaped((*sorted_rows, width), dtype).type()
-    both = _group_product([value, wide, indptr, tokens], [part, part], [width, width], group)
-    hidden = ir.Operation.create(
-        GluOp.OPERATION_NAME,
-        results=[part],
-        operands=list(both),
-        attributes={
-            "act": ir.StringAttr.get(constant_of(act)),
-            "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0]),
-        },
-    ).result
+    inputs = [value, wide, indptr, tokens]
+    biases = _parts_of(gate_up_bias, [width, width])
+    both = _group_product(inputs, [part, part], [width, width], group, biases)
+    hidden = create_glu(_glu_of(act, limit, alpha), both, part).result
     features = narrow_type.shape[1]
     wanted = Shaped((*sorted_rows, features), dtype).type()
-    (rows,) = _group_product([hidden, narrow, indptr, None], [wanted], [features], group)
+    inputs, biases = [hidden, narrow, indptr, None], _parts_of(down_bias, [features])
+    (rows,) = _group_product(inputs, [wanted], [features], group, biases)
     remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
     _combine(rewriter, root, [rows, slots, to_builtin(weights)])
 
@@ -290,17 +320,52 @@ def _combine(rewriter, root: ir.Operation, operands: list[ir.Value]) -> None:
 
 
 def _group_product(
-    inputs: list[ir.Value | None], results: list[ir.Type], parts: list[int], group: list[int]
+    inputs: list[ir.Value | None],
+    results: list[ir.Type],
+    parts: list[int],
+    group: list[int],
+    biases: list[ir.Value],
 ) -> list[ir.Value]:
-    """A group_matmul that yields its accumulators."""
-    product, block = build_product(GroupMatmulOp.OPERATION_NAME, inputs, results, parts)
+    """A group_matmul that yields its accumulators, each rounded and plus its bias, if any."""
+    maps = ["[E,N]"] * len(biases)
+    product, block = build_product(
+        GroupMatmulOp.OPERATION_NAME, inputs, results, parts, biases, maps
+    )
+    sums, terms = list(block.arguments)[: len(parts)], list(block.arguments)[len(parts) :]
     with ir.InsertionPoint(block):
-        build_yield(list(block.arguments))
+        if terms:
+            rounded = map(build_rounding, sums, (shaped(type_).dtype for type_ in results))
+            sums = [arith.addf(*both) for both in zip(rounded, terms, strict=True)]
+        build_yield(sums)
     if group:
         product.attributes[INPUT_SCHEME] = ir.Attribute.parse(
             str(Scheme((group[0], group[1]), "f32"))
         )
     return list(product.results)
+
+
+def _parts_of(bias: ir.Value, parts: list[int]) -> list[ir.Value]:
+    """A bias [E, N] as one tensor for each part of N, computed once; none for none."""
+    if _is_none(bias):
+        return []
+    if len(parts) == 1:
+        return [to_builtin(bias)]
+    whole = shaped(builtin_type(bias.type))
+    integer = partial(create_constant, "int")
+    found, begin = [], 0
+    for width in parts:
+        type_ = ir.Type.parse(f"!torch.vtensor<[{whole.shape[0]},{width}],{whole.dtype}>")
+        bounds = [integer(number) for number in (1, begin, begin + width, 1)]
+        part = ir.Operation.create(
+            "torch.aten.slice.Tensor", results=[type_], operands=[bias, *bounds]
+        ).result
+        # kernels read what is dense; made here, the copy is one for all shapes of a program
+        dense = ir.Operation.create(
+            "torch.aten.contiguous", results=[type_], operands=[part, integer(0)]
+        ).result
+        found.append(to_builtin(dense))
+        begin += width
+    return found
 
 
 def _rows_of(x: ir.Value) -> ir.Value:

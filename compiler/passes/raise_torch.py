@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
+from qfuse.compiler.passes.raise_glu import GLUS
 from qfuse.compiler.passes.raise_linear import LINEAR
 from qfuse.compiler.passes.raise_moe import MOE
 from qfuse.compiler.passes.raise_norm import NORMS
@@ -39,6 +40,9 @@ class RaiseTorch(Pass):
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
         Patterns([*LINEAR, *MOE, fold_round_trip]).apply(module)
+        drop_dead(module)
+        # Clamped GLUs before what they are made of.
+        Patterns([*GLUS, fold_round_trip]).apply(module)
         drop_dead(module)
         Patterns([*ELEMENTWISE, fold_round_trip]).apply(module)
         drop_dead(module)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from qfuse.dialects import activations
+from qfuse.dialects import activations, glu
 from qfuse.dialects.bindings import func, ir
 from qfuse.lowering.cache_file import read_cached, write_cached
 from qfuse.lowering.cpu.codegen import compile_kernel
@@ -51,7 +51,8 @@ def kernel_key(kernel: func.FuncOp, level: str) -> str:
 @lru_cache(maxsize=1)
 def _code_generator() -> str:
     """A digest of the source that kernels come from: no change of it can meet an older kernel."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(activations.__file__)]
+    definitions = (Path(activations.__file__), Path(glu.__file__))
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *definitions]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

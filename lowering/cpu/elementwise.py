@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 
+from qfuse.dialects.activations import build_glu
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import glu_of
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC, segments, shape_text
 from qfuse.lowering.cpu.emit import I8, LANES, Index, Value
 from qfuse.lowering.cpu.fp8 import FORMATS, decode
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.region import emit_activation
+from qfuse.lowering.cpu.region import emit_activation, emit_scalars
 from qfuse.lowering.cpu.rowwise import (
     Piece,
     Segment,
@@ -143,7 +145,7 @@ def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
     halves = len(signature.operands) == 1
     up = signature.operands[-1]
     width = gate.width // 2 if halves else gate.width
-    act = ir.StringAttr(signature.op.attributes["act"]).value
+    glu = glu_of(signature.op)
     value, quantized = optional_results(signature)
 
     def emit(lanes: Lanes, row: Value) -> None:
@@ -152,8 +154,8 @@ def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
             g = lanes.load(gate.data, at, gate.dtype, piece.mask)
             u_at = lanes.f.iadd(at, width) if halves else at
             u = lanes.load(up.data, u_at, up.dtype, piece.mask)
-            activated = lanes.round(emit_activation(lanes, act, g), gate.dtype)
-            return lanes.round(lanes.f.mul(activated, u), gate.dtype)
+            made = emit_scalars(lanes, lambda g, u: build_glu(glu, g, u, gate.dtype), g, u)
+            return lanes.round(made, gate.dtype)
 
         emit_outputs(
             lanes,

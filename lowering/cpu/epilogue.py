@@ -57,15 +57,16 @@ def build_epilogue(
 ) -> Function:
     """The region and the stores of one width group, for a tile of columns and some rows.
 
-    Called as epilogue(all parameters of an entry..., totals, row, count, number, capacity, tile):
-    the totals of rows row..row+count lie at slots[totals] as [area][capacity][tile], one area for
-    each part of the group; `tile` is the width of a tile and `number` says which.  Values of
-    quantized results replace totals that were read.  With `kept`, the one result goes there.
+    Called as epilogue(all parameters of an entry..., totals, row, count, number, capacity, tile,
+    expert): the totals of rows row..row+count lie at slots[totals] as [area][capacity][tile], one
+    area for each part of the group; `tile` is the width of a tile and `number` says which.  All
+    rows are those of `expert`, 0 where there are none.  Values of quantized results replace totals
+    that were read.  With `kept`, the one result goes there.
     """
-    names = ("totals", "row", "count", "number", "capacity", "tile")
+    names = ("totals", "row", "count", "number", "capacity", "tile", "expert")
     own = [Value(f"%t_{name}", "index") for name in names]
     f = Function(symbol, [*entry_parameters(signature.data), *own])
-    totals, first_row, count, number, capacity, tile = own
+    totals, first_row, count, number, capacity, tile, expert = own
     shared, slots = f.params[len(signature.data) : len(signature.data) + 2]
     lanes = Lanes(f, level)
     width = group.width
@@ -89,7 +90,7 @@ def build_epilogue(
                 p: f.bitcast(f.load(slots, place(i, vectors.iv), I32), F32)
                 for i, p in enumerate(group.parts)
             }
-            yielded = _evaluate(signature, lanes, group, sums, row, piece)
+            yielded = _evaluate(signature, lanes, group, sums, row, expert, piece)
             for r in group.results:
                 result = signature.results[r]
                 if kept is not None:
@@ -129,6 +130,7 @@ def _evaluate(
     group: WidthGroup,
     sums: dict[int, Value],
     row: Index,
+    expert: Index,
     piece: Piece,
 ) -> list[Value]:
     """What the region yields; only the results of the group are meaningful."""
@@ -144,8 +146,9 @@ def _evaluate(
         if extra.width != group.width:  # serves the results of another group
             return nothing
         at = piece.column
-        if kind == "[M,N]":
-            at = lanes.f.address((row, group.width), piece.column)
+        if kind != "[N]":
+            of_row = {"[M,N]": row, "[E,N]": expert}[kind]
+            at = lanes.f.address((of_row, group.width), piece.column)
         return lanes.load(extra.data, at, extra.dtype, piece.mask)
 
     arguments = [sums.get(p, nothing) for p in range(parts)]

@@ -118,7 +118,8 @@ class GroupKernel(ProductKernel):
                 with f.when(f.icompare("sgt", rows, self.few_rows[-1][1])):
                     self.tiled(f, tile, x, decoded, totals)
                 row = f.iadd(first, offset)
-                f.call(epilogue, [*f.params, totals.at, row, count, tile.number, chunk, width])
+                of_tile = [totals.at, row, count, tile.number, chunk, width, expert]
+                f.call(epilogue, [*f.params, *of_tile])
             return number
 
         self.each_task(f, counters, table, task)

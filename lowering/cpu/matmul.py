@@ -71,7 +71,7 @@ class _Kernel(ProductKernel):
         with f.tickets(counters, TASK_COUNTER, self.tiles(self.tile)) as ticket:
             for tile, epilogue in self.for_tile(f, ticket, self.tile):
                 self.direct(f, product, tile, x, totals)
-                f.call(epilogue, [*f.params, totals.at, 0, m, tile.number, rows, self.tile])
+                f.call(epilogue, [*f.params, totals.at, 0, m, tile.number, rows, self.tile, 0])
         entry = Entry(
             f.symbol,
             m_min=low,
@@ -102,7 +102,7 @@ class _Kernel(ProductKernel):
             x = Rows(count, shared, f.imul(f.idiv(row, self.unit), size), stride)
             for tile, epilogue in self.for_tile(f, f.idiv(ticket, chunks), width):
                 self.tiled(f, tile, x, slot, totals)
-                f.call(epilogue, [*f.params, totals.at, row, count, tile.number, rows, width])
+                f.call(epilogue, [*f.params, totals.at, row, count, tile.number, rows, width, 0])
         work = self.layout.packed_bytes
         entry = self.tiled_entry(m_min=low, work=work, row_work=work // MULTIPLICATIONS_PER_BYTE)
         return [*self.tiled_functions, self.pack_entry(), f], entry

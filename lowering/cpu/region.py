@@ -1,10 +1,11 @@
-"""Scalar epilogue operations, emitted for sixteen elements at once.
+"""Scalar operations of epilogues, activations and GLUs, emitted for sixteen elements at once.
 
 Every value of a region is kept as f32 lanes: a `truncf` rounds and stays f32, an `extf` is then
 nothing.  Predicates are masks.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import ir
@@ -50,18 +51,21 @@ def emit_region(lanes: Lanes, block: ir.Block, arguments: Sequence[Value]) -> li
 
 def emit_activation(lanes: Lanes, name: str, x: Value) -> Value:
     """Activation `name`, from the definition that epilogues hold as well."""
+    return emit_scalars(lanes, partial(build_activation, name), x)
+
+
+def emit_scalars(lanes: Lanes, build: Callable[..., ir.Value], *operands: Value) -> Value:
+    """What `build` makes of scalars, for f32 lanes in their place."""
     with ir.Location.unknown():
         module = ir.Module.create()
-        f32 = ir.F32Type.get()
+        types = [ir.F32Type.get()] * len(operands)
         with ir.InsertionPoint(module.body):
-            source = ir.Operation.create("builtin.unrealized_conversion_cast", results=[f32])
-            result = build_activation(name, source.results[0])
-        values: dict[ir.Value, Value] = {source.results[0]: x}
+            source = ir.Operation.create("builtin.unrealized_conversion_cast", results=types)
+            result = build(*source.results)
+        values: dict[ir.Value, Value] = dict(zip(source.results, operands, strict=True))
         for op in list(module.body.operations)[1:]:
-            operands = [values[o] for o in op.operation.operands]
-            values[op.operation.results[0]] = _RULES[op.operation.name](
-                lanes, op.operation, operands
-            )
+            given = [values[o] for o in op.operation.operands]
+            values[op.operation.results[0]] = _RULES[op.operation.name](lanes, op.operation, given)
         return values[result]
 
 

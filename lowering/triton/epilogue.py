@@ -1,10 +1,11 @@
-"""Scalar epilogue operations, emitted for whole blocks.
+"""Scalar operations of epilogues, activations and GLUs, emitted for whole blocks.
 
 A value of the region becomes a block of the shape it needs: a scalar, a row [1, N], a column
 [M, 1] or the tile; the builder broadcasts where two meet.  Roundings are those of the region.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import ir
@@ -41,13 +42,17 @@ def emit_region(b: Builder, block: ir.Block, arguments: Sequence[ir.Value]) -> l
 
 def emit_activation(b: Builder, name: str, x: ir.Value) -> ir.Value:
     """Activation `name` of a block of f32, from the definition that epilogues hold as well."""
+    return emit_scalars(b, partial(build_activation, name), x)
+
+
+def emit_scalars(b: Builder, build: Callable[..., ir.Value], *operands: ir.Value) -> ir.Value:
+    """What `build` makes of scalars, for blocks of f32 in their place."""
     module = ir.Module.create()
     with ir.InsertionPoint(module.body):
-        source = ir.Operation.create(
-            "builtin.unrealized_conversion_cast", results=[ir.F32Type.get()]
-        )
-        result = build_activation(name, source.results[0])
-    values: dict[ir.Value, ir.Value] = {source.results[0]: x}
+        types = [ir.F32Type.get()] * len(operands)
+        source = ir.Operation.create("builtin.unrealized_conversion_cast", results=types)
+        result = build(*source.results)
+    values: dict[ir.Value, ir.Value] = dict(zip(source.results, operands, strict=True))
     _emit(b, [op.operation for op in list(module.body.operations)[1:]], values)
     return values[result]
 

@@ -226,6 +226,7 @@ class ProductKernel:
                 config.swap,
                 config.adjacent,
                 rows.end,
+                rows.expert,
             )
             sums = {p: totals[j * len(group.parts) + i] for i, p in enumerate(group.parts)}
             tiles.append((tile, sums))

@@ -1,11 +1,12 @@
 """Element-wise operations, GLU, and quantization on its own."""
 
+from qfuse.dialects.activations import build_glu
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import ACTIVATIONS
+from qfuse.dialects.elementwise_ops import ACTIVATIONS, glu_of
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.triton.epilogue import emit_activation
+from qfuse.lowering.triton.epilogue import emit_activation, emit_scalars
 from qfuse.lowering.triton.fp8 import decode
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Variant
@@ -70,13 +71,9 @@ def _map(operand: Shaped, result: Shaped) -> str | None:
 
 
 def _glu(tile: Tile, signature: Signature) -> ir.Value:
-    """act(gate), rounded, times up, rounded, as the separate operations would."""
-    b = tile.b
+    """The GLU, each step of it rounded."""
+    b, glu = tile.b, glu_of(signature.op)
     gate, *up = signature.operands
-    act = ir.StringAttr(signature.op.attributes["act"]).value
-
-    def rounded(value: ir.Value) -> ir.Value:
-        return b.convert(b.convert(value, gate.dtype), "f32")
 
     def load(tensor: Tensor, first: int) -> ir.Value:
         at = tile.at(tile.pointers.data(tensor), tensor.width, first)
@@ -84,7 +81,8 @@ def _glu(tile: Tile, signature: Signature) -> ir.Value:
 
     first = load(gate, 0)
     second = load(up[0], 0) if up else load(gate, tile.width)
-    return rounded(b.mul(rounded(emit_activation(b, act, first)), second))
+    made = emit_scalars(b, lambda g, u: build_glu(glu, g, u, gate.dtype), first, second)
+    return b.convert(b.convert(made, gate.dtype), "f32")
 
 
 def _dequantized(tile: Tile, x: Tensor) -> ir.Value:

@@ -29,6 +29,8 @@ class Tile:
     adjacent: int = 1
     end: ir.Value | None = None
     """The row after the last one that the tile may have; M where nothing is said."""
+    expert: ir.Value | None = None
+    """Whose rows they are, in a product by the weights of experts."""
     _vectors: dict[str, ir.Value] = field(default_factory=dict)
 
     @property
@@ -92,6 +94,11 @@ class Tile:
             loaded = b.load(base)
         elif kind == "[N]":
             at = b.offset(b.offset(base, self.column), self.column_range())
+            loaded = b.load(at, self.column_mask())
+        elif kind == "[E,N]":
+            assert self.expert is not None
+            of_expert = b.offset(base, b.mul(b.i64(self.expert), self.width))
+            at = b.offset(b.offset(of_expert, self.column), self.column_range())
             loaded = b.load(at, self.column_mask())
         elif kind == "[M,1]":
             at = b.offset(b.offset(base, self.row), self.row_range())

@@ -5,6 +5,7 @@ dialect's docstrings as a function on f64 tensors.  So a test states a program o
 the compiler makes of it with any fusions as well as what it should compute.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from qfuse.compiler.frontend.imported import Imported
 from qfuse.compiler.options import FUSIONS, CompileOptions
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.quantization_ops import AMAX_FLOOR
 from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import STORAGE_MAX, Scheme, Shaped
@@ -125,13 +127,23 @@ class Program:
     def activate(self, act: str, x: Value) -> Value:
         return self._op(act, [x], [x.type], lambda v: _round(ACTIVATIONS[act](v), x.type.dtype))[0]
 
-    def glu(self, act: str, gate: Value, up: Value) -> Value:
+    def glu(self, glu: Glu, gate: Value, up: Value) -> Value:
         dtype = gate.type.dtype
 
         def compute(g: Tensor, u: Tensor) -> Tensor:
-            return _round(_round(ACTIVATIONS[act](g), dtype) * u, dtype)
+            if glu.limit != math.inf:
+                limit = _round(torch.tensor(glu.limit), dtype)
+                g, u = torch.clamp(g, max=limit), torch.clamp(u, -limit, limit)
+            if glu.act == SWIGLU_OAI:
+                sigmoid = _round(torch.sigmoid(_round(g * glu.alpha, dtype)), dtype)
+                return _round(_round(g * sigmoid, dtype) * _round(u + 1, dtype), dtype)
+            return _round(_round(ACTIVATIONS[glu.act](g), dtype) * u, dtype)
 
-        attributes = f'act = "{act}", resultSegmentSizes = array<i32: 1, 0>'
+        attributes = f'act = "{glu.act}", resultSegmentSizes = array<i32: 1, 0>'
+        numbers = {"limit": glu.limit, "alpha": glu.alpha}
+        for name, number in numbers.items():
+            if number != getattr(Glu(glu.act), name):
+                attributes += f", {name} = {number} : f64"
         return self._op("glu", [gate, up], [gate.type], compute, attributes)[0]
 
     def rms_norm(

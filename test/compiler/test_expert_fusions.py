@@ -1,5 +1,6 @@
 """The fusions of an expert layer change no bit, and stay close to the operators' definition."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,12 +17,20 @@ def codes(experts: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Te
 
 
 class Layer(nn.Module):
-    """Norm, router from its logits on, experts, residual."""
+    """Norm, router from its logits on, experts, residual; `glu` is act, limit and alpha."""
 
-    def __init__(self, experts: int, k: int, hidden: int, inner: int, act: str) -> None:
+    def __init__(
+        self,
+        experts: int,
+        k: int,
+        hidden: int,
+        inner: int,
+        glu: tuple[str, float | None, float | None],
+        biased: bool = False,
+    ) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(hidden, eps=1e-6)
-        self.k, self.inner, self.act = k, inner, act
+        self.k, self.inner, self.glu = k, inner, glu
         up_begins = -(-inner // 128) * 128  # where a block of scales begins
         both = torch.zeros(experts, up_begins + inner, hidden).to(torch.float8_e4m3fn)
         gate, gate_scale = codes(experts, inner, hidden)
@@ -33,6 +42,10 @@ class Layer(nn.Module):
         self.register_buffer("both_scale", torch.cat([gate_scale, up_scale], 1))
         self.register_buffer("down", down)
         self.register_buffer("down_scale", down_scale)
+        widths = {"gate_up_bias": 2 * inner, "down_bias": hidden}
+        for name, width in widths.items():
+            bias = torch.randn(experts, width).bfloat16() if biased else None
+            self.register_buffer(name, bias)
 
     def forward(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         ids, weights = torch.ops.qfuse.select_experts(
@@ -40,13 +53,32 @@ class Layer(nn.Module):
         )
         experts = (self.both, self.both_scale, self.down, self.down_scale, self.inner)
         y = torch.ops.qfuse.moe_experts(
-            self.norm(x), ids, weights, *experts, [128, 128], [1, 128], self.act
+            self.norm(x),
+            ids,
+            weights,
+            *experts,
+            [128, 128],
+            [1, 128],
+            *self.glu,
+            self.gate_up_bias,
+            self.down_bias,
         )
         return x + y
 
 
+CASES = {
+    "silu": (("silu", None, None), False),
+    "gelu_tanh with biases": (("gelu_tanh", None, None), True),
+    "clamped silu": (("silu", 0.4, None), False),
+    "clamped relu with biases": (("relu", 1.3, None), True),
+    "gpt-oss": (("swiglu_oai", 0.7, None), True),
+    "gpt-oss without limit": (("swiglu_oai", None, 1.3), False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
 @settings(
-    max_examples=4,
+    max_examples=2,
     deadline=None,
     derandomize=True,  # the same layers in every run: their kernels are compiled once
     suppress_health_check=[HealthCheck.too_slow],
@@ -56,11 +88,13 @@ class Layer(nn.Module):
     chosen=st.integers(1, 4),
     hidden=st.sampled_from([72, 160]),
     inner=st.sampled_from([40, 200]),
-    act=st.sampled_from(["silu", "gelu_tanh"]),
 )
-def test_fused_equals_unfused(experts: int, chosen: int, hidden: int, inner: int, act: str) -> None:
+def test_fused_equals_unfused(
+    case: str, experts: int, chosen: int, hidden: int, inner: int
+) -> None:
     torch.manual_seed(experts)
-    layer = Layer(experts, min(chosen, experts), hidden, inner, act).eval().requires_grad_(False)
+    layer = Layer(experts, min(chosen, experts), hidden, inner, *CASES[case])
+    layer.eval().requires_grad_(False)
     layer.norm.bfloat16()
     tokens = torch.export.Dim("tokens", min=1, max=64)
 

@@ -1,5 +1,6 @@
 """Each fusion fires, changes no bit, and leaves the program close to its definition in f64."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import ACTIVATIONS, ROWS, TORCH, Program, Value
 
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
 
@@ -19,6 +21,13 @@ some = settings(
 )
 dtypes = st.sampled_from(["bf16", "f16", "f32"])
 acts = st.sampled_from(sorted(ACTIVATIONS))
+glus = st.one_of(
+    acts.map(Glu),
+    st.builds(Glu, acts, limit=st.sampled_from([0.5, 1.3])),
+    st.builds(
+        Glu, st.just(SWIGLU_OAI), st.sampled_from([0.7, math.inf]), st.sampled_from([1.702, 1.2])
+    ),
+)
 widths = st.sampled_from([40, 130, 256])
 depths = st.sampled_from([72, 200])
 seeds = st.integers(0, 2**20)
@@ -131,21 +140,21 @@ def _operand(program: Program, kind: str, y: Shaped) -> Value:
 
 
 @some
-@given(acts, dtypes, ranks, widths, depths, st.booleans(), seeds)
-def test_gate_up(act, dtype, rank, n, k, shared, seed):
+@given(glus, dtypes, ranks, widths, depths, st.booleans(), seeds)
+def test_gate_up(glu, dtype, rank, n, k, shared, seed):
     program = Program(dtype, seed)
     x = program.input(*rank, k)
     source = program.quantize(x) if shared else x
     gate, up = (program.matmul(source, program.weight(n, k)) for _ in range(2))
-    outputs = [program.glu(act, gate, up)]
+    outputs = [program.glu(glu, gate, up)]
     if shared:  # the input may have other readers
         outputs.append(program.dequantize(source))
     check(program, outputs, ["gate-up"], {"gate-up": 1}, kernels=3 if shared else 1)
 
 
 @some
-@given(acts, dtypes, ranks, widths, st.sampled_from(["gate", "up", "both"]), seeds)
-def test_glu_of_one_product(act, dtype, rank, n, side, seed):
+@given(glus, dtypes, ranks, widths, st.sampled_from(["gate", "up", "both"]), seeds)
+def test_glu_of_one_product(glu, dtype, rank, n, side, seed):
     """Where gate and up are not merged, the GLU joins one of them."""
     program = Program(dtype, seed)
     x = program.input(*rank, 72)
@@ -155,7 +164,7 @@ def test_glu_of_one_product(act, dtype, rank, n, side, seed):
         else program.input(*rank, n)
         for name in ("gate", "up")
     )
-    y = program.glu(act, gate, up)
+    y = program.glu(glu, gate, up)
     check(program, [y], ["epilogue"], {"epilogue-glu": 1}, kernels=1 + (side == "both"))
 
 
@@ -283,8 +292,8 @@ def test_norm_quantize(dtype, rank, width, group, kind, choices, seed):
     check(program, outputs, ["norm-quantize"], fired, launches)
 
 
-def _glu_of_inputs(program: Program, act: str, rank: Sequence[int], n: int) -> Value:
-    return program.glu(act, program.input(*rank, n), program.input(*rank, n))
+def _glu_of_inputs(program: Program, glu: Glu, rank: Sequence[int], n: int) -> Value:
+    return program.glu(glu, program.input(*rank, n), program.input(*rank, n))
 
 
 def _activated_product(program: Program, act: str, rank: Sequence[int], n: int) -> Value:
@@ -292,9 +301,9 @@ def _activated_product(program: Program, act: str, rank: Sequence[int], n: int) 
     return program.activate(act, y)
 
 
-def _gated_product(program: Program, act: str, rank: Sequence[int], n: int) -> Value:
+def _gated_product(program: Program, glu: Glu, rank: Sequence[int], n: int) -> Value:
     x = program.input(*rank, 72)
-    return program.glu(act, *(program.matmul(x, program.weight(n, 72)) for _ in range(2)))
+    return program.glu(glu, *(program.matmul(x, program.weight(n, 72)) for _ in range(2)))
 
 
 ACT_SOURCES: dict[Callable[..., Value], tuple[list[str], dict[str, int]]] = {
@@ -306,8 +315,10 @@ ACT_SOURCES: dict[Callable[..., Value], tuple[list[str], dict[str, int]]] = {
 
 @some
 @given(
-    st.sampled_from(list(ACT_SOURCES)),
-    acts,
+    st.one_of(
+        st.tuples(st.just(_activated_product), acts),
+        st.tuples(st.sampled_from([_glu_of_inputs, _gated_product]), glus),
+    ),
     dtypes,
     ranks,
     widths,
@@ -315,7 +326,8 @@ ACT_SOURCES: dict[Callable[..., Value], tuple[list[str], dict[str, int]]] = {
     st.booleans(),
     seeds,
 )
-def test_act_quantize(source, act, dtype, rank, n, group, keeps_value, seed):
+def test_act_quantize(made, dtype, rank, n, group, keeps_value, seed):
+    source, act = made
     program = Program(dtype, seed)
     y = source(program, act, rank, n)
     outputs = [program.dequantize(program.quantize(y, group)), *([y] if keeps_value else [])]
@@ -360,8 +372,8 @@ def test_products_share_a_quantization(dtype, rank, n, k, seed):
 
 
 @settings(some, max_examples=3)  # of fifteen kernels each
-@given(acts, dtypes, widths, st.booleans(), seeds)
-def test_block_with_everything(act, dtype, hidden, gemma, seed):
+@given(glus, dtypes, widths, st.booleans(), seeds)
+def test_block_with_everything(glu, dtype, hidden, gemma, seed):
     """A norm, QKV, a residual, a norm and a gated MLP, with all fusions at once."""
     program = Program(dtype, seed)
     kind = {"rounding": "after", "offset": 1.0} if gemma else {}
@@ -373,7 +385,7 @@ def test_block_with_everything(act, dtype, hidden, gemma, seed):
     h = program.add(x, o, x.type)
     z = program.rms_norm(h, program.parameter(hidden), **kind)
     gate, up = (program.matmul(z, program.weight(200, hidden), quantize=True) for _ in range(2))
-    d = program.matmul(program.glu(act, gate, up), program.weight(hidden, 200), quantize=True)
+    d = program.matmul(program.glu(glu, gate, up), program.weight(hidden, 200), quantize=True)
     last = program.add(h, d, x.type)
     fired = {
         **{"siblings": 1, "gate-up": 1, "epilogue-add": 2},

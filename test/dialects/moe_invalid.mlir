@@ -437,3 +437,39 @@ func.func @case(%w: tensor<4x64x32xbf16>, %one: tensor<64x32xbf16>) {
   %all = "qfuse.append_expert"(%w, %one) : (tensor<4x64x32xbf16>, tensor<64x32xbf16>) -> tensor<4x64x32xbf16>
   return
 }
+
+// -----
+
+// Every expert has its row of a bias.
+func.func @case(%x: tensor<?x64xbf16>, %w: tensor<4x40x64xbf16>, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>, %b: tensor<3x40xbf16>) {
+  // expected-error @+1 {{extra operand 0 has shape [3, 40], which does not fit its map "[E,N]" over [4, 40]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %b) ({
+  ^bb0(%a0: f32, %e: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 40>, maps = ["[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<4x40x64xbf16>, tensor<5xi32>, tensor<?x2xi32>, tensor<3x40xbf16>) -> tensor<?x2x40xbf16>
+  return
+}
+
+// -----
+
+// A bias is as wide as a part; one of all parts is cut first.
+func.func @case(%x: tensor<?x64xbf16>, %w: tensor<4x70x64xbf16>, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>, %b: tensor<4x70xbf16>) {
+  // expected-error @+1 {{extra operand 0 has shape [4, 70], which does not fit its map "[E,N]" over [4, 30] or [4, 40]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %b) ({
+  ^bb0(%a0: f32, %a1: f32, %e: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 40, 30>, maps = ["[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<4x70x64xbf16>, tensor<5xi32>, tensor<?x2xi32>, tensor<4x70xbf16>) -> tensor<?x2x40xbf16>
+  return
+}
+
+// -----
+
+// It is not broadcast: that would be the map [N].
+func.func @case(%x: tensor<?x64xbf16>, %w: tensor<4x40x64xbf16>, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>, %b: tensor<1x40xbf16>) {
+  // expected-error @+1 {{extra operand 0 has shape [1, 40], which does not fit its map "[E,N]" over [4, 40]}}
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %b) ({
+  ^bb0(%a0: f32, %e: f32):
+    "qfuse.yield"(%a0) : (f32) -> ()
+  }) {parts = array<i64: 40>, maps = ["[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<4x40x64xbf16>, tensor<5xi32>, tensor<?x2xi32>, tensor<1x40xbf16>) -> tensor<?x2x40xbf16>
+  return
+}

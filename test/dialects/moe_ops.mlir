@@ -52,14 +52,6 @@ func.func @added_up(%h: !hq, %w: !wd, %indptr: tensor<17xi32>, %slots: tensor<?x
   return %a, %b : tensor<1x?x256xbf16>, tensor<?x256xf32>
 }
 
-// An expert that all tokens share has a slot, but no weight.
-// CHECK-LABEL: func.func @shared_expert
-// CHECK: "qfuse.combine"{{.*}}(tensor<?x9x256xbf16>, tensor<?x9xi32>, tensor<?x8xf32>) -> tensor<?x256xbf16>
-func.func @shared_expert(%y: tensor<?x9x256xbf16>, %slots: tensor<?x9xi32>, %weights: tensor<?x8xf32>) -> tensor<?x256xbf16> {
-  %out = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (tensor<?x9x256xbf16>, tensor<?x9xi32>, tensor<?x8xf32>) -> tensor<?x256xbf16>
-  return %out : tensor<?x256xbf16>
-}
-
 // Plain operands, an extra operand seen by columns, and 32-bit ids of a known number of tokens.
 // CHECK-LABEL: func.func @plain
 // CHECK: "qfuse.route"{{.*}}tensor<3x2xi32>
@@ -101,4 +93,19 @@ func.func @routers(%soft: tensor<?x128xbf16>, %sig: tensor<?x256xf32>, %bias: te
   %b:2 = "qfuse.select_experts"(%sig, %bias) {scoring = "sigmoid", normalize = true, scale = 2.5 : f64, num_groups = 8 : i64, groups_used = 4 : i64} : (tensor<?x256xf32>, tensor<256xf32>) -> (tensor<?x8xi64>, tensor<?x8xf32>)
   %c:2 = "qfuse.select_experts"(%few) {scoring = "softmax", normalize = false, scale = 1.0 : f64, num_groups = 1 : i64, groups_used = 1 : i64} : (tensor<3x4xf16>) -> (tensor<3x4xi32>, tensor<3x4xf32>)
   return
+}
+
+// A bias for each expert and part: rows see that of their expert.
+// CHECK-LABEL: func.func @biases
+// CHECK: "qfuse.group_matmul"
+// CHECK: maps = ["[E,N]", "[E,N]"]
+func.func @biases(%x: tensor<?x64xbf16>, %w: tensor<4x80x64xbf16>, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>, %a: tensor<4x40xbf16>, %b: tensor<4x40xf32>) -> tensor<?x2x40xbf16> {
+  %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %a, %b) ({
+  ^bb0(%gate: f32, %up: f32, %c: f32, %d: f32):
+    %0 = arith.addf %gate, %c : f32
+    %1 = arith.addf %up, %d : f32
+    %2 = arith.mulf %0, %1 : f32
+    "qfuse.yield"(%2) : (f32) -> ()
+  }) {parts = array<i64: 40, 40>, maps = ["[E,N]", "[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<4x80x64xbf16>, tensor<5xi32>, tensor<?x2xi32>, tensor<4x40xbf16>, tensor<4x40xf32>) -> tensor<?x2x40xbf16>
+  return %y : tensor<?x2x40xbf16>
 }

@@ -834,7 +834,7 @@ func.func @case(%x: tensor<?x300xi32>) {
 !xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
-  // expected-error @+1 {{act "swoosh" is not one of silu, gelu, gelu_tanh, relu}}
+  // expected-error @+1 {{act "swoosh" is not one of silu, gelu, gelu_tanh, relu, swiglu_oai}}
   %y = "qfuse.glu"(%x, %x) {act = "swoosh", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
@@ -1342,5 +1342,71 @@ func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x1
   }, {
     "qfuse.result"(%y) : (tensor<?x192xbf16>) -> ()
   }) {call = "mm", ranges = array<i64: 2, -1>} : (tensor<?x512xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
+// A limit is positive.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{limit is 0.0; it must be positive}}
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 0.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// Not even a NaN.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{limit is nan; it must be positive}}
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 0x7FF8000000000000 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// A limit is a number.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{attribute limit is 7 : i64; expected a FloatAttr}}
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 7 : i64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// Only gpt-oss's GLU has an alpha.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{alpha is 1.5, but act "silu" has none; swiglu_oai has}}
+  %y = "qfuse.glu"(%x, %x) {act = "silu", alpha = 1.5 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// An alpha is finite.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{alpha is inf; it must be positive and finite}}
+  %y = "qfuse.glu"(%x, %x) {act = "swiglu_oai", alpha = 0x7FF0000000000000 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// A misspelt limit would be none.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{attribute limits is not one of act, limit, alpha}}
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limits = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// The rows of this product have no experts.
+func.func @case(%x: tensor<4x4xf32>, %b: tensor<2x4xf32>) {
+  // expected-error @+1 {{map "[E,N]" is for rows that have experts, those of qfuse.group_matmul}}
+  %y = "qfuse.matmul"(%x, %x, %b) ({
+  ^bb0(%acc: f32, %e: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 4>, maps = ["[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<4x4xf32>, tensor<2x4xf32>) -> tensor<4x4xf32>
   return
 }

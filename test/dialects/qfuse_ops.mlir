@@ -190,3 +190,17 @@ func.func @library(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %z: tensor<
   }) {call = "mm", ranges = array<i64: 2, 64, 257, -1>} : (tensor<?x512xbf16>) -> tensor<?x96xbf16>
   return %y : tensor<?x96xbf16>
 }
+
+// GLUs that clamp gate and up first, gpt-oss's with its own alpha or the usual one, and one that says what is the default.
+// CHECK-LABEL: func.func @clamped_glus
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu", limit = 1.000000e+01 : f64, resultSegmentSizes
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "swiglu_oai", limit = 7.000000e+00 : f64, resultSegmentSizes
+// CHECK: "qfuse.glu"(%{{.*}}) {act = "swiglu_oai", alpha = 1.500000e+00 : f64, resultSegmentSizes
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "relu", alpha = 1.702000e+00 : f64, limit = 0x7FF0000000000000 : f64
+func.func @clamped_glus(%x: tensor<?x300xbf16>) -> tensor<?x300xbf16> {
+  %0 = "qfuse.glu"(%x, %x) {act = "silu", limit = 10.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %1 = "qfuse.glu"(%0, %x) {act = "swiglu_oai", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %2 = "qfuse.glu"(%1) {act = "swiglu_oai", alpha = 1.5 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>) -> tensor<?x150xbf16>
+  %3 = "qfuse.glu"(%1, %x) {act = "relu", alpha = 1.702 : f64, limit = 0x7FF0000000000000 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return %3 : tensor<?x300xbf16>
+}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_checkpoint import load
 from test_import import IDS, relative, run_steps
+from transformers.integrations.finegrained_fp8 import FP8Experts
 
 from qfuse.compiler import block_scaled
 from qfuse.compiler.frontend import baseline
@@ -204,6 +205,66 @@ def test_router_of_deepseek_is_read_in_f32(checkpoints):
     for leaf in ("weight", "e_score_correction_bias"):
         assert imported.parameters[f"model.layers.1.mlp.gate.{leaf}"].dtype == torch.float32
     assert "torch.vtensor<[8,128],bf16>" not in str(imported.module)
+
+
+class SimulatedFP8Experts(FP8Experts):
+    """transformers' FP8 experts in f32, with the inputs of its products put through FP8."""
+
+    def linear(self, input, weight, *_, **__):
+        codes, scale = block_scaled.quantize_blocks(input, (1, 128))
+        rows = block_scaled.dequantize_blocks(codes, scale, (1, 128))
+        return torch.nn.functional.linear(rows, weight)
+
+
+@pytest.mark.parametrize("architecture", MOE)
+@pytest.mark.parametrize(
+    "entries",
+    [{"swiglu_limit": 0.4}, {"swiglu_limit": 0.4, "swiglu_alpha": 1.3}, {"hidden_act": "relu"}],
+    ids=str,
+)
+def test_glus_are_those_of_transformers_fp8_experts(editable, architecture, entries):
+    """In f32, with transformers' own module in the place of the experts."""
+    model = editable(architecture=architecture)
+    model.config(torch_dtype="float32", **entries)
+    reference = baseline.reference_model(Checkpoint(model.path), simulate_activations=True)
+    ours = baseline.logits(reference, IDS)
+    for name, module in list(reference.named_modules()):
+        if isinstance(module, baseline.ReferenceExperts):
+            theirs = SimulatedFP8Experts(reference.config, block_size=(128, 128))
+            theirs.gate_up_proj, theirs.down_proj = module.gate_up_proj, module.down_proj
+            reference.set_submodule(name, theirs)
+    expected = baseline.logits(reference, IDS)
+    assert relative(ours, expected) < 1e-5
+    assert relative(run_steps(model.path, [6, 1, 1]), expected) < 1e-3
+    model.config(swiglu_limit=None, swiglu_alpha=None, hidden_act="silu")
+    assert relative(run_steps(model.path, [8]), expected) > 5e-3  # it makes a difference
+
+
+@pytest.mark.parametrize("architecture", MOE)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_biases_of_experts(editable, architecture, quantized):
+    """Those of the file, which transformers' modules for these models would leave out."""
+    model = editable(architecture=architecture, quantized=quantized)
+
+    def edit(tensors):
+        for layer in range(2):
+            for expert in range(8):
+                for name in keys(architecture, expert, layer):
+                    if name in tensors:
+                        rows = tensors[name].shape[0]
+                        tensors[name.removesuffix("weight") + "bias"] = torch.randn(rows) * 0.3
+
+    before = run_steps(model.path, [8])
+    model.tensors(edit)
+    model.config(torch_dtype="float32", swiglu_limit=1.5)
+    reference = baseline.reference_model(Checkpoint(model.path), simulate_activations=quantized)
+    expected = baseline.logits(reference, IDS)
+    assert relative(run_steps(model.path, [6, 1, 1]), expected) < 1e-3
+    assert relative(before, expected) > 5e-3
+    loaded, at = load(model.path), "model.layers.1.mlp.experts"
+    assert loaded[f"{at}.gate_up_proj_bias"].shape == (8, 144)
+    assert loaded[f"{at}.down_proj_bias"].shape == (8, 128)
+    assert loaded[f"{at}.down_proj_bias"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("architecture", MOE)

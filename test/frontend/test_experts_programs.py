@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from qfuse.tools.qfuse import main
 
@@ -34,6 +35,27 @@ def test_unquantized_experts_run_on_torch(checkpoints, capsys):
     assert data["kernels_per_moe_layer_before"] is data["kernels_per_moe_layer_after"] is None
     refused = data["patterns"]["moe-experts"]
     assert refused["refused"] == 2 and "bf16, not quantized" in next(iter(refused["reasons"]))
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_demo_of_clamped_experts_with_biases(editable, capsys, quantized):
+    """gpt-oss's GLU in FP8 experts, and in plain ones, which run on torch."""
+    model = editable(architecture="qwen3_moe", quantized=quantized)
+
+    def edit(tensors):
+        for name in [n for n in tensors if ".experts." in n and n.endswith(".weight")]:
+            bias = torch.randn(tensors[name].shape[0]) * (0.02 if "down" in name else 0.5)
+            tensors[name.removesuffix("weight") + "bias"] = bias.bfloat16()
+
+    model.tensors(edit)
+    model.config(swiglu_limit=1.5, swiglu_alpha=1.702)
+    assert main(["demo", "--model", str(model.path), "--tokens", "8", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["greedy_tokens_equal"] is True and data["max_rel_err_vs_unfused"] == 0.0
+    assert data["rel_err_vs_fp32"] < 0.05 and data["rel_err_vs_fp32_quantized"] < 0.05
+    assert data["patterns"]["moe-experts"]["fired" if quantized else "refused"] == 2
+    if quantized:
+        assert data["kernels_after"] <= 0.6 * data["kernels_before"]
 
 
 def test_arch_and_model_exclude_each_other(checkpoints, capsys):

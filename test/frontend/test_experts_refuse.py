@@ -72,6 +72,29 @@ def test_some_experts_without_scales(editable):
     refuse(model.path, f"tensor {name}_scale_inv is missing from ")
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_biases_of_some_experts(editable, which):
+    """One bias asks for those of all experts of the layer, and gate's for up's."""
+    model = editable(architecture="qwen3_moe")
+    names = [name.removesuffix("weight") + "bias" for name in keys("qwen3_moe", 5)]
+    width = [72, 72, 128][which]
+    model.tensors(lambda t: t.update({names[which]: torch.zeros(width)}))
+    wanted = keys("qwen3_moe", 0)[2 if which == 2 else 0].removesuffix("weight") + "bias"
+    refuse(model.path, f"tensor {wanted} is missing from ")
+
+
+def test_misshapen_bias(editable):
+    model = editable(architecture="mixtral")
+
+    def edit(tensors):
+        for expert in range(8):
+            name = keys("mixtral", expert)[2].removesuffix("weight") + "bias"
+            tensors[name] = torch.zeros(128 if expert != 3 else 72)
+
+    model.tensors(edit)
+    refuse(model.path, "experts.3.w2.bias", "has shape [72]; the config asks for [128]")
+
+
 def test_missing_router(editable):
     model = editable(architecture="deepseek_v3")
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
@@ -92,6 +115,12 @@ def test_fewer_experts_than_the_config_says(editable):
         ("qwen3_moe", {"moe_intermediate_size": -1}, "moe_intermediate_size is -1"),
         ("qwen3_moe", {"num_experts_per_tok": 9}, "expected 1 to num_experts, which is 8"),
         ("mixtral", {"num_local_experts": 1}, "expected 1 to num_local_experts, which is 1"),
+        ("qwen3_moe", {"swiglu_limit": 0.0}, "swiglu_limit is 0.0; expected a positive number"),
+        ("qwen3_moe", {"swiglu_limit": "7"}, "swiglu_limit is '7'; expected a positive number"),
+        ("mixtral", {"swiglu_limit": True}, "swiglu_limit is True; expected a positive number"),
+        ("mixtral", {"swiglu_alpha": 1.7}, "swiglu_limit is None; expected a positive number, as"),
+        ("mixtral", {"mlp_gate_softcap": 3.0}, "mlp_gate_softcap is 3.0; expected none"),
+        ("deepseek_v3", {"swiglu_limits": [7.0, 0.0]}, "swiglu_limits is [7.0, 0.0]; expected"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'; expected 'sigm"),
         ("deepseek_v3", {"topk_method": "greedy"}, "topk_method is 'greedy'"),
         ("deepseek_v3", {"n_group": 3}, "n_group is 3; expected a divisor of n_routed_experts, 8"),
@@ -110,5 +139,5 @@ def test_config_that_makes_no_sense(editable, architecture, changes, message):
 
 def test_unsupported_activation(editable):
     model = editable(architecture="mixtral")
-    model.config(hidden_act="relu")
-    refuse(model.path, 'hidden_act "relu" is not supported in experts; supported: silu')
+    model.config(hidden_act="quick_gelu")
+    refuse(model.path, 'hidden_act "quick_gelu" is not supported in experts; supported: silu')

@@ -204,3 +204,18 @@ func.func @quantized_twice(%a: !y, %b: !y) -> (!yq, !yq) {
   %2 = "qfuse.quantize"(%0) : (!y) -> !yq
   return %1, %2 : !yq, !yq
 }
+
+// -----
+
+// What the GLU computes does not change.
+// CHECK-LABEL: func.func @clamped_glu
+// CHECK-NEXT:    "qfuse.glu"(%arg0, %arg1) {act = "swiglu_oai", alpha = 1.500000e+00 : f64, limit = 7.000000e+00 : f64, resultSegmentSizes = array<i32: 0, 1>}
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+func.func @clamped_glu(%a: !y, %b: !y) -> !yq {
+  %0 = "qfuse.glu"(%a, %b) {act = "swiglu_oai", alpha = 1.5 : f64, limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  // expected-remark @+1 {{glu-quantize: fired}}
+  %1 = "qfuse.quantize"(%0) : (!y) -> !yq
+  return %1 : !yq
+}

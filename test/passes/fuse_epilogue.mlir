@@ -489,3 +489,27 @@ func.func @glu_of_two_schemes(%x: !xq, %g: !w, %u: !v) -> !y {
   %2 = "qfuse.glu"(%0, %1) {act = "gelu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
+
+// -----
+
+// The product is the up of a clamped GLU.
+// CHECK-LABEL: func.func @clamped_glu_of_one_product
+// CHECK:         "qfuse.matmul"(%arg0, %arg1, %arg2) ({
+// CHECK-NEXT:    ^bb0(%[[UP:.+]]: f32, %[[GATE:.+]]: f32):
+// CHECK:           arith.minimumf %[[GATE]], %{{.+}} : f32
+// CHECK:           math.exp
+// CHECK-NOT:     "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @clamped_glu_of_one_product(%x: !xq, %w: !w, %gate: !y) -> !y {
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-glu: fired}}
+  %1 = "qfuse.glu"(%gate, %0) {act = "swiglu_oai", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  return %1 : !y
+}

@@ -391,3 +391,38 @@ func.func @glu_quantizes(%x: !xq, %g: !w, %u: !w) -> (!y, !yq) {
   %2:2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 1>} : (!y, !y) -> (!y, !yq)
   return %2#0, %2#1 : !y, !yq
 }
+
+// -----
+
+// Gate and up are rounded as before, then clamped.
+// CHECK-LABEL: func.func @clamped
+// CHECK:         ^bb0(%[[GATE:.+]]: f32, %[[UP:.+]]: f32):
+// CHECK-DAG:       %[[LOW:.+]] = arith.constant -7.000000e+00
+// CHECK-DAG:       %[[HIGH:.+]] = arith.constant 7.000000e+00
+// CHECK:           %[[G16:.+]] = arith.truncf %[[GATE]] : f32 to bf16
+// CHECK-NEXT:      %[[G:.+]] = arith.extf %[[G16]]
+// CHECK-NEXT:      %[[U16:.+]] = arith.truncf %[[UP]] : f32 to bf16
+// CHECK-NEXT:      %[[U:.+]] = arith.extf %[[U16]]
+// CHECK-NEXT:      arith.minimumf %[[G]], %[[HIGH]]
+// CHECK-NEXT:      %[[MIN:.+]] = arith.minimumf %[[U]], %[[HIGH]]
+// CHECK-NEXT:      arith.maximumf %[[MIN]], %[[LOW]]
+// CHECK:           math.exp
+// CHECK-NOT:     "qfuse.glu"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #act>
+!y = tensor<?x1400xbf16>
+!w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
+func.func @clamped(%x: !xq, %g: !w, %u: !w) -> !y {
+  %0 = "qfuse.matmul"(%x, %g) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.matmul"(%x, %u) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{gate-up: fired at qfuse.glu}}
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  return %2 : !y
+}

@@ -36,3 +36,24 @@ func.func @up_is_read_twice(%x: !x, %w: !w, %indptr: tensor<5xi32>, %tokens: ten
   %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   return %h, %u : !h, !h
 }
+
+// Biases that the product has already stay before the GLU, whose limit comes after them.
+// CHECK-LABEL: func.func @biased_and_clamped
+// CHECK:         %[[H:.+]] = "qfuse.group_matmul"(%arg0, %arg1, %arg2, %arg3, %arg4, %arg4) ({
+// CHECK:           %[[G:.+]] = arith.addf
+// CHECK:           %[[U:.+]] = arith.addf
+// CHECK:           %[[ROUNDED:.+]] = arith.extf
+// CHECK:           arith.minimumf %[[ROUNDED]]
+// CHECK:           math.exp
+// CHECK:         maps = ["[E,N]", "[E,N]"]
+// CHECK-NEXT:    return %[[H]]
+func.func @biased_and_clamped(%x: !x, %w: !w, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32>, %bias: tensor<4x40xbf16>) -> !h {
+  %g, %u = "qfuse.group_matmul"(%x, %w, %indptr, %tokens, %bias, %bias) ({
+  ^bb0(%a: f32, %b: f32, %c: f32, %d: f32):
+    %0 = arith.addf %a, %c : f32
+    %1 = arith.addf %b, %d : f32
+    "qfuse.yield"(%0, %1) : (f32, f32) -> ()
+  }) {parts = array<i64: 40, 40>, maps = ["[E,N]", "[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w, tensor<5xi32>, tensor<?x2xi32>, tensor<4x40xbf16>, tensor<4x40xbf16>) -> (!h, !h)
+  %h = "qfuse.glu"(%g, %u) {act = "swiglu_oai", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  return %h : !h
+}

@@ -3,7 +3,7 @@
 
 // A layer as the front end writes it: the experts are one operator, and views lead to its [T, H] and back.
 // RAISED-DAG: moe-experts: fired at torch.operator
-// RAISED-DAG: moe-experts: refused at torch.operator (odd): the activation is tanh; use silu, gelu, gelu_tanh, relu
+// RAISED-DAG: moe-experts: refused at torch.operator (odd): the activation is tanh; use silu, gelu, gelu_tanh, relu, swiglu_oai
 // RAISED-DAG: moe-experts: refused at torch.operator (plain): the weights of experts are bf16, not quantized, so they run on torch, one expert after the other; use a checkpoint whose experts are FP8 with block scales
 // RAISED-DAG: select-experts: fired at torch.operator
 // RAISED-DAG: select-experts: refused at torch.operator (how many): an option of the router is not a constant
@@ -61,7 +61,7 @@ func.func @main(
   %n = torch_c.from_builtin_tensor %n2 : tensor<1x?x256xbf16> -> !torch.vtensor<[1,?,256],bf16>
   %rows = torch.aten.view %n, %flat : !torch.vtensor<[1,?,256],bf16>, !torch.list<int> -> !torch.vtensor<[?,256],bf16>
   %logits = torch.aten.linear %rows, %router, %none : !torch.vtensor<[?,256],bf16>, !torch.vtensor<[16,256],bf16>, !torch.none -> !torch.vtensor<[?,16],bf16>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   %back = torch.aten.view %y, %full : !torch.vtensor<[?,256],bf16>, !torch.list<int> -> !torch.vtensor<[1,?,256],bf16>
   %sum = torch.aten.add.Tensor %x, %back, %one : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[1,?,256],bf16>, !torch.int -> !torch.vtensor<[1,?,256],bf16>
   return %sum, %logits : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[?,16],bf16>
@@ -79,9 +79,10 @@ func.func @look_alike(
   %inner = torch.constant.int 192
   %group = torch.constant.int 128
   %tanh = torch.constant.str "tanh"
+  %none = torch.constant.none
   %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -150,6 +151,7 @@ func.func @plain(
     %rows: !torch.vtensor<[?,256],bf16>, %ids: !torch.vtensor<[?,4],si64>, %weights: !torch.vtensor<[?,4],f32>,
     %gate_up: !torch.vtensor<[16,384,256],bf16> {qfuse.name = "plain"}, %down: !torch.vtensor<[16,256,192],bf16>) -> !torch.vtensor<[?,256],bf16> {
   %silu = torch.constant.str "silu"
-  %y = torch.operator "torch.qfuse.dense_experts"(%rows, %ids, %weights, %gate_up, %down, %silu) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,384,256],bf16>, !torch.vtensor<[16,256,192],bf16>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %none = torch.constant.none
+  %y = torch.operator "torch.qfuse.dense_experts"(%rows, %ids, %weights, %gate_up, %down, %silu, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,384,256],bf16>, !torch.vtensor<[16,256,192],bf16>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from test_gpu_generation import (
@@ -36,3 +37,25 @@ def test_a_shared_expert(checkpoints: Callable[..., Path]) -> None:
     ids = torch.tensor(PROMPT)
     # sums in another order, and codes of activations that a rounding moves
     assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02
+
+
+def test_clamped_experts_with_biases(editable: Callable[..., Any]) -> None:
+    """The biases of gate and up are cut once, not in each call."""
+    model = editable(architecture="mixtral", layers=1)
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if ".experts." in n and n.endswith(".weight")]:
+            bias = torch.randn(tensors[name].shape[0]) * 0.3
+            tensors[name.removesuffix("weight") + "bias"] = bias.bfloat16()
+
+    model.tensors(edit)
+    model.config(swiglu_limit=0.7, swiglu_alpha=1.702)
+    cpu = compile(model.path, max_len=32)
+    gpu = OnFakeGpu(compile(model.path, max_len=32, target=TARGET))
+    for prompt in (PROMPT, PROMPT[:1]):
+        ids = torch.tensor(prompt)
+        assert distance(gpu.exe.logits(ids), cpu.logits(ids)) < 0.02
+    assert sum("op='aten.contiguous'" in str(s) for s in gpu.exe.program.plan.steps) == 2
+    specializations = [s for s in gpu.exe._session._specializations.values() if s is not None]
+    repeated = [str(action.step) for s in specializations for action in s.actions]
+    assert repeated and not any("aten.contiguous" in step for step in repeated)

@@ -20,9 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_reference import choices, route
 from test_fused_equals_unfused import activation_text, binary_text, round_text
+from test_glu import glu_text, run_glu
 from test_matmul import activations, check, first_rows, weight
 from test_routing import combine_text, run_route
 
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.lowering.cpu.weights import pack_experts, pack_weight
 
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
@@ -165,16 +167,19 @@ def test_parts_of_two_widths_and_extra_operands(level: str) -> None:
     w = experts_of(256 + 70, K)
     types = [plain(-1, 1, n, dtype="f32") for n in widths]
     extra = [(types[0], "[M,N]"), (plain(70, dtype="f32"), "[N]"), (plain(-1, 1, 1), "[M,1]")]
-    body = "%y0 = arith.addf %acc0, %e0 : f32\n%b = arith.addf %acc1, %e1 : f32\n"
-    body += "%y1 = arith.mulf %b, %e2 : f32"
+    extra.append((plain(EXPERTS, 70, dtype="f32"), "[E,N]"))
+    body = "%y0 = arith.addf %acc0, %e0 : f32\n%a = arith.addf %acc1, %e1 : f32\n"
+    body += "%b = arith.addf %a, %e3 : f32\n%y1 = arith.mulf %b, %e2 : f32"
     w_type = quantized(EXPERTS, 256 + 70, K, block=BLOCK)
     text = group_text(
         plain(-1, 1, K, dtype="f32"), w_type, types, 0, body, ["%y0", "%y1"], extra, widths
     )
     _, _, indptr = route(torch.tensor([0] * 11 + [3] * 10 + [4])[:, None], EXPERTS)
     x, old, bias = activations(m, K, "f32"), torch.randn(m, 200), torch.randn(70)
+    of_experts = torch.randn(EXPERTS, 70)
     factor = activations(m, 1)
     arguments = [x[:, None], pack_experts(*w, BLOCK), indptr, old[:, None], bias, factor[:, None]]
+    arguments.append(of_experts)
     got = [y[:, 0] for y in run(text, level, arguments, types, m, [m, 1], threads=2)]
     for e in range(EXPERTS):
         rows = slice(int(indptr[e]), int(indptr[e + 1]))
@@ -182,8 +187,75 @@ def test_parts_of_two_widths_and_extra_operands(level: str) -> None:
         torch.testing.assert_close(
             got[0][rows].double(), exact[:, :200] + old[rows], atol=2e-4, rtol=0
         )
-        wanted = (exact[:, 256:] + bias) * factor[rows].double()
+        wanted = (exact[:, 256:] + bias + of_experts[e]) * factor[rows].double()
         torch.testing.assert_close(got[1][rows].double(), wanted, atol=5e-4, rtol=0)
+
+
+@levels
+@settings(deadline=None, max_examples=15)
+@given(choices(90, CHOICES, EXPERTS))
+def test_biases_of_experts(level: str, ids: Tensor) -> None:
+    """The bits of the product alone, rounded, plus the bias of each row's expert, rounded."""
+    bias = activations(EXPERTS, N)
+    rounded, value = round_text("", "%acc0", "bf16")
+    added, value = binary_text("addf", value, "%e0", "bf16")
+    text = group_text(
+        quantized(-1, K),
+        quantized(EXPERTS, N, K, block=BLOCK),
+        [plain(-1, CHOICES, N)],
+        CHOICES,
+        f"{rounded}\n{added}",
+        [value],
+        [(plain(EXPERTS, N), "[E,N]")],
+    )
+    _, tokens, indptr = route(ids, EXPERTS)
+    t, rows = len(ids), int(indptr[-1])
+    arguments = [first_rows(X, t), PACKED, indptr, tokens, bias]
+    result = plain(-1, CHOICES, N)
+    (got,) = run(text, level, arguments, [result], t * CHOICES, [t, CHOICES], threads=2)
+    expert = torch.arange(EXPERTS).repeat_interleave(indptr.diff().long())
+    wanted = run_group(level, ids)[:rows] + bias[expert]
+    assert same_bits(got.flatten(0, 1)[:rows], wanted)
+    assert is_poison(got.flatten(0, 1)[rows:])
+
+
+@levels
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(choices(40, CHOICES, EXPERTS), st.sampled_from([Glu("relu", 1.5), Glu(SWIGLU_OAI, 2.0)]))
+def test_biased_gate_and_up_with_glu_and_quantize(level: str, ids: Tensor, glu: Glu) -> None:
+    """Fused, against the biased product, the GLU and a quantization; both are of two types."""
+    n = 150
+    row, q_type = plain(-1, CHOICES, n), quantized(-1, CHOICES, n)
+    w_type = quantized(EXPERTS, 256 + n, K, block=BLOCK)
+    extra = [(plain(EXPERTS, n), "[E,N]"), (plain(EXPERTS, n, dtype="f32"), "[E,N]")]
+    texts, biased = [], []
+    for part in range(2):
+        rounded, value = round_text("", f"%acc{part}", "bf16")
+        added, value = binary_text("addf", value, f"%e{part}", "bf16")
+        texts += [rounded, added]
+        biased.append(value)
+    made, value = glu_text(glu, *biased, "bf16")
+    x_type, parts = quantized(-1, K), [n, n]
+    body = "\n".join([*texts, made])
+    fused = group_text(
+        x_type, w_type, [row, q_type], CHOICES, body, [value, value], extra, parts=parts
+    )
+    apart = group_text(
+        x_type, w_type, [row, row], CHOICES, "\n".join(texts), biased, extra, parts=parts
+    )
+    _, tokens, indptr = route(ids, EXPERTS)
+    t, count = len(ids), int(indptr[-1])
+    packed = pack_experts(*experts_of(256 + n, K), BLOCK)
+    biases = activations(EXPERTS, n) * 3, activations(EXPERTS, n, "f32") * 3
+    arguments = [first_rows(X, t), packed, indptr, tokens, *biases]
+    shape = t * CHOICES, [t, CHOICES]
+    got, codes = run(fused, level, arguments, [row, q_type], *shape, threads=2)
+    both = run(apart, level, arguments, [row, row], *shape)
+    gate, up = (each.flatten(0, 1)[:count] for each in both)
+    wanted = run_glu(level, glu, gate, up, "bf16")
+    assert same_bits(got.flatten(0, 1)[:count], wanted)
+    rows = codes[0].flatten(0, 1)[:count], codes[1].flatten(0, 1)[:count]
+    assert same_bits(rows, quantize_reference(wanted, (1, 128)))
 
 
 @levels

@@ -10,7 +10,9 @@ from unittest.mock import patch
 import numpy as np
 
 from qfuse.dialects import tt
-from qfuse.dialects.bindings import func, ir
+from qfuse.dialects.activations import build_glu, build_rounding
+from qfuse.dialects.bindings import arith, func, ir
+from qfuse.dialects.glu import Glu
 from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import STORAGE_MAX, Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
@@ -120,6 +122,24 @@ SILU_GLU = """
 %v = arith.mulf %s, %acc1 : f32
 """
 """silu(gate) * up, as %v."""
+
+
+def biased_glu(glu: Glu, dtype: str = "bf16") -> str:
+    """`glu` of %acc0 + %e0 and %acc1 + %e1, every step rounded to `dtype`, as %v."""
+    with ir.Context(), ir.Location.unknown():
+        module = ir.Module.create()
+        with ir.InsertionPoint(module.body):
+            types = [ir.F32Type.get()] * 4
+            source = ir.Operation.create("builtin.unrealized_conversion_cast", results=types)
+            sums, terms = source.results[:2], source.results[2:]
+            rounded = (build_rounding(total, dtype) for total in sums)
+            biased = (arith.addf(*both) for both in zip(rounded, terms, strict=True))
+            made = build_glu(glu, *(build_rounding(value, dtype) for value in biased), dtype)
+        _, *operations = map(str, module.body.operations)
+        text = "\n".join(operations)
+        for argument, name in zip(source.results, ("%acc0", "%acc1", "%e0", "%e1"), strict=True):
+            text = text.replace(argument.get_name(), name)
+        return text.replace(f"{made.get_name()} =", "%v =")
 
 
 @contextmanager

@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, str, int]] = {
     "i8": ("i8", OTHERS["i8 per row"], 4096),
     "rms_norm": ("", ROWS["rms_norm"], 1),
     "glu": ("", ROWS["glu"], 1),
+    "clamped glu": ("", ROWS["clamped glu"], 1),
     "rope": ("", ROWS["rope"], 1),
 }
 """What is multiplied, the kernel, and a number of rows: one representative of each family."""

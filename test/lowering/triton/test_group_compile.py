@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gpu_kernels import SILU_GLU, kernel_text, lowered, matmul_text, plain, quantized, segment_sizes
+from gpu_kernels import (
+    SILU_GLU,
+    biased_glu,
+    kernel_text,
+    lowered,
+    matmul_text,
+    plain,
+    quantized,
+    segment_sizes,
+)
 
 pytest.importorskip("triton")
 
@@ -12,6 +21,7 @@ from test_compile_matrix import hold_gates, ptxas
 from test_group_combine_numerics import combine_text
 from test_sass import compiled
 
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.triton.gpu import GPUS
 from qfuse.lowering.triton.sass import disassemble, sass_report
@@ -79,8 +89,21 @@ COMBINE_SHARED = kernel_text(
     [plain(-1, HIDDEN)],
     segment_sizes("operand", [True] * 4),
 )
+GPT_OSS = matmul_text(
+    quantized(-1, 2880, layout="col_major"),
+    quantized(EXPERTS, 2944 + 2880, 2880, block=(128, 128)),  # up begins at a block boundary
+    [quantized(-1, 4, 2880, layout="col_major")],
+    biased_glu(Glu(SWIGLU_OAI, 7.0)),
+    ["%v"],
+    [(plain(EXPERTS, 2880), "[E,N]")] * 2,
+    [2880, 2880],
+    [INDPTR, plain(-1, 4, dtype="i32")],
+)
+"""Gate and up of gpt-oss-120b, were its weights FP8: biases, and a clamped GLU."""
+
 FAMILIES = {
     "gate and up": ("fp8", GATE_UP, 64),
+    "gate and up of gpt-oss": ("fp8", GPT_OSS, 64),
     "down and combine, a token": ("fp8", DOWN_COMBINE, 1),
     "down and combine, some": ("fp8", DOWN_COMBINE, 16),
     "down and combine, many": ("fp8", DOWN_COMBINE, 1000),
@@ -101,7 +124,7 @@ def test_every_family_compiles(family: str, target: str) -> None:
         hold_gates(launch, GPUS[target], "")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gate and up"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("gate")])
 def test_row_kernels_of_sm_90(name: str) -> None:
     for variant in lowered(FAMILIES[name][1]).variants:
         report = sass_report(compiled(variant.launches[0], "cuda:sm_90"))
@@ -118,6 +141,7 @@ DOWN_SHARED = matmul_text(
 
 PRODUCTS = {
     "gate and up": GATE_UP,
+    "gpt-oss": GPT_OSS,
     "down": DOWN,
     "down and combine": DOWN_COMBINE,
     "down, shared expert": DOWN_SHARED,
@@ -130,6 +154,7 @@ PRODUCTS = {
         *(("gate and up", 8), ("gate and up", 65536), ("down", 64), ("down", 65536)),
         *(("down and combine", 1), ("down and combine", 16), ("down and combine", 8192)),
         ("down, shared expert", 64),
+        *(("gpt-oss", 8), ("gpt-oss", 65536)),
     ],
 )
 def test_products_of_sm_90(name: str, m: int, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Whatever the routing, no row is written that is nobody's, and nothing is read th
 """
 
 from itertools import pairwise
+from math import erf, sqrt
 from typing import Any
 
 import gpu_kernels
@@ -15,6 +16,7 @@ from gpu_kernels import (
     Value,
     assert_close,
     assert_quantized,
+    biased_glu,
     dequantized,
     execute,
     forced,
@@ -30,6 +32,7 @@ from gpu_kernels import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.triton.gpu import GPUS
 from qfuse.lowering.triton.interpreter import Buffer, Report
@@ -292,6 +295,82 @@ def test_rows_in_the_order_of_experts() -> None:
     total = products(dequantized(x, x_type), w, w_type, indptr, None)
     assert_close(made[0], total[:, :200] + more[0], "f32")
     assert_close(made[1], (total[:, 256:] + more[1]) * more[2], "f32")
+
+
+ROUNDED = """
+%t = arith.truncf %acc0 : f32 to bf16
+%r = arith.extf %t : bf16 to f32
+%y = arith.addf %r, %e0 : f32
+"""
+BIAS = (EXPERTS, N)
+BIASED = matmul_text(
+    X, W, [OUT], ROUNDED, ["%y"], [(plain(*BIAS), "[E,N]")], routing=[INDPTR, TOKENS]
+)
+
+
+def check_biased(ids: Array, **options: Any) -> None:
+    """The bits of the product alone, rounded, plus the bias of each row's expert, rounded."""
+    _, tokens, indptr = routed(ids)
+    bias = random(BIAS, "bf16", 8, scale=100)
+    operands = [activations(len(ids)), WEIGHTS, indptr, tokens, bias]
+    ((made,),) = execute(BIASED, operands, [OUT], ids.size, **options)
+    np.testing.assert_array_equal(written(made), np.arange(ids.size) < indptr[-1])
+    alone = product_of(ids, **options).array[: indptr[-1]].astype(np.float32)
+    of_rows = np.repeat(np.arange(EXPERTS), np.diff(indptr))
+    expected = (alone + bias[of_rows].astype(np.float32)).astype(made.array.dtype)
+    np.testing.assert_array_equal(
+        made.array[: indptr[-1]].view(np.uint16), expected.view(np.uint16)
+    )
+
+
+@pytest.mark.parametrize("glu", [Glu("gelu", 2.0), Glu(SWIGLU_OAI, 4.0)], ids=str)
+def test_biased_gate_and_up_of_experts_quantized(glu: Glu) -> None:
+    """With the roundings of separate operations, of which f32 sums may move some."""
+    n, t, begin = 150, 20, 256
+    w_type = quantized(EXPERTS, begin + n, K, block=BLOCK)
+    out, value_type = quantized(-1, CHOICES, n), plain(-1, CHOICES, n)
+    extra = [(plain(EXPERTS, n), "[E,N]")] * 2
+    text = matmul_text(
+        X, w_type, [value_type, out], biased_glu(glu), ["%v", "%v"], extra, [n, n], [INDPTR, TOKENS]
+    )
+    ids = np.random.default_rng(5).integers(-1, EXPERTS, (t, CHOICES))
+    _, tokens, indptr = routed(ids)
+    codes, scale = activations(t)
+    x, w = (codes, scale * np.float32(2e-3)), weights_of(w_type, 3)  # sums of a few units
+    biases = [random((EXPERTS, n), "bf16", seed, scale=2.0) for seed in (1, 2)]
+    made, quantized_ = execute(text, [x, w, indptr, tokens, *biases], [value_type, out], ids.size)
+    count = indptr[-1]
+    value = made[0].array[:count].astype(np.float64)
+    assert_quantized(tuple(part.array[:count] for part in quantized_), value, out)
+    total = products(exact(x, X), w, w_type, indptr, tokens)
+    rows = np.repeat(np.arange(EXPERTS), np.diff(indptr))
+    gate, up = (
+        part + bias[rows].astype(np.float64)
+        for part, bias in zip((total[:, :n], total[:, begin:]), biases, strict=True)
+    )
+    gate, up = np.minimum(gate, glu.limit), np.clip(up, -glu.limit, glu.limit)
+    if glu.act == SWIGLU_OAI:
+        expected = gate / (1 + np.exp(-glu.alpha * gate)) * (up + 1)
+    else:
+        expected = gate / 2 * (1 + np.vectorize(erf)(gate / sqrt(2))) * up
+    assert (np.abs(gate) == glu.limit).any() and (np.abs(gate) < glu.limit).any()
+    # seven roundings to bf16, each of a factor or of a sum of at most 20
+    assert (np.abs(value - expected) <= 7 * 2.0**-8 * (np.abs(expected) + 4)).all()
+
+
+@settings(deadline=None, max_examples=12)
+@given(choices(60))
+def test_biases_of_experts(ids: Array) -> None:
+    check_biased(ids)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_biases_in_every_kernel(name: str) -> None:
+    """Also where the tile lies the other way, or is finished by the last of several programs."""
+    config = KERNELS[name]
+    ids = np.random.default_rng(9).permutation(np.repeat([0, 1, 3, 4, -1], [5, 40, 3, 17, 4]))
+    with forced(config, ids.size):
+        check_biased(ids.reshape(-1, CHOICES))
 
 
 @pytest.mark.parametrize("target", [target for target in GPUS if target != "cuda:sm_90"])

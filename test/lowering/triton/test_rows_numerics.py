@@ -181,6 +181,40 @@ def test_glu(act: str, halves: bool) -> None:
     assert_quantized(codes, expected, out)
 
 
+GLUS = [("silu", 1.5, 1.702), ("relu", 0.7, 1.702), ("swiglu_oai", 7.0, 1.702)]
+GLUS.append(("swiglu_oai", 1.3, 1.2))
+
+
+@pytest.mark.parametrize(("act", "limit", "alpha"), GLUS)
+@pytest.mark.parametrize("target", ["cuda:sm_90", "cuda:sm_80", "hip:gfx942"])
+def test_clamped_glu(act: str, limit: float, alpha: float, target: str) -> None:
+    """Every step rounded; a NaN in gate or up makes one, and what is clamped is finite."""
+    m, width = 3, 200
+    row = plain(-1, width)
+    attributes = f'act = "{act}", limit = {limit} : f64, ' + segment_sizes("result", [True, False])
+    if act == "swiglu_oai":
+        attributes += f", alpha = {alpha} : f64"
+    gate, up = (random((m, width), "bf16", seed, scale=3.0) for seed in (1, 2))
+    gate[0, :4] = [np.nan, 1.0, np.inf, 0.5]
+    up[0, :4] = [1.0, np.nan, -np.inf, np.inf]
+    text = kernel_text("glu", [row, row], [row], attributes)
+    (made,) = run(text, [gate, up], [row], m, target)
+    bound = rounded(np.array(limit))
+    g = np.minimum(gate.astype(np.float64), bound)  # which keep NaN
+    u = np.clip(up.astype(np.float64), -bound, bound)
+    if act == "swiglu_oai":
+        sigmoid = rounded(1 / (1 + np.exp(-rounded(g * alpha))))
+        expected = rounded(g * sigmoid) * rounded(u + 1)
+    else:
+        expected = rounded(ACTIVATIONS[act](g)) * u
+    assert np.isnan(made[0, :2].astype(np.float64)).all()
+    assert np.isfinite(made[0, 2:].astype(np.float64)).all()
+    there = ~np.isnan(expected)
+    # three intermediate values that f32 may round the other way, and the last rounding
+    error = np.abs(made.astype(np.float64) - expected)[there]
+    assert (error <= 4 * 2.0**-7 * np.abs(expected[there]) + 1e-5).all()
+
+
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
 def test_activations(act: str, target: str) -> None:

@@ -119,6 +119,12 @@ ROWS = {
         [quantized(-1, 4096)],
         'act = "gelu_tanh", ' + segment_sizes("result", [False, True]),
     ),
+    "clamped glu": kernel_text(
+        "glu",
+        [plain(-1, 4096)] * 2,
+        [quantized(-1, 4096)],
+        'act = "swiglu_oai", limit = 7.0 : f64, ' + segment_sizes("result", [False, True]),
+    ),
     "dequantize": kernel_text("dequantize", [quantized(-1, 4096)], [plain(-1, 4096)]),
     "gelu": kernel_text("gelu", [plain(-1, 4096)], [plain(-1, 4096)]),
     "rope": kernel_text(
