@@ -7,6 +7,7 @@ from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.passes.raise_linear import pack_weight, weight_type
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
+    VIEWS,
     NotConstant,
     builtin_type,
     constant_of,
@@ -20,8 +21,6 @@ from qfuse.dialects.moe_ops import SCORINGS, CombineOp, GroupMatmulOp, RouteOp, 
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import DYNAMIC
-
-_VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view")
 
 
 def select_experts(p: Pattern) -> None:
@@ -272,7 +271,7 @@ def _combine(rewriter, root: ir.Operation, operands: list[ir.Value]) -> None:
     target = root
     (result,) = root.results
     users = readers(result)
-    if len(users) == 1 and users[0].name in _VIEWS and _keeps_rows(users[0]):
+    if len(users) == 1 and users[0].name in VIEWS and _keeps_rows(users[0]):
         target = users[0]
     type_ = target.results[0].type
     combined = ir.Operation.create(
@@ -305,7 +304,7 @@ def _group_product(
 
 def _rows_of(x: ir.Value) -> ir.Value:
     """What `x` [T, H] is a view of, if that has the same rows in other leading dimensions."""
-    if isinstance(x, ir.BlockArgument) or x.owner.operation.name not in _VIEWS:
+    if isinstance(x, ir.BlockArgument) or x.owner.operation.name not in VIEWS:
         return x
     return x.owner.operation.operands[0] if _keeps_rows(x.owner.operation) else x
 

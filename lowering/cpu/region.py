@@ -50,18 +50,24 @@ def emit_region(lanes: Lanes, block: ir.Block, arguments: Sequence[Value]) -> li
 
 def emit_activation(lanes: Lanes, name: str, x: Value) -> Value:
     """Activation `name`, from the definition that epilogues hold as well."""
+    return emit_scalar(lanes, lambda scalars: build_activation(name, *scalars), [x])
+
+
+def emit_scalar(
+    lanes: Lanes, build: Callable[[Sequence[ir.Value]], ir.Value], operands: Sequence[Value]
+) -> Value:
+    """What the scalar operations that `build` makes of an f32 per operand compute."""
     with ir.Location.unknown():
         module = ir.Module.create()
         f32 = ir.F32Type.get()
         with ir.InsertionPoint(module.body):
-            source = ir.Operation.create("builtin.unrealized_conversion_cast", results=[f32])
-            result = build_activation(name, source.results[0])
-        values: dict[ir.Value, Value] = {source.results[0]: x}
-        for op in list(module.body.operations)[1:]:
-            operands = [values[o] for o in op.operation.operands]
-            values[op.operation.results[0]] = _RULES[op.operation.name](
-                lanes, op.operation, operands
-            )
+            cast = "builtin.unrealized_conversion_cast"
+            sources = [ir.Operation.create(cast, results=[f32]).result for _ in operands]
+            result = build(sources)
+        values: dict[ir.Value, Value] = dict(zip(sources, operands, strict=True))
+        for op in list(module.body.operations)[len(sources) :]:
+            inputs = [values[o] for o in op.operands]
+            values[op.operation.results[0]] = _RULES[op.operation.name](lanes, op.operation, inputs)
         return values[result]
 
 

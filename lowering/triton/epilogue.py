@@ -41,14 +41,20 @@ def emit_region(b: Builder, block: ir.Block, arguments: Sequence[ir.Value]) -> l
 
 def emit_activation(b: Builder, name: str, x: ir.Value) -> ir.Value:
     """Activation `name` of a block of f32, from the definition that epilogues hold as well."""
+    return emit_scalar(b, lambda scalars: build_activation(name, *scalars), [x])
+
+
+def emit_scalar(
+    b: Builder, build: Callable[[Sequence[ir.Value]], ir.Value], operands: Sequence[ir.Value]
+) -> ir.Value:
+    """What the scalar operations that `build` makes of an f32 per operand compute, on blocks."""
     module = ir.Module.create()
+    f32, cast = ir.F32Type.get(), "builtin.unrealized_conversion_cast"
     with ir.InsertionPoint(module.body):
-        source = ir.Operation.create(
-            "builtin.unrealized_conversion_cast", results=[ir.F32Type.get()]
-        )
-        result = build_activation(name, source.results[0])
-    values: dict[ir.Value, ir.Value] = {source.results[0]: x}
-    _emit(b, [op.operation for op in list(module.body.operations)[1:]], values)
+        sources = [ir.Operation.create(cast, results=[f32]).result for _ in operands]
+        result = build(sources)
+    values: dict[ir.Value, ir.Value] = dict(zip(sources, operands, strict=True))
+    _emit(b, [op.operation for op in list(module.body.operations)[len(sources) :]], values)
     return values[result]
 
 
