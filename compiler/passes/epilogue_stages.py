@@ -248,9 +248,7 @@ def _stage_is_on(allowed: frozenset[str]) -> Predicate:
         stage = stage_of(y, *other)
         if stage in allowed:
             return None
-        return Refusal(
-            f"stage {stage} is switched off", "add it to qfuse-fuse-epilogue=stages"
-        )
+        return Refusal(f"stage {stage} is switched off", "add it to qfuse-fuse-epilogue=stages")
 
     return stage_is_on
 
