@@ -11,14 +11,16 @@ A transpose does, so what follows one stays where it is, with a remark.
 
 from collections.abc import Callable, Sequence
 
+from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import scalar_constant
 from qfuse.compiler.passes.epilogue_stages import is_product
-from qfuse.compiler.passes.predicates import keeps_shape
+from qfuse.compiler.passes.predicates import keeps_shape, readers
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
     FROM_BUILTIN,
     TO_BUILTIN,
     VIEWS,
+    builtin_type,
     create_constant,
     from_builtin,
     to_builtin,
@@ -37,8 +39,10 @@ def _pattern(name: str, side: int) -> Callable[[Pattern], None]:
     """`name` of `v`, operand `side`, and perhaps of another value"""
 
     def apply_before_view(rewriter, reader: ir.Operation, v: ir.Value, *other: ir.Value) -> None:
-        view = v.owner.operation.operands[0].owner.operation
-        source = to_builtin(view.operands[0])
+        remarks.fired("epilogue-view", reader)
+        view = _maker(v)
+        assert view is not None
+        source = _as_builtin(view.operands[0])
         dtype = shaped(reader.results[0].type).dtype
         inner = Shaped(shaped(source.type).shape, dtype)
         others = [_reshaped(o, v, source) for o in other]
@@ -58,6 +62,8 @@ def _pattern(name: str, side: int) -> Callable[[Pattern], None]:
             ],
         )
         rewriter.replace_op(reader, [to_builtin(moved.result)])
+        for value in dict.fromkeys((v, *other)):
+            _erase_unread(rewriter, value)
 
     def pattern(p: Pattern) -> None:
         v = p.value()
@@ -80,7 +86,7 @@ def reads_a_view_of_a_product(_reader: ir.Operation, v: ir.Value, *_: ir.Value) 
         source = maker.operands[0]
         if maker.name in _TRANSPOSES:
             view = maker
-    if not is_product(_builtin(source)):
+    if not is_product(_uncast(source)):
         return MISMATCH
     if view.name in _TRANSPOSES:
         return Refusal(
@@ -127,8 +133,10 @@ def _reshaped(other: ir.Value, v: ir.Value, source: ir.Value) -> ir.Value:
         return other
     wanted = Shaped((*before.rows, own.shape[-1]), own.dtype)
     view = _maker(other)
-    if view is not None and view.name in VIEWS and _builtin(view.operands[0]).type == wanted.type():
-        return _builtin(view.operands[0])
+    if view is not None and view.name in VIEWS:
+        inner = _uncast(view.operands[0])
+        if inner.type == wanted.type():
+            return inner
     extents = [create_constant("int", -1 if d == DYNAMIC else d) for d in wanted.shape]
     shape = ir.Operation.create(
         "torch.prim.ListConstruct",
@@ -144,27 +152,44 @@ def _reshaped(other: ir.Value, v: ir.Value, source: ir.Value) -> ir.Value:
 
 
 def _before(v: ir.Value) -> Shaped:
+    """The type of what `v` is a view of."""
     view = _maker(v)
     assert view is not None
-    return shaped(_builtin(view.operands[0]).type)
+    type_ = _uncast(view.operands[0]).type
+    return shaped(type_ if isinstance(type_, ir.RankedTensorType) else builtin_type(type_))
 
 
 def _maker(value: ir.Value) -> ir.Operation | None:
-    """The torch operation that makes a builtin or a torch tensor."""
-    if isinstance(value, ir.BlockArgument):
-        return None
-    op = value.owner.operation
-    if op.name != TO_BUILTIN:
-        return op
-    inner = op.operands[0]
-    return None if isinstance(inner, ir.BlockArgument) else inner.owner.operation
+    """The operation that makes a value, be it cast to a builtin or a torch tensor."""
+    value = _uncast(value)
+    return None if isinstance(value, ir.BlockArgument) else value.owner.operation
 
 
-def _builtin(value: ir.Value) -> ir.Value:
-    """What `value` is cast from, if it is a cast."""
-    if not isinstance(value, ir.BlockArgument) and value.owner.operation.name == FROM_BUILTIN:
-        return value.owner.operation.operands[0]
+def _uncast(value: ir.Value) -> ir.Value:
+    while not isinstance(value, ir.BlockArgument):
+        op = value.owner.operation
+        if op.name not in (TO_BUILTIN, FROM_BUILTIN):
+            return value
+        value = op.operands[0]
     return value
+
+
+def _as_builtin(value: ir.Value) -> ir.Value:
+    value = _uncast(value)
+    return value if isinstance(value.type, ir.RankedTensorType) else to_builtin(value)
+
+
+def _erase_unread(rewriter, value: ir.Value) -> None:
+    """Erase the views and casts that make `value`, as far as nothing reads them.
+
+    Else what they are made of would have a reader too many.
+    """
+    while not isinstance(value, ir.BlockArgument):
+        op = value.owner.operation
+        if op.name not in (TO_BUILTIN, FROM_BUILTIN, *VIEWS) or readers(op.results[0]):
+            return
+        value = op.operands[0]
+        rewriter.erase_op(op)
 
 
 def _patterns() -> Sequence[Callable[[Pattern], None]]:
