@@ -63,9 +63,15 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def relative_error(a: torch.Tensor, reference: torch.Tensor) -> float:
-    """In the Frobenius norm, so that it does not depend on single values near zero."""
-    norm = reference.norm().item()
-    return (a.double() - reference).norm().item() / norm if norm else a.double().norm().item()
+    """In the Frobenius norm, so that it does not depend on single values near zero.
+
+    Where both are the same infinity, or NaN, there is no error.
+    """
+    a = a.double()
+    same = (a == reference) | (a.isnan() & reference.isnan())
+    error = (a - reference).masked_fill(same, 0.0).norm().item()
+    norm = reference[reference.isfinite()].norm().item()
+    return error / norm if norm else error
 
 
 def tolerance(program: Program) -> float:
