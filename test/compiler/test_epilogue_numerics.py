@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import ACTIVATIONS, ELEMENTWISE, Program, Value
@@ -132,3 +133,57 @@ def operand(program: Program, kind: str, y: Value, before: Value) -> Value:
         "self": lambda: y,
         "earlier": lambda: before,
     }[kind]()
+
+
+@some
+@given(dtypes, ranks, widths, st.sampled_from([32, 128]), st.booleans(), seeds)
+def test_chain_ends_in_a_quantization(dtype, rank, n, group, is_read, seed):
+    """relu(x)^2 / c, with a residual, quantized; and the value itself where it is read."""
+    program = Program(dtype, seed)
+    y = program.matmul(program.input(*rank, 72), program.weight(n, 72))
+    y = program.activate("relu", y)
+    y = program.elementwise("square", [y], y.type)
+    y = program.elementwise("div", [y, program.constant(3.0)], y.type)
+    rows = tuple(-1 if d == DYNAMIC else d for d in y.type.rows)
+    y = program.add(program.input(*rows, n), y, y.type)
+    outputs = [program.dequantize(program.quantize(y, group)), *([y] if is_read else [])]
+    fired = {"epilogue-activation": 3, "epilogue-residual-binary": 1, "product-quantize": 1}
+    check(program, outputs, ["epilogue", "act-quantize"], fired, kernels=2, growth=2.0)
+
+
+SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 1e4, 1e-7]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("names", [UNARY[:3], UNARY[3:6], UNARY[6:9], UNARY[9:]], ids=" ".join)
+def test_special_numbers(names, dtype):
+    """NaN, infinities and zeros of both signs come out of a fused kernel as of separate ones."""
+    program, n = Program(dtype), 40
+    y = program.matmul(program.input(-1, 72), program.weight(n, 72))
+    # a product of zeros is 0, and 0 * x + y * 1 keeps no -0: so the residual is multiplied
+    y = program.mul(y, program.input(-1, n), y.type)
+    outputs = [apply(program, Link(name), y, y) for name in names]
+    fused, plain = (program.compile(outputs, fusions) for fusions in (["epilogue"], ()))
+    assert len(fused.program.plan.steps) == 1
+    x, residual = program.inputs(len(SPECIAL))
+    residual.copy_(torch.tensor(SPECIAL)[:, None])
+    for a, b in zip(fused(x, residual), plain(x, residual), strict=True):
+        assert torch.equal(a.isnan(), b.isnan())  # which NaN it is may differ
+        assert same_bits(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_special_operands(name):
+    program, n = Program("f32"), 9
+    y = program.matmul(program.input(-1, 72), program.weight(n, 72))
+    y = program.mul(y, program.input(-1, n), y.type)
+    other = program.input(n)
+    outputs = [program.elementwise(name, pair, y.type) for pair in ([y, other], [other, y])]
+    fused, plain = (program.compile(outputs, fusions) for fusions in (["epilogue"], ()))
+    assert len(fused.program.plan.steps) == 1
+    x, residual, bias = program.inputs(len(SPECIAL))
+    residual.copy_(torch.tensor(SPECIAL)[:, None])
+    bias.copy_(torch.tensor(SPECIAL))
+    for a, b in zip(fused(x, residual, bias), plain(x, residual, bias), strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert same_bits(a.nan_to_num(7.0), b.nan_to_num(7.0))

@@ -1,4 +1,4 @@
-"""Each element-wise operation against torch: ordinary numbers, and those with rules of their own."""
+"""Each element-wise operation against torch, special numbers included."""
 
 import math
 

@@ -67,8 +67,6 @@ def test_unary_of_special_numbers(op: str, target: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         (made,) = run(text_of(op, "f32", len(SPECIAL)), [x], [row], 1, target)
         wanted = UNARY[op](x.astype(np.float64)).astype(np.float32)
-    if op in ("silu", "gelu", "gelu_tanh"):  # 0 * inf at -inf, or inf / inf: as the definition says
-        made, wanted = np.delete(made, 2, 1), np.delete(wanted, 2, 1)
     np.testing.assert_array_equal(np.isnan(made), np.isnan(wanted))
     np.testing.assert_allclose(made, wanted, rtol=1e-6, atol=1e-30)
     if op in ("neg", "tanh", "cast"):

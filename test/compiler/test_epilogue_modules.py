@@ -1,0 +1,75 @@
+"""Layers as people write them: each is one product, and computes what torch does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qfuse.compiler import compile
+from qfuse.compiler.frontend.linear import quantize_linears
+from qfuse.compiler.runtime.plan import KernelStep
+
+WIDTH, HIDDEN = 160, 200
+
+Layer = Callable[[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
+
+LAYERS: dict[str, tuple[int, Layer]] = {
+    "soft-cap": (1, lambda f, x, r: torch.tanh(f(0, x) / 30.0) * 30.0),
+    "relu squared": (1, lambda f, x, r: functional.relu(f(0, x)).square()),
+    "power of two": (1, lambda f, x, r: functional.relu(f(0, x)) ** 2),
+    "clamp above": (1, lambda f, x, r: f(0, x).clamp(max=0.5)),
+    "clamp below": (1, lambda f, x, r: torch.clamp(f(0, x), min=-0.1)),
+    "relu6": (1, lambda f, x, r: functional.hardtanh(f(0, x), 0.0, 0.6)),
+    "cast and back": (1, lambda f, x, r: (f(0, x).float() * 0.3 + 1).to(x.dtype)),
+    "reversed difference": (1, lambda f, x, r: -(3 - f(0, x))),
+    "two residuals": (1, lambda f, x, r: r - (f(0, x) - r * 1.0) + r),
+    "quotients": (1, lambda f, x, r: r / (functional.silu(f(0, x)) + 4) / 3),
+    "swish, spelled out": (1, lambda f, x, r: (y := f(0, x)) * torch.sigmoid(1.702 * y)),
+    "sigmoid gate": (1, lambda f, x, r: torch.sigmoid(f(0, x)) * f(1, x)),
+    "tanh gate": (1, lambda f, x, r: torch.tanh(f(0, x)) * f(1, x)),
+    "exponential gate": (1, lambda f, x, r: torch.exp(-f(0, x).clamp(-4, 4)) * f(1, x)),
+    "clamped gate": (1, lambda f, x, r: f(0, x).clamp(max=1) * (f(1, x).clamp(-1, 1) + 1)),
+    "joined rows": (1, lambda f, x, r: functional.silu(f(0, x).view(-1, HIDDEN)).view(r.shape)),
+    "heads": (1, lambda f, x, r: f(0, x).view(*x.shape[:2], 8, 25).tanh().view(r.shape)),
+    "read twice": (1, lambda f, x, r: (y := f(0, x)) + functional.softplus(y)),
+}
+"""By name: products with its fusions, and the layer; `f(i, x)` is linear layer i of x."""
+
+
+class Module(nn.Module):
+    def __init__(self, layer: Layer, bias: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.linears = nn.ModuleList(nn.Linear(WIDTH, HIDDEN, bias=bias) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.layer(lambda i, x: self.linears[i](x), x, residual)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    products, layer = LAYERS[name]
+    module = quantize_linears(Module(layer, bias).bfloat16().eval().requires_grad_(False))
+
+    def arguments(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(2, tokens, WIDTH).bfloat16(), torch.randn(2, tokens, HIDDEN).bfloat16()
+
+    tokens = torch.export.Dim("tokens", min=2, max=64)
+    shapes = ({1: tokens}, {1: tokens})
+    fused = compile(module, arguments(5), dynamic_shapes=shapes)
+    plain = compile(module, arguments(5), dynamic_shapes=shapes, disable=["all"])
+    kernels = [s.kernel for s in fused.program.plan.steps if isinstance(s, KernelStep)]
+    if name == "read twice":  # the sum joins neither: softplus, which is torch's, comes between
+        assert sorted(k.rsplit("_", 1)[0] for k in kernels) == ["add", "matmul", "quantize"]
+    else:
+        assert sorted(k.rsplit("_", 1)[0] for k in kernels) == ["matmul"] * products + ["quantize"]
+    for count in (5, 2, 17):
+        x, residual = arguments(count)
+        got, wanted = fused(x, residual)[0], module(x, residual)
+        assert torch.equal(got, plain(x, residual)[0])
+        # a few roundings to bf16 that may go the other way, 2^-8 each; differences may cancel
+        torch.testing.assert_close(got, wanted, rtol=2**-5, atol=2**-5)
