@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import ACTIVATIONS, ELEMENTWISE, Program, Value
