@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qfuse.dialects.activations import build_rounding
-from qfuse.dialects.arithmetic import attributes_of, build_constant, build_elementwise
+from qfuse.dialects.arithmetic import build_constant
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import YieldOp, build_product, inputs_of, map_of
 from qfuse.dialects.types import shaped
@@ -35,6 +35,9 @@ def extend_epilogue(
     return new
 
 
+Build = Callable[[ir.Operation, list[ir.Value]], ir.Value]
+
+
 @dataclass(frozen=True)
 class Absorbed:
     """A product with an operation on its results in its epilogue."""
@@ -46,9 +49,10 @@ class Absorbed:
     """Results of the old product that others read, by their old numbers."""
 
 
-def absorb_reader(product: ir.Operation, reader: ir.Operation) -> Absorbed:
+def absorb_reader(product: ir.Operation, reader: ir.Operation, build: Build) -> Absorbed:
     """A copy of `product` at the insertion point that also computes the element-wise `reader`.
 
+    `build` makes its result of f32 operands.
     `reader` sees results of the product as it did: rounded to their element types.  Its other
     operand becomes one of the product, unless it is one already or a constant; its place in the
     results is that of the first result which nobody else reads, and the last if all are read.
@@ -76,9 +80,7 @@ def absorb_reader(product: ir.Operation, reader: ir.Operation) -> Absorbed:
         return arguments[value, wanted[value]] if constant is None else build_constant(constant)
 
     with ir.InsertionPoint(block):
-        operands = [operand(v) for v in reader.operands]
-        name = reader.name.removeprefix("qfuse.")
-        computed = build_elementwise(name, operands, attributes_of(reader))
+        computed = build(reader, [operand(v) for v in reader.operands])
         build_yield([computed if i is None else yielded[i] for i in order])
     results = dict(zip(order, new.results, strict=True))
     result = results.pop(None)

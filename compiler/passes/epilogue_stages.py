@@ -19,7 +19,14 @@ number of each.
 from collections.abc import Callable, Iterator, Sequence
 
 from qfuse.compiler import remarks
-from qfuse.compiler.epilogue import absorb_reader, extras_of, maps_of, places, scalar_constant
+from qfuse.compiler.epilogue import (
+    Build,
+    absorb_reader,
+    extras_of,
+    maps_of,
+    places,
+    scalar_constant,
+)
 from qfuse.compiler.passes.predicates import (
     ancestor_in,
     defined_before,
@@ -30,7 +37,7 @@ from qfuse.compiler.passes.predicates import (
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Predicate, Refusal, Verdict
 from qfuse.compiler.torch_ir import may_write
-from qfuse.dialects.arithmetic import ELEMENTWISE
+from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import INPUTS, MAX_RESULTS, map_of
 from qfuse.dialects.types import shaped
@@ -70,12 +77,7 @@ def _pattern(
     def absorb(rewriter, reader: ir.Operation, y: ir.Value, *other: ir.Value) -> None:
         product = y.owner.operation
         remarks.fired(f"epilogue-{stage}", reader, remarks.argument_name(product.operands[1]))
-        late = made_late(product, *other)
-        with ir.InsertionPoint.after(late) if late else ir.InsertionPoint(product):
-            absorbed = absorb_reader(product, reader)
-        rewriter.replace_op(reader, [absorbed.result])
-        numbers = range(len(product.results))
-        rewriter.replace_op(product, [absorbed.kept.get(i, absorbed.result) for i in numbers])
+        absorb_into(rewriter, product, reader, _compute)
 
     def pattern(p: Pattern) -> None:
         y = p.value()
@@ -87,6 +89,20 @@ def _pattern(
 
     pattern.__name__ = f"epilogue_{stage}"
     return pattern
+
+
+def absorb_into(rewriter, product: ir.Operation, reader: ir.Operation, build: Build) -> None:
+    """Replace `product` and `reader`, which `build` makes of scalars, by one product."""
+    late = made_late(product, *reader.operands)
+    with ir.InsertionPoint.after(late) if late else ir.InsertionPoint(product):
+        absorbed = absorb_reader(product, reader, build)
+    rewriter.replace_op(reader, [absorbed.result])
+    numbers = range(len(product.results))
+    rewriter.replace_op(product, [absorbed.kept.get(i, absorbed.result) for i in numbers])
+
+
+def _compute(reader: ir.Operation, operands: list[ir.Value]) -> ir.Value:
+    return build_elementwise(reader.name.removeprefix("qfuse."), operands, attributes_of(reader))
 
 
 def stage_of(y: ir.Value, *other: ir.Value) -> str:
@@ -105,7 +121,7 @@ def is_product(value: ir.Value) -> bool:
 
 def is_of(product: ir.Operation, *values: ir.Value) -> bool:
     """Whether all of `values`, and there are some, are results of `product`."""
-    return bool(values) and all(v in list(product.results) for v in values)
+    return bool(values) and all(v.owner == product for v in values)
 
 
 def is_operand(product: ir.Operation, other: ir.Value) -> bool:

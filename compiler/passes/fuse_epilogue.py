@@ -7,8 +7,17 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import extend_epilogue
 from qfuse.compiler.passes.base import Pass
-from qfuse.compiler.passes.epilogue_stages import STAGES, stage_patterns
+from qfuse.compiler.passes.epilogue_stages import (
+    STAGES,
+    absorb_into,
+    has_room,
+    is_of,
+    is_product,
+    runs_as_often,
+    stage_patterns,
+)
 from qfuse.compiler.passes.epilogue_views import VIEW_PATTERNS
+from qfuse.compiler.passes.fuse_gate_up import build_glu
 from qfuse.compiler.passes.predicates import (
     has_one_reader,
     has_one_result,
@@ -75,7 +84,7 @@ class FuseEpilogue(Pass):
                 raise QfuseError(f"{self.name}: no stage '{stage}'; stages are {', '.join(STAGES)}")
         allowed = frozenset(self.stages)
         patterns = [*stage_patterns(allowed, module), *VIEW_PATTERNS]
-        patterns += [_glu(side, allowed) for side in (0, 1)]
+        patterns += [_glu(side, allowed) for side in (0, 1)] + [_glu_of_results(allowed)]
         patterns += [_combine(side, allowed) for side in (0, 1)]
         Patterns(patterns).apply(module)
         drop_dead(module)
@@ -116,6 +125,38 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         p.require(has_room_for_operand, product)
         p.require(stages_are_on, product)
         p.rewrite(glu, absorb_glu, product, other)
+
+    pattern.__name__ = "epilogue_glu"
+    return pattern
+
+
+def _glu_of_results(allowed: frozenset[str]) -> Callable[[Pattern], None]:
+    """act(gate) * up of two results of one product"""
+
+    def makes_one_plain_value(glu: ir.Operation, *_: ir.Value) -> Verdict:
+        return MISMATCH if shaped(glu.results[0].type).quantized else None
+
+    def reads_one_product(_glu: ir.Operation, gate: ir.Value, up: ir.Value) -> Verdict:
+        return None if is_product(gate) and is_of(gate.owner.operation, up) else MISMATCH
+
+    def stage_is_on(_glu: ir.Operation, *_: ir.Value) -> Verdict:
+        return _on("activation", allowed)
+
+    def compute(glu: ir.Operation, operands: list[ir.Value]) -> ir.Value:
+        act, dtype = ir.StringAttr(glu.attributes["act"]).value, shaped(glu.operands[0].type).dtype
+        return build_glu(act, *operands, dtype)
+
+    def absorb_glu(rewriter, glu: ir.Operation, gate: ir.Value, _up: ir.Value) -> None:
+        remarks.fired("epilogue-glu", glu, _subject(gate.owner.operation))
+        absorb_into(rewriter, gate.owner.operation, glu, compute)
+
+    def pattern(p: Pattern) -> None:
+        gate, up = p.value(), p.value()
+        glu = p.op("qfuse.glu", gate, up)
+        for predicate in (makes_one_plain_value, reads_one_product, runs_as_often, has_room):
+            p.require(predicate, glu, gate, up)
+        p.require(stage_is_on, glu, gate, up)
+        p.rewrite(glu, absorb_glu, gate, up)
 
     pattern.__name__ = "epilogue_glu"
     return pattern

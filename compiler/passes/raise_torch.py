@@ -8,6 +8,7 @@ from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
 from qfuse.compiler.passes.raise_linear import LINEAR
 from qfuse.compiler.passes.raise_moe import MOE
 from qfuse.compiler.passes.raise_norm import NORMS
+from qfuse.compiler.passes.raise_split import SPLIT
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
 from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN, drop_dead
 from qfuse.dialects.bindings import ir
@@ -28,7 +29,8 @@ class RaiseTorch(Pass):
         %y' = "qfuse.matmul"(%x', %wq) {qfuse.input_scheme = #qfuse.scheme<array<i64: 1, 128>...>}
         %y = torch_c.from_builtin_tensor %y'
 
-    An element-wise operation is raised only next to a qfuse operation; a torch operation that
+    An element-wise operation is raised only next to a qfuse operation, numbers in it become
+    constants, and a product of which it reads a part is one of parts.  A torch operation that
     matches nothing stays as it is and runs on torch.
     """
 
@@ -38,7 +40,7 @@ class RaiseTorch(Pass):
         normalize(module)
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
-        Patterns([*LINEAR, *MOE, fold_round_trip]).apply(module)
+        Patterns([*LINEAR, *MOE, *SPLIT, fold_round_trip]).apply(module)
         drop_dead(module)
         Patterns([*ELEMENTWISE, fold_round_trip]).apply(module)
         drop_dead(module)

@@ -38,11 +38,25 @@ LAYERS: dict[str, tuple[int, Layer]] = {
 """By name: products with its fusions, and the layer; `f(i, x)` is linear layer i of x."""
 
 
+PART = 256
+
+MERGED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu of a chunk": lambda y: functional.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1],
+    "gelu of a split": lambda y: functional.gelu(y.split(PART, -1)[0]) * y.split(PART, -1)[1],
+    "sigmoid of slices": lambda y: torch.sigmoid(y[..., PART:]) * y[..., :PART],
+    "clamps of sizes": lambda y: (
+        (p := y.split([PART, PART], -1))[0].clamp(max=1) * (p[1].clamp(-1, 1) + 1)
+    ),
+    "tanh of one half": lambda y: torch.tanh(y[..., :PART]),
+}
+"""What is made of the two halves of a merged layer."""
+
+
 class Module(nn.Module):
-    def __init__(self, layer: Layer, bias: bool) -> None:
+    def __init__(self, layer: Layer, bias: bool, width: int = HIDDEN, count: int = 2) -> None:
         super().__init__()
         self.layer = layer
-        self.linears = nn.ModuleList(nn.Linear(WIDTH, HIDDEN, bias=bias) for _ in range(2))
+        self.linears = nn.ModuleList(nn.Linear(WIDTH, width, bias=bias) for _ in range(count))
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self.layer(lambda i, x: self.linears[i](x), x, residual)
@@ -51,9 +65,31 @@ class Module(nn.Module):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name: str, bias: bool) -> None:
+    kernels = check(Module(LAYERS[name][1], bias))
+    if name == "read twice":  # the sum joins neither: softplus, which is torch's, comes between
+        assert kernels == ["add", "matmul", "quantize"]
+    else:
+        assert kernels == ["matmul"] * LAYERS[name][0] + ["quantize"]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", MERGED)
+def test_merged_layer(name: str, bias: bool) -> None:
+    """The halves are two results of one product, which meet in its epilogue."""
+    module = Module(lambda f, x, r: MERGED[name](f(0, x)), bias, 2 * PART, 1)
+    assert check(module) == ["matmul", "quantize"]
+
+
+def test_merged_layer_off_a_block() -> None:
+    """200 features are no multiple of 128: the product stays whole, and torch cuts it."""
+    module = Module(lambda f, x, r: torch.tanh(f(0, x)[..., :HIDDEN]), False, 2 * HIDDEN, 1)
+    assert "matmul" in check(module)
+
+
+def check(module: nn.Module) -> list[str]:
+    """The kernels of the fused program, which computes what the unfused one and torch do."""
     torch.manual_seed(0)
-    products, layer = LAYERS[name]
-    module = quantize_linears(Module(layer, bias).bfloat16().eval().requires_grad_(False))
+    module = quantize_linears(module.bfloat16().eval().requires_grad_(False))
 
     def arguments(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.randn(2, tokens, WIDTH).bfloat16(), torch.randn(2, tokens, HIDDEN).bfloat16()
@@ -63,13 +99,10 @@ def test_layer(name: str, bias: bool) -> None:
     fused = compile(module, arguments(5), dynamic_shapes=shapes)
     plain = compile(module, arguments(5), dynamic_shapes=shapes, disable=["all"])
     kernels = [s.kernel for s in fused.program.plan.steps if isinstance(s, KernelStep)]
-    if name == "read twice":  # the sum joins neither: softplus, which is torch's, comes between
-        assert sorted(k.rsplit("_", 1)[0] for k in kernels) == ["add", "matmul", "quantize"]
-    else:
-        assert sorted(k.rsplit("_", 1)[0] for k in kernels) == ["matmul"] * products + ["quantize"]
     for count in (5, 2, 17):
         x, residual = arguments(count)
         got, wanted = fused(x, residual)[0], module(x, residual)
         assert torch.equal(got, plain(x, residual)[0])
         # a few roundings to bf16 that may go the other way, 2^-8 each; differences may cancel
         torch.testing.assert_close(got, wanted, rtol=2**-5, atol=2**-5)
+    return sorted(k.rsplit("_", 1)[0] for k in kernels)
