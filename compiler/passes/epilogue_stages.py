@@ -215,7 +215,9 @@ def operand_comes_in_time(reader: ir.Operation, y: ir.Value, *other: ir.Value) -
         return None
     for user in (op for result in product.results for op in readers(result)):
         here = ancestor_in(user, product.block)
-        if user != reader and (here == late or here.is_before_in_block(late)):
+        if user == reader or here is None:
+            continue
+        if here == late or here.is_before_in_block(late):
             return Refusal(
                 f"the other operand is made by {late.name}, behind {user.name}, which reads the "
                 "product as well",

@@ -144,7 +144,8 @@ def _glu_of_results(allowed: frozenset[str]) -> Callable[[Pattern], None]:
 
     def compute(glu: ir.Operation, operands: list[ir.Value]) -> ir.Value:
         act, dtype = ir.StringAttr(glu.attributes["act"]).value, shaped(glu.operands[0].type).dtype
-        return build_glu(act, *operands, dtype)
+        gate, up = operands
+        return build_glu(act, gate, up, dtype)
 
     def absorb_glu(rewriter, glu: ir.Operation, gate: ir.Value, _up: ir.Value) -> None:
         remarks.fired("epilogue-glu", glu, _subject(gate.owner.operation))

@@ -157,6 +157,33 @@ func.func @results_meet(%x: !x, %w: !w) -> !y {
 
 // -----
 
+// A GLU of two results that have epilogues of their own.
+// CHECK-LABEL: func.func @glu_of_results
+// CHECK:         %[[R:[^:]+]] = "qfuse.matmul"
+// CHECK-NEXT:    ^bb0(%{{.+}}: f32, %{{.+}}: f32):
+// CHECK:           arith.minimumf
+// CHECK:           math.exp
+// CHECK:           arith.mulf
+// CHECK:           "qfuse.yield"(%{{[^,]*}}) : (f32)
+// CHECK-NEXT:    {{.*}}maps = []
+// CHECK-NEXT:    return %[[R]]
+!x = tensor<?x512xbf16>
+!w = tensor<512x512xbf16>
+!y = tensor<?x256xbf16>
+func.func @glu_of_results(%x: !x, %w: !w) -> !y {
+  %0:2 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%gate: f32, %up: f32):
+    "qfuse.yield"(%gate, %up) : (f32, f32) -> ()
+  }) {parts = array<i64: 256, 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w) -> (!y, !y)
+  // expected-remark @+1 {{epilogue-activation: fired at qfuse.clamp}}
+  %1 = "qfuse.clamp"(%0#0) {low = 0xFFF0000000000000 : f64, high = 7.0 : f64} : (!y) -> !y
+  // expected-remark @+1 {{epilogue-glu: fired at qfuse.glu}}
+  %2 = "qfuse.glu"(%1, %0#1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  return %2 : !y
+}
+
+// -----
+
 // q, k and v of unequal widths take their biases; one residual that two results read is read once.
 // CHECK-LABEL: func.func @biases_of_parts
 // CHECK:         %[[R:.+]]:3 = "qfuse.matmul"(%{{[^,]*}}, %{{[^,]*}}, %arg2, %arg3)
