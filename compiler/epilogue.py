@@ -36,6 +36,7 @@ def extend_epilogue(
 
 
 Build = Callable[[ir.Operation, list[ir.Value]], ir.Value]
+"""(an element-wise operation, its operands as f32) -> its result, before it is rounded."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class Absorbed:
 def absorb_reader(product: ir.Operation, reader: ir.Operation, build: Build) -> Absorbed:
     """A copy of `product` at the insertion point that also computes the element-wise `reader`.
 
-    `build` makes its result of f32 operands.
     `reader` sees results of the product as it did: rounded to their element types.  Its other
     operand becomes one of the product, unless it is one already or a constant; its place in the
     results is that of the first result which nobody else reads, and the last if all are read.
@@ -136,8 +136,8 @@ def _reopen(
 ) -> tuple[ir.Operation, list[ir.Value], list[ir.Value]]:
     """A copy of `product` with more operands whose epilogue has no end yet.
 
-    Also what the old epilogue yielded, and the arguments of the new operands.  Attributes that are
-    none of a product's own (the scheme x is to be quantized to) stay.
+    Returns it, what the old epilogue yielded, and the arguments of the new operands.  Attributes
+    that are none of a product's own (the scheme x is to be quantized to) stay.
     """
     parts = list(ir.DenseI64ArrayAttr(product.attributes["parts"]))
     new, block = build_product(

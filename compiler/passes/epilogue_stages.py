@@ -1,4 +1,4 @@
-"""Patterns of `qfuse-fuse-epilogue`: the four stages, and what may stand between them.
+"""Patterns of `qfuse-fuse-epilogue`: the four stages, over any element-wise operation.
 
     unary(binary(act(x.W + bias), residual))
 

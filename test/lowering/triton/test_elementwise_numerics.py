@@ -19,6 +19,7 @@ from gpu_kernels import (
 from test_rows_numerics import ACTIVATIONS, rounded
 
 from qfuse.dialects.arithmetic import ELEMENTWISE
+from qfuse.lowering.triton.gpu import GPUS
 from qfuse.lowering.triton.interpreter.types import DTYPES
 
 targets = pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
@@ -164,3 +165,25 @@ def test_chain_compiles(m: int, target: str) -> None:
 
     for launch in lowered(CHAIN_TEXT, target).variant(m).launches:
         assert compiled(launch, target).stages
+
+
+FOUR_RESULTS = matmul_text(
+    quantized(-1, 2048),
+    quantized(4096, 2048, block=(128, 128)),
+    [plain(-1, 4096), plain(-1, 4096, dtype="f32"), plain(-1, 4096), plain(-1, 4096)],
+    "%a = math.tanh %acc0 : f32\n"
+    "%b = arith.addf %acc0, %e0 : f32\n"
+    "%c = arith.mulf %acc0, %e1 : f32",
+    ["%acc0", "%a", "%b", "%c"],
+    [(plain(4096), "[N]"), (plain(-1, 4096), "[M,N]")],
+)
+
+
+@targets
+@pytest.mark.parametrize("m", [1, 16, 4096])
+def test_four_results_fit_and_spill_nothing(m: int, target: str) -> None:
+    """As many as a product may yield where others read it, too."""
+    from test_compile_matrix import hold_gates
+
+    for launch in lowered(FOUR_RESULTS, target).variant(m).launches:
+        hold_gates(launch, GPUS[target], "fp8")
