@@ -17,6 +17,7 @@ number of each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import (
@@ -236,19 +237,23 @@ _LEGAL = (
 
 
 def _nothing_writes_between(module: ir.Operation) -> Predicate:
-    """The predicate for a module, which is searched once: values of torch may share memory."""
-    writers: list[ir.Operation] = []
+    """The predicate for a module: values of torch may share memory."""
 
-    def collect(op: ir.Operation) -> ir.WalkResult:
-        if may_write(op):
-            writers.append(op)
-        return ir.WalkResult.ADVANCE
+    @cache
+    def writers() -> list[ir.Operation]:
+        found: list[ir.Operation] = []
 
-    module.walk(collect)
+        def collect(op: ir.Operation) -> ir.WalkResult:
+            if may_write(op):
+                found.append(op)
+            return ir.WalkResult.ADVANCE
+
+        module.walk(collect)
+        return found
 
     def nothing_writes_between(reader: ir.Operation, y: ir.Value, *_: ir.Value) -> Verdict:
         product = y.owner.operation
-        for writer in writers:
+        for writer in writers():
             here = ancestor_in(writer, product.block)
             if here and product.is_before_in_block(here) and here.is_before_in_block(reader):
                 return Refusal(

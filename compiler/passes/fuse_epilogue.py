@@ -26,7 +26,6 @@ from qfuse.compiler.passes.predicates import (
     run_equally_often,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
-from qfuse.compiler.torch_ir import drop_dead
 from qfuse.dialects.activations import build_activation, build_rounding
 from qfuse.dialects.bindings import arith, ir
 from qfuse.dialects.errors import QfuseError
@@ -87,7 +86,6 @@ class FuseEpilogue(Pass):
         patterns += [_glu(side, allowed) for side in (0, 1)] + [_glu_of_results(allowed)]
         patterns += [_combine(side, allowed) for side in (0, 1)]
         Patterns(patterns).apply(module)
-        drop_dead(module)
 
 
 def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
