@@ -50,7 +50,7 @@ def _pattern(name: str, side: int) -> Callable[[Pattern], None]:
             reader.name,
             results=[inner.type()],
             operands=[*others[:side], source, *others[side:]],
-            attributes={name: reader.attributes[name] for name in reader.attributes},
+            attributes={key: reader.attributes[key] for key in reader.attributes},
         )
         outer = torch_type(Shaped(shaped(v.type).shape, dtype))
         moved = ir.Operation.create(
@@ -128,10 +128,13 @@ def operand_can_follow(_reader: ir.Operation, v: ir.Value, *other: ir.Value) -> 
 def _reshaped(other: ir.Value, v: ir.Value, source: ir.Value) -> ir.Value:
     """What is read beside the view `v` of `source`, to be read beside `source`."""
     after, before, own = shaped(v.type), shaped(source.type), shaped(other.type)
-    kind = map_of(own, after.rows, after.shape[-1])
-    if not kind or not kind.startswith("[M") or own.shape[:-1] == before.shape[:-1]:
+    wanted = own
+    if (map_of(own, after.rows, after.shape[-1]) or "").startswith("[M"):
+        wanted = Shaped((*before.rows, own.shape[-1]), own.dtype)
+    elif len(own.shape) > len(before.shape):  # it would broadcast to its rank
+        wanted = Shaped(own.shape[-1:], own.dtype)
+    if wanted == own:
         return other
-    wanted = Shaped((*before.rows, own.shape[-1]), own.dtype)
     view = _maker(other)
     if view is not None and view.name in VIEWS:
         inner = _uncast(view.operands[0])

@@ -104,6 +104,31 @@ func.func @operand_of_other_columns(%x: !x, %w: !w, %g: tensor<64xbf16>) -> tens
 
 // -----
 
+// A bias of the rank of the view would broadcast the product up; it is one of [N].
+// CHECK-LABEL: func.func @bias_of_higher_rank
+// CHECK:         torch.aten.reshape %{{.+}} : !torch.vtensor<[1,1,512],bf16>, !torch.list<int> -> !torch.vtensor<[512],bf16>
+// CHECK:         maps = ["[N]"]
+// CHECK:         torch.aten.view %{{.+}} -> !torch.vtensor<[1,?,512],bf16>
+func.func @bias_of_higher_rank(%x: tensor<?x64xbf16>, %w: tensor<512x64xbf16>, %b: tensor<1x1x512xbf16>) -> tensor<1x?x512xbf16> {
+  %i1 = torch.constant.int 1
+  %im1 = torch.constant.int -1
+  %i512 = torch.constant.int 512
+  %shape = torch.prim.ListConstruct %i1, %im1, %i512 : (!torch.int, !torch.int, !torch.int) -> !torch.list<int>
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<512x64xbf16>) -> tensor<?x512xbf16>
+  %t = torch_c.from_builtin_tensor %0 : tensor<?x512xbf16> -> !torch.vtensor<[?,512],bf16>
+  %u = torch.aten.view %t, %shape : !torch.vtensor<[?,512],bf16>, !torch.list<int> -> !torch.vtensor<[1,?,512],bf16>
+  %v = torch_c.to_builtin_tensor %u : !torch.vtensor<[1,?,512],bf16> -> tensor<1x?x512xbf16>
+  // expected-remark @+2 {{epilogue-view: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
+  %1 = "qfuse.add"(%v, %b) : (tensor<1x?x512xbf16>, tensor<1x1x512xbf16>) -> tensor<1x?x512xbf16>
+  return %1 : tensor<1x?x512xbf16>
+}
+
+// -----
+
 // A transpose moves elements: what follows stays behind it.
 // CHECK-LABEL: func.func @transpose
 // CHECK:         torch.aten.transpose.int
