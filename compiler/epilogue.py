@@ -136,8 +136,7 @@ def _reopen(
 ) -> tuple[ir.Operation, list[ir.Value], list[ir.Value]]:
     """A copy of `product` with more operands whose epilogue has no end yet.
 
-    Returns it, what the old epilogue yielded, and the arguments of the new operands.  Attributes
-    that are none of a product's own (the scheme x is to be quantized to) stay.
+    Returns it, what the old epilogue yielded, and the arguments of the new operands.
     """
     parts = list(ir.DenseI64ArrayAttr(product.attributes["parts"]))
     new, block = build_product(
@@ -148,15 +147,20 @@ def _reopen(
         [*extras_of(product), *extra],
         [*maps_of(product), *maps],
     )
-    for name in product.attributes:
-        if name not in new.attributes:
-            new.attributes[name] = product.attributes[name]
+    carry_attributes(product, new)
     old_block = product.regions[0].blocks[0]
     arguments = list(block.arguments)
     kept = len(old_block.arguments)
     with ir.InsertionPoint(block):
         yielded = inline_block(old_block, arguments[:kept])
     return new, yielded, arguments[kept:]
+
+
+def carry_attributes(product: ir.Operation, new: ir.Operation) -> None:
+    """Attributes that are none of a product's own, such as the scheme x is to be quantized to."""
+    for name in product.attributes:
+        if name not in new.attributes:
+            new.attributes[name] = product.attributes[name]
 
 
 def inline_block(block: ir.Block, arguments: Sequence[ir.Value]) -> list[ir.Value]:

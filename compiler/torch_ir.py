@@ -126,19 +126,27 @@ CASTS: dict[str, Callable[[ir.Operation], None]] = {
 ASSERTIONS = ("torch.aten._assert_tensor_metadata",)
 
 
+def find_operations(
+    module: ir.Operation, wanted: Callable[[ir.Operation], bool]
+) -> list[ir.Operation]:
+    """The operations of a module, nested ones too, that `wanted` says yes to, in order."""
+    found: list[ir.Operation] = []
+
+    def collect(op: ir.Operation) -> ir.WalkResult:
+        if wanted(op):
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.walk(collect)
+    return found
+
+
 def drop_dead(module: ir.Operation) -> None:
     """Erase torch operations on value tensors that nothing reads.
 
     The torch dialect does not mark them free of side effects, so upstream's passes keep them.
     """
-    dead: list[ir.Operation] = []
-
-    def collect(op: ir.Operation) -> ir.WalkResult:
-        if _is_erasable(op):
-            dead.append(op)
-        return ir.WalkResult.ADVANCE
-
-    module.walk(collect)
+    dead = find_operations(module, _is_erasable)
     for op in reversed(dead):  # readers come after what they read
         if not any(True for result in op.results for _ in result.uses):
             op.erase()

@@ -37,7 +37,7 @@ from qfuse.compiler.passes.predicates import (
     run_equally_often,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Predicate, Refusal, Verdict
-from qfuse.compiler.torch_ir import may_write
+from qfuse.compiler.torch_ir import find_operations, may_write
 from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import INPUTS, MAX_RESULTS, map_of
@@ -241,15 +241,7 @@ def _nothing_writes_between(module: ir.Operation) -> Predicate:
 
     @cache
     def writers() -> list[ir.Operation]:
-        found: list[ir.Operation] = []
-
-        def collect(op: ir.Operation) -> ir.WalkResult:
-            if may_write(op):
-                found.append(op)
-            return ir.WalkResult.ADVANCE
-
-        module.walk(collect)
-        return found
+        return find_operations(module, may_write)
 
     def nothing_writes_between(reader: ir.Operation, y: ir.Value, *_: ir.Value) -> Verdict:
         product = y.owner.operation

@@ -16,7 +16,7 @@ from itertools import pairwise
 from math import lcm
 
 from qfuse.compiler import remarks
-from qfuse.compiler.epilogue import build_yield, is_identity
+from qfuse.compiler.epilogue import build_yield, carry_attributes, is_identity
 from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.passes.raise_elementwise import SPELLINGS
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
@@ -69,9 +69,8 @@ def _split(name: str) -> Callable[[Pattern], None]:
 
 def cuts_a_plain_product(root: ir.Operation, t: ir.Value) -> Verdict:
     """`t` is a product, with nothing fused yet, and perhaps a bias; `root` cuts its columns."""
-    if _source(t) is None or not _cuts(root):
-        return MISMATCH
-    return None
+    product, _ = _source(t)
+    return MISMATCH if product is None or not _cuts(root) else None
 
 
 def feeds_an_elementwise_operation(root: ir.Operation, _t: ir.Value) -> Verdict:
@@ -94,7 +93,7 @@ def is_read_in_parts_only(_root: ir.Operation, t: ir.Value) -> Verdict:
 
 
 def parts_begin_at_blocks(_root: ir.Operation, t: ir.Value) -> Verdict:
-    product, _ = _source(t) or (None, None)
+    product, _ = _source(t)
     assert product is not None
     w = shaped(product.operands[1].type)
     # CPU kernels lay a weight out in groups of rows, too
@@ -110,7 +109,7 @@ def parts_begin_at_blocks(_root: ir.Operation, t: ir.Value) -> Verdict:
 
 def make_parts(rewriter, root: ir.Operation, t: ir.Value) -> None:
     y, cuts, parts = _builtin(t), _all_cuts(t), _parts(t)
-    product, bias = _source(t) or (None, None)
+    product, bias = _source(t)
     assert product is not None and cuts is not None
     read = [part for part in parts if any((c.start, c.end) == part for c in cuts)]
     dtype, rows = shaped(product.results[0].type).dtype, shaped(y.type).rows
@@ -122,9 +121,7 @@ def make_parts(rewriter, root: ir.Operation, t: ir.Value) -> None:
             [Shaped((*rows, end - start), dtype).type() for start, end in read],
             [end - start for start, end in parts],
         )
-        for name in product.attributes:
-            if name not in new.attributes:
-                new.attributes[name] = product.attributes[name]
+        carry_attributes(product, new)
         with ir.InsertionPoint(block):
             build_yield([block.arguments[parts.index(part)] for part in read])
         values = dict(zip(read, new.results, strict=True))
@@ -157,24 +154,20 @@ def _builtin(t: ir.Value) -> ir.Value:
     return t.owner.operation.operands[0]
 
 
-def _source(t: ir.Value) -> tuple[ir.Operation, ir.Value | None] | None:
-    """The product that `t` is, and the bias that is added to it."""
+def _source(t: ir.Value) -> tuple[ir.Operation | None, ir.Value | None]:
+    """The product that `t` is, if it is one and nothing is fused yet, and the bias added to it."""
+    nothing = None, None
     if isinstance(t, ir.BlockArgument) or t.owner.operation.name != FROM_BUILTIN:
-        return None
+        return nothing
     y, bias = _builtin(t), None
-    if isinstance(y, ir.BlockArgument):
-        return None
-    op = y.owner.operation
-    if op.name == AddOp.OPERATION_NAME:
-        y, bias = op.operands
-        if isinstance(y, ir.BlockArgument) or len(shaped(bias.type).shape) != 1:
-            return None
-        op = y.owner.operation
-    if op.name != MatmulOp.OPERATION_NAME or not is_identity(op) or len(op.results) != 1:
-        return None
-    if bias is not None and (len(readers(y)) != 1 or bias.type.shape[0] != y.type.shape[-1]):
-        return None
-    return op, bias
+    if not isinstance(y, ir.BlockArgument) and y.owner.operation.name == AddOp.OPERATION_NAME:
+        y, bias = y.owner.operation.operands
+        if bias.type.shape != y.type.shape[-1:] or len(readers(y)) != 1:
+            return nothing
+    if isinstance(y, ir.BlockArgument) or y.owner.operation.name != MatmulOp.OPERATION_NAME:
+        return nothing
+    product = y.owner.operation
+    return (product, bias) if len(product.results) == 1 and is_identity(product) else nothing
 
 
 def _parts(t: ir.Value) -> list[tuple[int, int]]:

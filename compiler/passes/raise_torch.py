@@ -10,7 +10,14 @@ from qfuse.compiler.passes.raise_moe import MOE
 from qfuse.compiler.passes.raise_norm import NORMS
 from qfuse.compiler.passes.raise_split import SPLIT
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
-from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN, drop_dead
+from qfuse.compiler.torch_ir import (
+    ASSERTIONS,
+    CASTS,
+    FROM_BUILTIN,
+    TO_BUILTIN,
+    drop_dead,
+    find_operations,
+)
 from qfuse.dialects.bindings import ir
 
 
@@ -64,14 +71,7 @@ def forward(rewriter, outer: ir.Operation, x: ir.Value) -> None:
 
 def normalize(module: ir.Operation) -> None:
     """Write the casts of different tracers one way, and drop assertions about metadata."""
-    found: list[ir.Operation] = []
-
-    def collect(op: ir.Operation) -> ir.WalkResult:
-        if op.name in CASTS or op.name in ASSERTIONS:
-            found.append(op)
-        return ir.WalkResult.ADVANCE
-
-    module.walk(collect)
+    found = find_operations(module, lambda op: op.name in CASTS or op.name in ASSERTIONS)
     for op in found:
         if op.name in ASSERTIONS:
             op.erase()
