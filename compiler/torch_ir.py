@@ -5,11 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import Shaped
+from qfuse.dialects.verify import DYNAMIC
 
 _VTENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],([A-Za-z0-9]+)>")
 
 TO_BUILTIN = "torch_c.to_builtin_tensor"
 FROM_BUILTIN = "torch_c.from_builtin_tensor"
+
+VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view")
+"""The same elements in the same order, in another shape; the shape is operand 1."""
 
 F32_CODE = 6
 """torch's ScalarType number of float32 (c10/core/ScalarType.h)."""
@@ -52,6 +57,12 @@ def builtin_type(type_: ir.Type) -> ir.RankedTensorType | None:
     dims = [d.strip() for d in match[1].split(",") if d.strip()]
     dtype = re.sub(r"^[su]i", "i", match[2])
     return ir.Type.parse(f"tensor<{''.join(d + 'x' for d in dims)}{dtype}>", type_.context)
+
+
+def torch_type(value: Shaped) -> ir.Type:
+    """The `!torch.vtensor` of a plain float tensor."""
+    dims = ",".join("?" if d == DYNAMIC else str(d) for d in value.shape)
+    return ir.Type.parse(f"!torch.vtensor<[{dims}],{value.dtype}>")
 
 
 def to_builtin(value: ir.Value) -> ir.Value:
@@ -115,19 +126,27 @@ CASTS: dict[str, Callable[[ir.Operation], None]] = {
 ASSERTIONS = ("torch.aten._assert_tensor_metadata",)
 
 
+def find_operations(
+    module: ir.Operation, wanted: Callable[[ir.Operation], bool]
+) -> list[ir.Operation]:
+    """The operations of a module, nested ones too, that `wanted` says yes to, in order."""
+    found: list[ir.Operation] = []
+
+    def collect(op: ir.Operation) -> ir.WalkResult:
+        if wanted(op):
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.walk(collect)
+    return found
+
+
 def drop_dead(module: ir.Operation) -> None:
     """Erase torch operations on value tensors that nothing reads.
 
     The torch dialect does not mark them free of side effects, so upstream's passes keep them.
     """
-    dead: list[ir.Operation] = []
-
-    def collect(op: ir.Operation) -> ir.WalkResult:
-        if _is_erasable(op):
-            dead.append(op)
-        return ir.WalkResult.ADVANCE
-
-    module.walk(collect)
+    dead = find_operations(module, _is_erasable)
     for op in reversed(dead):  # readers come after what they read
         if not any(True for result in op.results for _ in result.uses):
             op.erase()
@@ -137,6 +156,21 @@ _VALUE_OPS = ("torch.aten.", "torch.prims.", "torch.prim.", "torch.constant.", "
 
 
 def _is_erasable(op: ir.Operation) -> bool:
+    return op.name.startswith(_VALUE_OPS) and len(op.results) > 0 and not _is_in_place(op.name)
+
+
+def _is_in_place(name: str) -> bool:
     """In-place operations end in an underscore; importers functionalize, but a file may not."""
-    base = op.name.split(".")[2] if op.name.count(".") > 1 else ""
-    return op.name.startswith(_VALUE_OPS) and len(op.results) > 0 and not base.endswith("_")
+    base = name.split(".")[2] if name.count(".") > 1 else ""
+    return base.endswith("_") and not base.endswith("__")
+
+
+def may_write(op: ir.Operation) -> bool:
+    """Whether `op` may change memory that a torch tensor, or what was made of it, lies in."""
+    name = op.name
+    if name == "torch.operator":
+        name = ir.StringAttr(op.attributes["name"]).value
+    return name in _WRITERS or (name.startswith("torch.") and _is_in_place(name))
+
+
+_WRITERS = ("torch.overwrite.tensor.contents", "func.call", "memref.store", "memref.copy")

@@ -7,8 +7,8 @@
 | quantization_ops.py | pack, unpack, quantize, tensor_scale, dequantize, concat, append_expert |
 | matmul_op.py | matmul with its epilogue region, yield |
 | glu.py | gated linear units as data, and what they compute; needs no MLIR |
-| activations.py | activations and GLUs as scalar arithmetic |
-| elementwise_ops.py | add, mul, activations, glu |
+| elementwise_ops.py | add, sub, mul, div, activations and other unary operations, glu |
+| arithmetic.py, activations.py | what each of those computes, GLUs too, as scalar arithmetic |
 | norm_ops.py | rms_norm, rope |
 | epilogue_op.py | epilogue: that of a product which a library computed |
 | library_ops.py | library_call, choose, result |

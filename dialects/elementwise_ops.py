@@ -1,6 +1,10 @@
-"""Element-wise operations that the front end raises to and the epilogue patterns match."""
+"""Element-wise operations that the front end raises to and the epilogue patterns match.
+
+`arithmetic.py` says what each computes; all of them compute in f32 and round once.
+"""
 
 from collections.abc import Sequence
+from math import inf, isnan
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
@@ -42,6 +46,22 @@ class MulOp(_Binary, name="mul", traits=[ext.Pure]):
     """
 
 
+class SubOp(_Binary, name="sub", traits=[ext.Pure]):
+    """lhs - rhs, broadcast as numpy does, computed in f32 and rounded to the result type.
+
+    %y = "qfuse.sub"(%a, %b) : (tensor<?x512xbf16>, tensor<?x1xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class DivOp(_Binary, name="div", traits=[ext.Pure]):
+    """lhs / rhs, broadcast as numpy does, computed in f32 and rounded to the result type.
+
+        %y = "qfuse.div"(%a, %b) : (tensor<?x512xbf16>, tensor<f32>) -> tensor<?x512xbf16>
+
+    The f32 quotient is rounded once on the CPU, and within two units in the last place on a GPU.
+    """
+
+
 class SiluOp(_Unary, name="silu", traits=[ext.Pure]):
     """x / (1 + exp(-x)) in f32, rounded to the result type.
 
@@ -67,6 +87,69 @@ class ReluOp(_Unary, name="relu", traits=[ext.Pure]):
     """max(x, 0); NaN stays NaN.
 
     %y = "qfuse.relu"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class SigmoidOp(_Unary, name="sigmoid", traits=[ext.Pure]):
+    """1 / (1 + exp(-x)) in f32, rounded to the result type.
+
+    %y = "qfuse.sigmoid"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class TanhOp(_Unary, name="tanh", traits=[ext.Pure]):
+    """tanh(x) in f32, rounded to the result type.
+
+    %y = "qfuse.tanh"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class ExpOp(_Unary, name="exp", traits=[ext.Pure]):
+    """e^x in f32, rounded to the result type.
+
+    %y = "qfuse.exp"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class NegOp(_Unary, name="neg", traits=[ext.Pure]):
+    """-x, exactly; the sign of zero changes, too.
+
+    %y = "qfuse.neg"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class SquareOp(_Unary, name="square", traits=[ext.Pure]):
+    """x * x in f32, rounded to the result type.
+
+    %y = "qfuse.square"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+    """
+
+
+class ClampOp(_Unary, name="clamp", traits=[ext.Pure]):
+    """min(max(x, low), high); NaN stays NaN.
+
+        %y = "qfuse.clamp"(%x) {low = 0xFFF0000000000000 : f64, high = 7.0 : f64}
+           : (tensor<?x512xbf16>) -> tensor<?x512xbf16>
+
+    A bound of infinity, as `low` here, is none.  The other is rounded to f32.
+    """
+
+    low: ir.FloatAttr
+    high: ir.FloatAttr
+
+    def violation(self) -> str | None:
+        low, high = self.low.value, self.high.value
+        if isnan(low) or isnan(high) or low > high:
+            return f"low is {low} and high is {high}; expected low <= high"
+        if low == -inf and high == inf:
+            return "has no bound; give low, high or both"
+        return super().violation()
+
+
+class CastOp(_Unary, name="cast", traits=[ext.Pure]):
+    """x as another float type, to nearest even.
+
+    %y = "qfuse.cast"(%x) : (tensor<?x512xbf16>) -> tensor<?x512xf32>
     """
 
 

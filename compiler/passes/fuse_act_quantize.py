@@ -1,17 +1,17 @@
 """`qfuse-fuse-act-quantize`: the GLU that makes a value also quantizes it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
-from qfuse.compiler.epilogue import extend_epilogue
+from qfuse.compiler.epilogue import extend_epilogue, places
 from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.epilogue_stages import reads_a_product, runs_as_often
 from qfuse.compiler.passes.predicates import readers, run_equally_often
 from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import create_glu, glu_of
-from qfuse.dialects.matmul_op import PRODUCTS
+from qfuse.dialects.matmul_op import MAX_RESULTS
 from qfuse.dialects.types import shaped
 
 
@@ -28,16 +28,17 @@ class FuseActQuantize(Pass):
 
         %q = "qfuse.matmul"(%x, %w) ({... the same, rounded ...}) : -> !qfuse.qtensor<...>
 
-    A product of experts (`qfuse.group_matmul`) does the same.  With other readers the value stays a
-    second result.  A plain product, one whose epilogue is no
+    A product of experts (`qfuse.group_matmul`) does the same.  With other readers the value stays
+    a result, as the other results of a product do.  A plain product, one whose epilogue is no
     activation, keeps its quantization apart (vLLM PR 36689 measured 0.70 to 1.00 of the unfused
-    speed for it); so does a producer that quantizes already.  Both leave a remark.
+    speed for it); so does a producer that quantizes already, or has no room for a fifth result.
+    All leave a remark.
     """
 
     name: ClassVar[str] = "qfuse-fuse-act-quantize"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([glu_quantize, *(_product(name) for name in PRODUCTS)]).apply(module)
+        Patterns([glu_quantize, product_quantize]).apply(module)
 
 
 def glu_quantize(p: Pattern) -> None:
@@ -48,18 +49,16 @@ def glu_quantize(p: Pattern) -> None:
     p.rewrite(quantize, quantize_in_glu, glu)
 
 
-def _product(name: str) -> Callable[[Pattern], None]:
-    def product_quantize(p: Pattern) -> None:
-        product = p.op(name, p.values(), many=True)
-        quantize = p.op("qfuse.quantize", p.result(product))
-        p.require(run_equally_often, quantize, product)
-        p.require(quantizes_nothing_yet, quantize, product)
-        p.require(has_one_plain_result, quantize, product)
-        p.require(ends_in_activation, quantize, product)
-        p.require(groups_fit_tiles, quantize)
-        p.rewrite(quantize, quantize_in_product, product)
-
-    return product_quantize
+def product_quantize(p: Pattern) -> None:
+    y = p.value()
+    quantize = p.op("qfuse.quantize", y)
+    p.require(reads_a_product, quantize, y)
+    p.require(runs_as_often, quantize, y)
+    p.require(product_quantizes_nothing_yet, quantize, y)
+    p.require(has_room_for_result, quantize, y)
+    p.require(ends_in_activation, quantize, y)
+    p.require(groups_fit_tiles, quantize)
+    p.rewrite(quantize, quantize_in_product, y)
 
 
 def quantizes_nothing_yet(quantize: ir.Operation, producer: ir.Operation) -> Verdict:
@@ -74,21 +73,41 @@ def quantizes_nothing_yet(quantize: ir.Operation, producer: ir.Operation) -> Ver
     return None
 
 
-def has_one_plain_result(_quantize: ir.Operation, product: ir.Operation) -> Verdict:
-    if len(product.results) == 1:
-        return None
-    return Refusal(f"the product has {len(product.results)} results")
+def product_quantizes_nothing_yet(quantize: ir.Operation, y: ir.Value) -> Verdict:
+    return quantizes_nothing_yet(quantize, y.owner.operation)
 
 
-def ends_in_activation(_quantize: ir.Operation, product: ir.Operation) -> Verdict:
-    operations = product.regions[0].blocks[0].operations
-    if any(op.operation.name in _ACTIVATION_OPS for op in operations):
+def has_room_for_result(quantize: ir.Operation, y: ir.Value) -> Verdict:
+    if len(places(y.owner.operation, quantize)) <= MAX_RESULTS:
         return None
+    return Refusal(
+        f"others read the value, too, and the product already has {MAX_RESULTS} results",
+        "quantize in the operation that reads it",
+    )
+
+
+def ends_in_activation(_quantize: ir.Operation, y: ir.Value) -> Verdict:
+    """What is quantized, that is: another result of the product may be another value."""
+    stack = [_yielded(y)]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, ir.BlockArgument):
+            continue
+        if value.owner.operation.name in _ACTIVATION_OPS:
+            return None
+        stack += value.owner.operands
     return Refusal(
         "the product has no activation in its epilogue, and quantizing a plain product's result "
         "there was measured slower than apart",
         "quantize in the operation that reads it, or fuse an activation first",
     )
+
+
+def _yielded(y: ir.Value) -> ir.Value:
+    """What the epilogue yields for the result `y`."""
+    product = y.owner.operation
+    terminator = list(product.regions[0].blocks[0].operations)[-1]
+    return terminator.operation.operands[list(product.results).index(y)]
 
 
 def groups_fit_tiles(quantize: ir.Operation) -> Verdict:
@@ -126,17 +145,19 @@ def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None
     _replace(rewriter, quantize, glu, new)
 
 
-def quantize_in_product(rewriter, quantize: ir.Operation, product: ir.Operation) -> None:
-    keep = len(readers(product.results[0])) > 1
-    types = [product.results[0].type] if keep else []
+def quantize_in_product(rewriter, quantize: ir.Operation, y: ir.Value) -> None:
+    product = y.owner.operation
+    number = list(product.results).index(y)
+    order = places(product, quantize)
     remarks.fired("product-quantize", quantize, remarks.argument_name(product.operands[1]))
+    types = [quantize.results[0].type if i is None else product.results[i].type for i in order]
     with ir.InsertionPoint(product), product.location:
         new = extend_epilogue(
-            product,
-            [*types, quantize.results[0].type],
-            lambda ys, _: [ys[0]] * (len(types) + 1),
+            product, types, lambda ys, _: [ys[number if i is None else i] for i in order]
         )
-    _replace(rewriter, quantize, product, new)
+    made = dict(zip(order, new.results, strict=True))
+    rewriter.replace_op(quantize, [made[None]])
+    rewriter.replace_op(product, [made.get(i, made[None]) for i in range(len(product.results))])
 
 
 def _replace(rewriter, quantize: ir.Operation, old: ir.Operation, new: ir.Operation) -> None:

@@ -7,28 +7,35 @@ from typing import ClassVar
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import extend_epilogue
 from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.epilogue_stages import (
+    STAGES,
+    absorb_into,
+    has_room,
+    is_of,
+    is_product,
+    runs_as_often,
+    stage_patterns,
+)
+from qfuse.compiler.passes.epilogue_views import VIEW_PATTERNS
 from qfuse.compiler.passes.predicates import (
     has_one_reader,
     has_one_result,
     has_room_for_operand,
-    keeps_shape,
     readers,
     run_equally_often,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
-from qfuse.dialects.activations import build_activation, build_glu
-from qfuse.dialects.bindings import arith, ir
-from qfuse.dialects.elementwise_ops import ACTIVATIONS, glu_of
+from qfuse.dialects.activations import build_glu
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import glu_of
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import shaped
 
-STAGES = ("bias", "activation", "residual-binary", "residual-unary")
-
 
 @dataclass(frozen=True)
 class FuseEpilogue(Pass):
-    """Fold bias, activation and residual into the epilogue of the product they read.
+    """Fold bias, activation and residual, in any chain, into the epilogue of the product they read.
 
     Before::
 
@@ -46,15 +53,25 @@ class FuseEpilogue(Pass):
         }) {maps = ["[M,N]"]}
 
     The rounding in between is kept, so the result has the same bits.  `stages` names what may
-    join: bias (an [N] operand), activation (before any residual), residual-binary (an operand of
-    another shape class, added or multiplied) and residual-unary (an activation after that).
+    join: bias (operands that are the same for every row), activation (what reads the product only,
+    before any residual), residual-binary (operands that differ from row to row) and residual-unary
+    (what reads the product only, after that).  Constants are written into the region.
+
+    Products of experts (`qfuse.group_matmul`) do the same.  Of two products that meet, the one
+    joins that saves more bytes; of two that save the same, the later.
+
+    Where others read the product, too, the fused one yields both values: it is computed once, and
+    its readers have one launch less and one read less.  A reshape between a product and
+    its reader moves behind the reader.
+
     A GLU that qfuse-fuse-gate-up left, one side of which is the product, is an activation and a
-    residual.
+    residual.  What adds up the experts of a token (`qfuse.combine`) takes a residual in the same
+    way.
 
-    What adds up the experts of a token (`qfuse.combine`) takes a residual in the same way.
-
-    A product with a second reader, with several or quantized results, or whose reader broadcasts
-    it to another shape stays as it is, with a remark.
+    What stays as it is, with a remark: an operation in another block, one that broadcasts the
+    product to another shape, one whose other operand is made from the product or behind another
+    reader of it, one behind a write in place, or behind a transpose, and a seventh operand or
+    fifth result.
     """
 
     name: ClassVar[str] = "qfuse-fuse-epilogue"
@@ -65,85 +82,10 @@ class FuseEpilogue(Pass):
             if stage not in STAGES:
                 raise QfuseError(f"{self.name}: no stage '{stage}'; stages are {', '.join(STAGES)}")
         allowed = frozenset(self.stages)
-        patterns = [_unary(act, allowed) for act in ACTIVATIONS]
-        patterns += [_binary(op, side, allowed) for op in _BINARY for side in (0, 1)]
-        patterns += [_glu(side, allowed) for side in (0, 1)]
+        patterns = [*stage_patterns(allowed, module), *VIEW_PATTERNS]
+        patterns += [_glu(side, allowed) for side in (0, 1)] + [_glu_of_results(allowed)]
         patterns += [_combine(side, allowed) for side in (0, 1)]
         Patterns(patterns).apply(module)
-
-
-_BINARY = {"add": arith.addf, "mul": arith.mulf}
-
-
-def _unary(act: str, allowed: frozenset[str]) -> Callable[[Pattern], None]:
-    """act(product)"""
-
-    def stage_is_on(product: ir.Operation) -> Verdict:
-        has_residual = any(kind != "[N]" for kind in _maps(product))
-        return _on("residual-unary" if has_residual else "activation", allowed)
-
-    def absorb_activation(rewriter, act_op: ir.Operation, product: ir.Operation) -> None:
-        fused = extend_epilogue(
-            product, [act_op.results[0].type], lambda ys, _: [build_activation(act, ys[0])]
-        )
-        remarks.fired(f"epilogue-{act}", act_op, _subject(product))
-        rewriter.replace_op(act_op, fused.results)
-
-    def pattern(p: Pattern) -> None:
-        product = p.op("qfuse.matmul", p.values(), many=True)
-        act_op = p.op(f"qfuse.{act}", p.result(product))
-        for predicate in (has_one_result, has_one_reader, stage_is_on):
-            p.require(predicate, product)
-        p.require(run_equally_often, act_op, product)
-        p.rewrite(act_op, absorb_activation, product)
-
-    pattern.__name__ = f"epilogue_{act}"
-    return pattern
-
-
-def _binary(name: str, side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
-    """add or mul of a product, operand `side`, and another value"""
-
-    def stage_is_on(product: ir.Operation, other: ir.Value) -> Verdict:
-        is_bias = name == "add" and _map(product, other) == "[N]"
-        return _on("bias" if is_bias else "residual-binary", allowed)
-
-    def broadcasts_to_product(product: ir.Operation, other: ir.Value) -> Verdict:
-        if _map(product, other) is not None:
-            return None
-        return Refusal(
-            f"operand {shaped(other.type)} does not broadcast to the product's "
-            f"{shaped(product.results[0].type)} as [N], [M,1], [M,N] or a scalar",
-            "reshape it to one of these",
-        )
-
-    def absorb_operand(rewriter, op: ir.Operation, product: ir.Operation, other: ir.Value) -> None:
-        def extend(ys: list[ir.Value], args: list[ir.Value]) -> list[ir.Value]:
-            operands = [ys[0], args[0]] if side == 0 else [args[0], ys[0]]
-            return [_BINARY[name](*operands)]
-
-        kind = _map(product, other)
-        assert kind is not None
-        fused = extend_epilogue(product, [op.results[0].type], extend, extra=[other], maps=[kind])
-        remarks.fired(f"epilogue-{name}", op, _subject(product))
-        rewriter.replace_op(op, fused.results)
-
-    def pattern(p: Pattern) -> None:
-        product = p.op("qfuse.matmul", p.values(), many=True)
-        other = p.value()
-        y = p.result(product)
-        op = p.op(f"qfuse.{name}", *((y, other) if side == 0 else (other, y)))
-        p.require(has_one_result, product)
-        p.require(has_one_reader, product)
-        p.require(run_equally_often, op, product)
-        p.require(keeps_shape, op, product)
-        p.require(broadcasts_to_product, product, other)
-        p.require(has_room_for_operand, product)
-        p.require(stage_is_on, product, other)
-        p.rewrite(op, absorb_operand, product, other)
-
-    pattern.__name__ = f"epilogue_{name}"
-    return pattern
 
 
 def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
@@ -178,6 +120,38 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         p.require(has_room_for_operand, product)
         p.require(stages_are_on, product)
         p.rewrite(glu, absorb_glu, product, other)
+
+    pattern.__name__ = "epilogue_glu"
+    return pattern
+
+
+def _glu_of_results(allowed: frozenset[str]) -> Callable[[Pattern], None]:
+    """A GLU of two results of one product"""
+
+    def makes_one_plain_value(glu: ir.Operation, *_: ir.Value) -> Verdict:
+        return MISMATCH if shaped(glu.results[0].type).quantized else None
+
+    def reads_one_product(_glu: ir.Operation, gate: ir.Value, up: ir.Value) -> Verdict:
+        return None if is_product(gate) and is_of(gate.owner.operation, up) else MISMATCH
+
+    def stage_is_on(_glu: ir.Operation, *_: ir.Value) -> Verdict:
+        return _on("activation", allowed)
+
+    def compute(glu: ir.Operation, operands: list[ir.Value]) -> ir.Value:
+        gate, up = operands
+        return build_glu(glu_of(glu), gate, up, shaped(glu.operands[0].type).dtype)
+
+    def absorb_glu(rewriter, glu: ir.Operation, gate: ir.Value, _up: ir.Value) -> None:
+        remarks.fired("epilogue-glu", glu, _subject(gate.owner.operation))
+        absorb_into(rewriter, gate.owner.operation, glu, compute)
+
+    def pattern(p: Pattern) -> None:
+        gate, up = p.value(), p.value()
+        glu = p.op("qfuse.glu", gate, up)
+        for predicate in (makes_one_plain_value, reads_one_product, runs_as_often, has_room):
+            p.require(predicate, glu, gate, up)
+        p.require(stage_is_on, glu, gate, up)
+        p.rewrite(glu, absorb_glu, gate, up)
 
     pattern.__name__ = "epilogue_glu"
     return pattern
@@ -254,10 +228,6 @@ def _on(stage: str, allowed: frozenset[str]) -> Verdict:
 def _map(product: ir.Operation, other: ir.Value) -> str | None:
     y = shaped(product.results[0].type)
     return map_of(shaped(other.type), y.rows, y.shape[-1])
-
-
-def _maps(product: ir.Operation) -> list[str]:
-    return [ir.StringAttr(m).value for m in ir.ArrayAttr(product.attributes["maps"])]
 
 
 def _subject(product: ir.Operation) -> str:

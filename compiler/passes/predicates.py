@@ -56,14 +56,14 @@ def run_equally_often(reader: ir.Operation, producer: ir.Operation) -> Verdict:
 
 def has_room_for_operand(product: ir.Operation) -> Verdict:
     """The epilogue can take one more operand."""
-    if len(product.operands) - 2 < MAX_EXTRA:
+    if len(ir.ArrayAttr(product.attributes["maps"])) < MAX_EXTRA:
         return None
     return Refusal(f"the epilogue already has {MAX_EXTRA} extra operands")
 
 
-def keeps_shape(consumer: ir.Operation, product: ir.Operation) -> Verdict:
-    """The consumer's result has the product's shape."""
-    before, after = shaped(product.results[0].type), shaped(consumer.results[0].type)
+def keeps_shape(consumer: ir.Operation, y: ir.Value) -> Verdict:
+    """The consumer's result has the shape of `y`, which a product makes."""
+    before, after = shaped(y.type), shaped(consumer.results[0].type)
     if before.shape == after.shape:
         return None
     return Refusal(
@@ -86,3 +86,12 @@ def defined_before(value: ir.Value, op: ir.Operation) -> bool:
         return True
     owner = value.owner.operation
     return owner.block != op.block or owner.is_before_in_block(op)
+
+
+def ancestor_in(op: ir.Operation, block: ir.Block) -> ir.Operation | None:
+    """What of `block` is `op` or holds it; None where it stands elsewhere."""
+    while op.block != block:
+        if op.name == "func.func" or op.parent is None:
+            return None
+        op = op.parent.operation
+    return op

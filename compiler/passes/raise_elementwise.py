@@ -1,6 +1,8 @@
 """Patterns of `qfuse-raise-torch` for element-wise operations next to what qfuse owns."""
 
-from collections.abc import Callable
+from ast import literal_eval
+from collections.abc import Callable, Mapping
+from math import inf
 
 from qfuse.compiler import remarks
 from qfuse.compiler.passes.predicates import readers
@@ -8,99 +10,147 @@ from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
     FROM_BUILTIN,
     TO_BUILTIN,
+    VIEWS,
+    NotConstant,
     builtin_type,
+    constant_of,
     from_builtin,
     is_constant,
     to_builtin,
 )
-from qfuse.dialects.bindings import ir
+from qfuse.dialects import arithmetic
+from qfuse.dialects.bindings import arith, ir
 from qfuse.dialects.elementwise_ops import ACTIVATIONS, create_glu
 from qfuse.dialects.glu import Glu
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import is_float, shaped
 from qfuse.dialects.verify import DYNAMIC
 
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "add": ("add.Tensor x y 1", "add.Scalar x #y 1"),
+    "sub": ("sub.Tensor x y 1", "sub.Scalar x #y 1", "rsub.Scalar y #x 1"),
+    "mul": ("mul.Tensor x y", "mul.Scalar x #y"),
+    "div": ("div.Tensor x y", "div.Scalar x #y"),
+    "silu": ("silu x",),
+    "gelu": ("gelu x 'none'",),
+    "gelu_tanh": ("gelu x 'tanh'",),
+    "relu": ("relu x",),
+    "sigmoid": ("sigmoid x",),
+    "tanh": ("tanh x",),
+    "exp": ("exp x",),
+    "neg": ("neg x",),
+    "square": ("square x", "pow.Tensor_Scalar x 2"),
+    "clamp": ("clamp x low high", "clamp_min x low", "clamp_max x high", "hardtanh x low high"),
+    "cast": ("to.dtype x * * * None",),
+}
+"""How torch writes each element-wise operation: `torch.aten.` and what its arguments are.
 
-def silu(p: Pattern) -> None:
-    root = p.op("torch.aten.silu", x := p.value())
-    _raise_unary(p, root, x, "silu")
+`x` and `y` are the operands of ours, `#x` and `#y` numbers in their place, which become constants;
+`low` and `high` are attributes, None where they are not given; `*` is anything, and any other word
+is the constant that the argument must be.
+"""
 
-
-def relu(p: Pattern) -> None:
-    root = p.op("torch.aten.relu", x := p.value())
-    _raise_unary(p, root, x, "relu")
-
-
-def gelu(p: Pattern) -> None:
-    root = p.op("torch.aten.gelu", x := p.value(), approximate := p.value())
-    p.require(is_erf_form, approximate)
-    _raise_unary(p, root, x, "gelu")
-
-
-def gelu_tanh(p: Pattern) -> None:
-    root = p.op("torch.aten.gelu", x := p.value(), approximate := p.value())
-    p.require(is_tanh_form, approximate)
-    _raise_unary(p, root, x, "gelu_tanh")
-
-
-def mul(p: Pattern) -> None:
-    root = p.op("torch.aten.mul.Tensor", a := p.value(), b := p.value())
-    _raise_binary(p, root, a, b, "mul")
-
-
-def add(p: Pattern) -> None:
-    root = p.op("torch.aten.add.Tensor", a := p.value(), b := p.value(), alpha := p.value())
-    p.require(is_one, alpha)
-    _raise_binary(p, root, a, b, "add")
+_PLACES = ("x", "y", "#x", "#y", "*")
+_NO_BOUND = {"low": -inf, "high": inf}
 
 
-def _raise_unary(p: Pattern, root: ir.Value, x: ir.Value, name: str) -> None:
-    p.require(touches_qfuse, root, x)
-    p.require(computes_floats, root, x)
-    p.require(keeps_shape, root, x)
-    p.rewrite(root, _maker(name), x)
+def _spelling(name: str, text: str) -> Callable[[Pattern], None]:
+    """The pattern for one way in which torch writes `qfuse.<name>`"""
+    torch_name, *words = text.split()
+    entry = arithmetic.ELEMENTWISE[name]
+    operands = ["x", "y"][: entry.operands]
+    tensors = [words.index(o) for o in operands if o in words]
+    numbers = [words.index(f"#{o}") for o in operands if o not in words]
+    bounds = {a: words.index(a) for a in entry.attributes if a in words}
 
+    def words_agree(_root: ir.Operation, *arguments: ir.Value) -> Verdict:
+        for word, argument in zip(words, arguments, strict=True):
+            if word in _PLACES or word in bounds:
+                continue
+            if not is_constant(argument, literal_eval(word)):
+                return MISMATCH
+        return None
 
-def _raise_binary(p: Pattern, root: ir.Value, a: ir.Value, b: ir.Value, name: str) -> None:
-    p.require(touches_qfuse, root, a, b)
-    p.require(computes_floats, root, a, b)
-    p.require(broadcasts_by_rows, root, a, b)
-    p.rewrite(root, _maker(name), a, b)
+    def numbers_are_known(_root: ir.Operation, *arguments: ir.Value) -> Verdict:
+        given = _NO_BOUND | {a: _bound(a, arguments[i]) for a, i in bounds.items()}
+        if bounds and not _are_bounds(given):
+            return MISMATCH
+        return MISMATCH if any(_number(arguments[i]) is None for i in numbers) else None
 
-
-def _maker(name: str) -> Callable[..., None]:
-    def make(rewriter, root: ir.Operation, *operands: ir.Value) -> None:
-        type_ = root.results[0].type
+    def make(rewriter, root: ir.Operation, *arguments: ir.Value) -> None:
+        given = _NO_BOUND | {a: _bound(a, arguments[i]) for a, i in bounds.items()}
+        f64, type_ = ir.F64Type.get(), root.results[0].type
         op = ir.Operation.create(
             f"qfuse.{name}",
             results=[builtin_type(type_)],
-            operands=[to_builtin(v) for v in operands],
+            operands=[
+                to_builtin(arguments[words.index(o)])
+                if o in words
+                else _constant(arguments[words.index(f"#{o}")])
+                for o in operands
+            ],
+            attributes={a: ir.FloatAttr.get(f64, given[a]) for a in entry.attributes},
         )
         rewriter.replace_op(root, [from_builtin(op.result, type_)])
 
-    return make
+    def pattern(p: Pattern) -> None:
+        arguments = [p.value() for _ in words]
+        root = p.op(f"torch.aten.{torch_name}", *arguments)
+        values = [arguments[i] for i in tensors]
+        p.require(words_agree, root, *arguments)
+        p.require(touches_qfuse, root, *values)
+        p.require(computes_floats, root, *values)
+        p.require(broadcasts_by_rows if len(values) == 2 else keeps_shape, root, *values)
+        p.require(numbers_are_known, root, *arguments)
+        p.rewrite(root, make, *arguments)
+
+    pattern.__name__ = name
+    return pattern
 
 
-def is_erf_form(approximate: ir.Value) -> Verdict:
-    return None if is_constant(approximate, "none") else MISMATCH
+def _number(value: ir.Value) -> float | None:
+    """The number that `value` is known to be."""
+    try:
+        number = constant_of(value)
+    except NotConstant:
+        return None
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return float(number) if is_number else None
 
 
-def is_tanh_form(approximate: ir.Value) -> Verdict:
-    return None if is_constant(approximate, "tanh") else MISMATCH
+def _bound(name: str, value: ir.Value) -> float | None:
+    return _NO_BOUND[name] if is_constant(value, None) else _number(value)
 
 
-def is_one(alpha: ir.Value) -> Verdict:
-    return None if is_constant(alpha, 1, 1.0) else MISMATCH
+def _are_bounds(bounds: Mapping[str, float | None]) -> bool:
+    """Whether `qfuse.clamp` takes them; torch takes any, and means something by all of them."""
+    low, high = bounds["low"], bounds["high"]
+    return low is not None and high is not None and low <= high and bounds != _NO_BOUND
+
+
+def _constant(number: ir.Value) -> ir.Value:
+    """A number as a tensor<f32>: torch computes with numbers in f32, whatever the tensor's type."""
+    f32 = ir.F32Type.get()
+    type_ = ir.RankedTensorType.get([], f32)
+    value = ir.FloatAttr.get(f32, _number(number))
+    return arith.constant(type_, ir.DenseElementsAttr.get_splat(type_, value))
 
 
 def touches_qfuse(root: ir.Operation, *operands: ir.Value) -> Verdict:
-    """An operand comes from a qfuse operation, or a reader is one."""
-    for value in operands:
+    """An operand comes from a qfuse operation, reshaped or not, or a reader is one."""
+    for value in map(_unviewed, operands):
         if not isinstance(value, ir.BlockArgument) and value.owner.operation.name == FROM_BUILTIN:
             return None
     if any(op.name == TO_BUILTIN for op in readers(root.results[0])):
         return None
     return MISMATCH
+
+
+def _unviewed(value: ir.Value) -> ir.Value:
+    """What `value` is a reshape of."""
+    while not isinstance(value, ir.BlockArgument) and value.owner.operation.name in VIEWS:
+        value = value.owner.operation.operands[0]
+    return value
 
 
 def computes_floats(root: ir.Operation, *operands: ir.Value) -> Verdict:
@@ -169,6 +219,6 @@ def types_are_equal(root: ir.Operation, gate: ir.Value, up: ir.Value) -> Verdict
 
 
 ELEMENTWISE = (
-    *(silu, relu, gelu, gelu_tanh, mul, add),
+    *(_spelling(name, text) for name, texts in SPELLINGS.items() for text in texts),
     *(_glu(act, gate_first) for act in ACTIVATIONS for gate_first in (True, False)),
 )

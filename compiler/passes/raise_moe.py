@@ -9,6 +9,7 @@ from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.passes.raise_linear import pack_weight, weight_type
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
+    VIEWS,
     NotConstant,
     builtin_type,
     constant_of,
@@ -25,8 +26,6 @@ from qfuse.dialects.moe_ops import SCORINGS, CombineOp, GroupMatmulOp, RouteOp, 
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import DYNAMIC
-
-_VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view")
 
 
 def select_experts(p: Pattern) -> None:
@@ -302,7 +301,7 @@ def _combine(rewriter, root: ir.Operation, operands: list[ir.Value]) -> None:
     target = root
     (result,) = root.results
     users = readers(result)
-    if len(users) == 1 and users[0].name in _VIEWS and _keeps_rows(users[0]):
+    if len(users) == 1 and users[0].name in VIEWS and _keeps_rows(users[0]):
         target = users[0]
     type_ = target.results[0].type
     combined = ir.Operation.create(
@@ -370,7 +369,7 @@ def _parts_of(bias: ir.Value, parts: list[int]) -> list[ir.Value]:
 
 def _rows_of(x: ir.Value) -> ir.Value:
     """What `x` [T, H] is a view of, if that has the same rows in other leading dimensions."""
-    if isinstance(x, ir.BlockArgument) or x.owner.operation.name not in _VIEWS:
+    if isinstance(x, ir.BlockArgument) or x.owner.operation.name not in VIEWS:
         return x
     return x.owner.operation.operands[0] if _keeps_rows(x.owner.operation) else x
 

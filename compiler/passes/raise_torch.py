@@ -9,8 +9,16 @@ from qfuse.compiler.passes.raise_glu import GLUS
 from qfuse.compiler.passes.raise_linear import LINEAR
 from qfuse.compiler.passes.raise_moe import MOE
 from qfuse.compiler.passes.raise_norm import NORMS
+from qfuse.compiler.passes.raise_split import SPLIT
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
-from qfuse.compiler.torch_ir import ASSERTIONS, CASTS, FROM_BUILTIN, TO_BUILTIN, drop_dead
+from qfuse.compiler.torch_ir import (
+    ASSERTIONS,
+    CASTS,
+    FROM_BUILTIN,
+    TO_BUILTIN,
+    drop_dead,
+    find_operations,
+)
 from qfuse.dialects.bindings import ir
 
 
@@ -29,7 +37,8 @@ class RaiseTorch(Pass):
         %y' = "qfuse.matmul"(%x', %wq) {qfuse.input_scheme = #qfuse.scheme<array<i64: 1, 128>...>}
         %y = torch_c.from_builtin_tensor %y'
 
-    An element-wise operation is raised only next to a qfuse operation; a torch operation that
+    An element-wise operation is raised only next to a qfuse operation, numbers in it become
+    constants, and a product of which it reads a part is one of parts.  A torch operation that
     matches nothing stays as it is and runs on torch.
     """
 
@@ -39,7 +48,7 @@ class RaiseTorch(Pass):
         normalize(module)
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
-        Patterns([*LINEAR, *MOE, fold_round_trip]).apply(module)
+        Patterns([*LINEAR, *MOE, *SPLIT, fold_round_trip]).apply(module)
         drop_dead(module)
         # Clamped GLUs before what they are made of.
         Patterns([*GLUS, fold_round_trip]).apply(module)
@@ -66,14 +75,7 @@ def forward(rewriter, outer: ir.Operation, x: ir.Value) -> None:
 
 def normalize(module: ir.Operation) -> None:
     """Write the casts of different tracers one way, and drop assertions about metadata."""
-    found: list[ir.Operation] = []
-
-    def collect(op: ir.Operation) -> ir.WalkResult:
-        if op.name in CASTS or op.name in ASSERTIONS:
-            found.append(op)
-        return ir.WalkResult.ADVANCE
-
-    module.walk(collect)
+    found = find_operations(module, lambda op: op.name in CASTS or op.name in ASSERTIONS)
     for op in found:
         if op.name in ASSERTIONS:
             op.erase()

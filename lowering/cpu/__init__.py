@@ -11,7 +11,7 @@
 | math_functions.py | exp, tanh, erf |
 | region.py | epilogue regions and activations on vectors |
 | rowwise.py | the frame of row-wise kernels, quantizing a row |
-| elementwise.py | add, mul, activations, glu, rope, quantize, dequantize |
+| elementwise.py | element-wise operations, glu, rope, quantize, dequantize |
 | norm.py | rms_norm |
 | select_experts.py | select_experts |
 | routing.py | route, combine |

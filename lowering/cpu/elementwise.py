@@ -1,8 +1,9 @@
-"""Row-wise kernels without a reduction: add, mul, activations, glu, rope, (de)quantize."""
+"""Row-wise kernels without a reduction: element-wise operations, glu, rope, (de)quantize."""
 
 from collections.abc import Callable
 
 from qfuse.dialects.activations import build_glu
+from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import glu_of
 from qfuse.dialects.matmul_op import map_of
@@ -11,7 +12,7 @@ from qfuse.dialects.verify import DYNAMIC, segments, shape_text
 from qfuse.lowering.cpu.emit import I8, LANES, Index, Value
 from qfuse.lowering.cpu.fp8 import FORMATS, decode
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.region import emit_activation, emit_scalars
+from qfuse.lowering.cpu.region import emit_scalars
 from qfuse.lowering.cpu.rowwise import (
     Piece,
     Segment,
@@ -27,12 +28,7 @@ _COPY_COST = 4  # per element: loads and stores of one or two operands
 _ENCODE_COST = 8
 _TRANSCENDENTAL_COST = 10
 
-_UNARY = {
-    "qfuse.silu": "silu",
-    "qfuse.gelu": "gelu",
-    "qfuse.gelu_tanh": "gelu_tanh",
-    "qfuse.relu": "relu",
-}
+_ELEMENTWISE = {f"qfuse.{name}": name for name in ELEMENTWISE}
 
 
 def qtensor_error(value: Shaped) -> str | None:
@@ -70,10 +66,11 @@ def refuse(op: ir.Operation) -> str | None:
             return why
     if op.name == "qfuse.quantize" and len(operands) == 2:
         return "quantization by a given scale has no CPU kernel; use dynamic scales"
-    if op.name in ("qfuse.add", "qfuse.mul"):
-        return _broadcast_error(operands, results[0])
-    if op.name in _UNARY and operands[0].shape != results[0].shape:
-        return f"operand {operands[0]} and result {results[0]} differ in shape"
+    if op.name in _ELEMENTWISE:
+        if len(operands) > 1:
+            return _broadcast_error(operands, results[0])
+        if operands[0].shape != results[0].shape:
+            return f"operand {operands[0]} and result {results[0]} differ in shape"
     if op.name == "qfuse.rope":
         return _rope_error(*operands)
     return None
@@ -100,9 +97,10 @@ def _broadcast_error(operands: list[Shaped], result: Shaped) -> str | None:
     return None
 
 
-def _binary(signature: Signature) -> tuple[EmitRow, int, int]:
+def _elementwise(signature: Signature) -> tuple[EmitRow, int, int]:
     (result,) = signature.results
-    name = "addf" if signature.op.name == "qfuse.add" else "mulf"
+    name = _ELEMENTWISE[signature.op.name]
+    attributes = attributes_of(signature.op)
     width = result.width
 
     def load(lanes: Lanes, tensor: Tensor, row: Value, piece: Piece) -> Value:
@@ -118,26 +116,12 @@ def _binary(signature: Signature) -> tuple[EmitRow, int, int]:
 
     def emit(lanes: Lanes, row: Value) -> None:
         def compute(piece: Piece) -> Value:
-            lhs, rhs = (load(lanes, t, row, piece) for t in signature.operands)
-            return lanes.f.binary(name, lhs, rhs)
+            loaded = [load(lanes, t, row, piece) for t in signature.operands]
+            return emit_scalars(lanes, lambda *xs: build_elementwise(name, xs, attributes), *loaded)
 
         emit_outputs(lanes, row, width, compute, (result.data, result.dtype))
 
-    return emit, width, _COPY_COST
-
-
-def _activation(signature: Signature) -> tuple[EmitRow, int, int]:
-    (x,), (result,) = signature.operands, signature.results
-    name = _UNARY[signature.op.name]
-
-    def emit(lanes: Lanes, row: Value) -> None:
-        def compute(piece: Piece) -> Value:
-            at = lanes.f.address((row, x.width), piece.column)
-            return emit_activation(lanes, name, lanes.load(x.data, at, x.dtype, piece.mask))
-
-        emit_outputs(lanes, row, x.width, compute, (result.data, result.dtype))
-
-    return emit, x.width, _COPY_COST if name == "relu" else _TRANSCENDENTAL_COST
+    return emit, width, _TRANSCENDENTAL_COST if ELEMENTWISE[name].transcendental else _COPY_COST
 
 
 def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
@@ -273,9 +257,7 @@ def _dequantize(signature: Signature) -> tuple[EmitRow, int, int]:
 
 
 _BUILDERS: dict[str, Callable[[Signature], tuple[EmitRow, int, int]]] = {
-    "qfuse.add": _binary,
-    "qfuse.mul": _binary,
-    **dict.fromkeys(_UNARY, _activation),
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "qfuse.glu": _glu,
     "qfuse.rope": _rope,
     "qfuse.quantize": _quantize,

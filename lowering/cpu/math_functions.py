@@ -53,8 +53,6 @@ def tanh(f: Function, x: Value) -> Value:
     e = exp(f, f.add(magnitude, magnitude))
     one = f.splat(1.0)
     far = f.sub(one, f.div(f.splat(2.0), f.add(e, one)))
-    sign = f.binary("andi", bits, f.isplat(0x80000000))
-    far = f.bitcast(f.binary("ori", f.bitcast(far, I32), sign), F32)
     square = f.mul(x, x)
     p = _polynomial(
         f,
@@ -68,7 +66,10 @@ def tanh(f: Function, x: Value) -> Value:
         ],
     )
     near = f.fma(f.mul(p, square), x, x)
-    return f.select(f.compare("olt", magnitude, f.splat(0.625)), near, far)
+    result = f.select(f.compare("olt", magnitude, f.splat(0.625)), near, far)
+    # of -0, too, which `near` loses
+    sign = f.binary("andi", bits, f.isplat(0x80000000))
+    return f.bitcast(f.binary("ori", f.bitcast(result, I32), sign), F32)
 
 
 def erf(f: Function, x: Value) -> Value:

@@ -5,9 +5,7 @@ nothing.  Predicates are masks.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import FLOATS
 from qfuse.lowering.cpu import math_functions
@@ -47,11 +45,6 @@ def emit_region(lanes: Lanes, block: ir.Block, arguments: Sequence[Value]) -> li
         operands = [values[o] for o in op.operation.operands]
         values[op.operation.results[0]] = _RULES[op.operation.name](lanes, op.operation, operands)
     return [values[o] for o in terminator.operation.operands]
-
-
-def emit_activation(lanes: Lanes, name: str, x: Value) -> Value:
-    """Activation `name`, from the definition that epilogues hold as well."""
-    return emit_scalars(lanes, partial(build_activation, name), x)
 
 
 def emit_scalars(lanes: Lanes, build: Callable[..., ir.Value], *operands: Value) -> Value:

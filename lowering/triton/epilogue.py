@@ -5,9 +5,7 @@ A value of the region becomes a block of the shape it needs: a scalar, a row [1,
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import FLOATS
 from qfuse.lowering.triton.builder import Builder
@@ -38,11 +36,6 @@ def emit_region(b: Builder, block: ir.Block, arguments: Sequence[ir.Value]) -> l
     *body, terminator = block.operations
     _emit(b, [op.operation for op in body], values)
     return [values[o] for o in terminator.operation.operands]
-
-
-def emit_activation(b: Builder, name: str, x: ir.Value) -> ir.Value:
-    """Activation `name` of a block of f32, from the definition that epilogues hold as well."""
-    return emit_scalars(b, partial(build_activation, name), x)
 
 
 def emit_scalars(b: Builder, build: Callable[..., ir.Value], *operands: ir.Value) -> ir.Value:

@@ -1,12 +1,14 @@
 """Element-wise operations, GLU, and quantization on its own."""
 
 from qfuse.dialects.activations import build_glu
+from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import ACTIVATIONS, glu_of
+from qfuse.dialects.elementwise_ops import glu_of
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.triton.epilogue import emit_activation, emit_scalars
+from qfuse.lowering.triton.builder import Builder
+from qfuse.lowering.triton.epilogue import emit_scalars
 from qfuse.lowering.triton.fp8 import decode
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Variant
@@ -15,9 +17,8 @@ from qfuse.lowering.triton.rows import build_rows, results_error
 from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor
 from qfuse.lowering.triton.tile import Tile
 
-_BINARY = {"qfuse.add": "arith.addf", "qfuse.mul": "arith.mulf"}
-_UNARY = {f"qfuse.{name}": name for name in ACTIVATIONS}
-OPS = ("qfuse.quantize", "qfuse.dequantize", "qfuse.glu", *_BINARY, *_UNARY)
+_ELEMENTWISE = {f"qfuse.{name}": name for name in ELEMENTWISE}
+OPS = ("qfuse.quantize", "qfuse.dequantize", "qfuse.glu", *_ELEMENTWISE)
 
 
 def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
@@ -32,7 +33,7 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
         return why
     if op.name == "qfuse.quantize" and len(operands) == 2:
         return "quantization by a given scale has no GPU kernel; use dynamic scales"
-    if op.name in _BINARY:
+    if op.name in _ELEMENTWISE:
         for i, operand in enumerate(operands):
             if _map(operand, results[0]) is None:
                 return (
@@ -54,16 +55,19 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
             value = _dequantized(tile, signature.operands[0])
         else:
             values = [tile.load(t, _map(t.shaped, result.shaped) or "") for t in signature.operands]
-            if op.name in _BINARY:
-                value = b.binary(_BINARY[op.name], *values)
-            elif op.name in _UNARY:
-                value = emit_activation(b, _UNARY[op.name], values[0])
-            else:
-                value = values[0]
+            value = _computed(b, op, values)
         for each in signature.results:
             tile.store(value, each)
 
     return build_rows(signature, gpu, result.width, whole_rows=False, body=body)
+
+
+def _computed(b: Builder, op: ir.Operation, values: list[ir.Value]) -> ir.Value:
+    """The result of an element-wise operation, before it is rounded, or of `qfuse.quantize`."""
+    if op.name not in _ELEMENTWISE:
+        return values[0]
+    name, attributes = _ELEMENTWISE[op.name], attributes_of(op)
+    return emit_scalars(b, lambda *xs: build_elementwise(name, xs, attributes), *values)
 
 
 def _map(operand: Shaped, result: Shaped) -> str | None:

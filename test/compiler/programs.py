@@ -118,14 +118,33 @@ class Program:
 
         return self._op("matmul", [x, w], [out], compute, attributes, region)[0]
 
+    def constant(self, number: float) -> Value:
+        """A number, as f32."""
+        value = Value(f"c{len(self.lines)}", Shaped((), "f32"))
+        held = torch.tensor(number, dtype=torch.float32)
+        bits = held.view(torch.int32).item() & 0xFFFFFFFF
+        self.raw(f"%{value.name} = arith.constant dense<0x{bits:08X}> : tensor<f32>")
+        return self.define(value.name, value.type, held.double)
+
+    def elementwise(
+        self, name: str, operands: Sequence[Value], out: Shaped, **attributes: float
+    ) -> Value:
+        """An operation of dialects/arithmetic.py."""
+
+        def compute(*values: Tensor) -> Tensor:
+            return _round(ELEMENTWISE[name](*values, *attributes.values()), out.dtype)
+
+        text = ", ".join(f"{key} = {value:e} : f64" for key, value in attributes.items())
+        return self._op(name, operands, [out], compute, text)[0]
+
     def add(self, a: Value, b: Value, out: Shaped) -> Value:
-        return self._op("add", [a, b], [out], lambda x, y: _round(x + y, out.dtype))[0]
+        return self.elementwise("add", [a, b], out)
 
     def mul(self, a: Value, b: Value, out: Shaped) -> Value:
-        return self._op("mul", [a, b], [out], lambda x, y: _round(x * y, out.dtype))[0]
+        return self.elementwise("mul", [a, b], out)
 
     def activate(self, act: str, x: Value) -> Value:
-        return self._op(act, [x], [x.type], lambda v: _round(ACTIVATIONS[act](v), x.type.dtype))[0]
+        return self.elementwise(act, [x], x.type)
 
     def glu(self, glu: Glu, gate: Value, up: Value) -> Value:
         dtype = gate.type.dtype
@@ -265,4 +284,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": _gelu("none"),
     "gelu_tanh": _gelu("tanh"),
     "relu": torch.relu,
+}
+
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    **ACTIVATIONS,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "exp": torch.exp,
+    "neg": torch.neg,
+    "square": torch.square,
+    "clamp": torch.clamp,
+    "cast": lambda x: x,
 }

@@ -55,7 +55,7 @@ def test_compile_module(block):
     patterns = {p.name: p for p in exe.report().patterns}
     for name in ("gate-up", "norm-quantize", "product-quantize"):
         assert patterns[name].fired == 1
-    assert patterns["epilogue-add"].fired == 2  # bias and residual of `down`
+    assert patterns["epilogue-bias"].fired == patterns["epilogue-residual-binary"].fired == 1
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_disabled_by_environment(block, monkeypatch):
     monkeypatch.setenv("QFUSE_DISABLE", "gate-up,epilogue")
     exe = compile(block, (inputs(1, 3, 160),))
     fired = {p.name for p in exe.report().patterns if p.fired}
-    assert "norm-quantize" in fired and not fired & {"gate-up", "epilogue-add"}
+    assert "norm-quantize" in fired and not fired & {"gate-up", "epilogue-bias"}
     monkeypatch.setenv("QFUSE_DISABLE", "gate-down")
     with pytest.raises(QfuseError, match="did you mean 'gate-up'"):
         compile(block, (inputs(1, 3, 160),))

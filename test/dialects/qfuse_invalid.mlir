@@ -1410,3 +1410,147 @@ func.func @case(%x: tensor<4x4xf32>, %b: tensor<2x4xf32>) {
   }) {parts = array<i64: 4>, maps = ["[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x4xf32>, tensor<4x4xf32>, tensor<2x4xf32>) -> tensor<4x4xf32>
   return
 }
+
+// -----
+
+// silu takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.silu"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// sigmoid takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.sigmoid"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// tanh takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.tanh"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// exp takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.exp"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// neg takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.neg"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// square takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.square"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// cast takes floats only.
+func.func @case(%x: tensor<?x300xi8>) {
+  // expected-error @+1 {{element type i8 is not f32, f16 or bf16}}
+  %y = "qfuse.cast"(%x) : (tensor<?x300xi8>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// The operands of sub broadcast as numpy's do.
+func.func @case(%x: tensor<?x300xbf16>, %z: tensor<200xbf16>) {
+  // expected-error @+1 {{[?, 300] and [200] do not broadcast}}
+  %y = "qfuse.sub"(%x, %z) : (tensor<?x300xbf16>, tensor<200xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// sub has two operands.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{has 1 operands, not 2}}
+  %y = "qfuse.sub"(%x) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// The operands of div broadcast as numpy's do.
+func.func @case(%x: tensor<?x300xbf16>, %z: tensor<200xbf16>) {
+  // expected-error @+1 {{[?, 300] and [200] do not broadcast}}
+  %y = "qfuse.div"(%x, %z) : (tensor<?x300xbf16>, tensor<200xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// div has two operands.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{has 1 operands, not 2}}
+  %y = "qfuse.div"(%x) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// A cast keeps the shape.
+func.func @case(%x: tensor<4x300xbf16>) {
+  // expected-error @+1 {{result shape [300, 4] should be [4, 300]}}
+  %y = "qfuse.cast"(%x) : (tensor<4x300xbf16>) -> tensor<300x4xf32>
+  return
+}
+
+// -----
+
+// A clamp has both bounds, if only as infinities.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{needs the attribute high}}
+  %y = "qfuse.clamp"(%x) {low = 1.0 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// Bounds are in order, and numbers.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{low is 2.0 and high is 1.0; expected low <= high}}
+  %y = "qfuse.clamp"(%x) {low = 2.0 : f64, high = 1.0 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// NaN bounds nothing.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{low is nan and high is 1.0; expected low <= high}}
+  %y = "qfuse.clamp"(%x) {low = 0x7FF8000000000000 : f64, high = 1.0 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// One bound at least.
+func.func @case(%x: tensor<?x300xbf16>) {
+  // expected-error @+1 {{has no bound; give low, high or both}}
+  %y = "qfuse.clamp"(%x) {low = 0xFFF0000000000000 : f64, high = 0x7FF0000000000000 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}

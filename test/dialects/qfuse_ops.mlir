@@ -125,6 +125,31 @@ func.func @elementwise(%x: tensor<?x300xbf16>, %b: tensor<300xf32>) -> (tensor<?
   return %6, %7 : tensor<?x300xbf16>, !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
 }
 
+// A missing bound is an infinity.
+// CHECK-LABEL: func.func @arithmetic
+// CHECK: "qfuse.sub"
+// CHECK: "qfuse.div"
+// CHECK: "qfuse.sigmoid"
+// CHECK: "qfuse.tanh"
+// CHECK: "qfuse.exp"
+// CHECK: "qfuse.neg"
+// CHECK: "qfuse.square"
+// CHECK: "qfuse.clamp"(%{{.*}}) {high = 7.000000e+00 : f64, low = 0xFFF0000000000000 : f64}
+// CHECK: "qfuse.cast"(%{{.*}}) : (tensor<?x300xbf16>) -> tensor<?x300xf32>
+func.func @arithmetic(%x: tensor<?x300xbf16>, %c: tensor<?x1xf32>) -> tensor<?x300xf32> {
+  %s = arith.constant dense<0.5> : tensor<f32>
+  %0 = "qfuse.sub"(%x, %c) : (tensor<?x300xbf16>, tensor<?x1xf32>) -> tensor<?x300xbf16>
+  %1 = "qfuse.div"(%0, %s) : (tensor<?x300xbf16>, tensor<f32>) -> tensor<?x300xbf16>
+  %2 = "qfuse.sigmoid"(%1) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %3 = "qfuse.tanh"(%2) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %4 = "qfuse.exp"(%3) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %5 = "qfuse.neg"(%4) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %6 = "qfuse.square"(%5) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %7 = "qfuse.clamp"(%6) {low = 0xFFF0000000000000 : f64, high = 7.0 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %8 = "qfuse.cast"(%7) : (tensor<?x300xbf16>) -> tensor<?x300xf32>
+  return %8 : tensor<?x300xf32>
+}
+
 // Two f16 numbers for each block of 32: its scale, and its sum.
 // CHECK-LABEL: func.func @q8_1
 // CHECK: "qfuse.quantize"{{.*}}"q8_1"

@@ -219,3 +219,72 @@ func.func @clamped_glu(%a: !y, %b: !y) -> !yq {
   %1 = "qfuse.quantize"(%0) : (!y) -> !yq
   return %1 : !yq
 }
+
+// -----
+
+// Of several results, one is quantized, after whatever follows its activation; nobody else reads it.
+// CHECK-LABEL: func.func @one_of_several_results
+// CHECK:         %[[R:.+]]:2 = "qfuse.matmul"
+// CHECK:           %[[M:.+]] = arith.mulf
+// CHECK:           %[[C:.+]] = arith.truncf %[[M]] : f32 to bf16
+// CHECK:           %[[V:.+]] = arith.extf %[[C]]
+// CHECK:           "qfuse.yield"(%{{.+}}, %[[V]])
+// CHECK:         return %[[R]]#0, %[[R]]#1
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!w = tensor<1400x512xbf16>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+func.func @one_of_several_results(%x: !x, %w: !w, %b: tensor<1400xbf16>) -> (!y, !yq) {
+  %0:2 = "qfuse.matmul"(%x, %w, %b) ({
+  ^bb0(%acc: f32, %bias: f32):
+    %t = math.tanh %acc : f32
+    %m = arith.mulf %t, %bias : f32
+    "qfuse.yield"(%acc, %m) : (f32, f32) -> ()
+  }) {parts = array<i64: 1400>, maps = ["[N]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w, tensor<1400xbf16>) -> (!y, !y)
+  // expected-remark @+1 {{product-quantize: fired}}
+  %1 = "qfuse.quantize"(%0#1) : (!y) -> !yq
+  return %0#0, %1 : !y, !yq
+}
+
+// -----
+
+// The result beside it has an activation, the one that is quantized has none.
+// CHECK-LABEL: func.func @the_other_result
+// CHECK:         "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!w = tensor<1400x512xbf16>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+func.func @the_other_result(%x: !x, %w: !w) -> (!yq, !y) {
+  %0:2 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %t = math.tanh %acc : f32
+    "qfuse.yield"(%acc, %t) : (f32, f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w) -> (!y, !y)
+  // expected-remark @+1 {{refused at qfuse.quantize: the product has no activation in its epilogue}}
+  %1 = "qfuse.quantize"(%0#0) : (!y) -> !yq
+  return %1, %0#1 : !yq, !y
+}
+
+// -----
+
+// A fifth result has no place.
+// CHECK-LABEL: func.func @fifth_result
+// CHECK:         "qfuse.quantize"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!w = tensor<1400x512xbf16>
+!y = tensor<?x1400xbf16>
+!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
+func.func @fifth_result(%x: !x, %w: !w) -> (!y, !y, !y, !y, !yq) {
+  %0:4 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %t = math.tanh %acc : f32
+    "qfuse.yield"(%acc, %t, %acc, %acc) : (f32, f32, f32, f32) -> ()
+  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 1, 1>} : (!x, !w) -> (!y, !y, !y, !y)
+  // expected-remark @+1 {{refused at qfuse.quantize: others read the value, too, and the product already has 4 results; quantize in the operation that reads it}}
+  %1 = "qfuse.quantize"(%0#1) : (!y) -> !yq
+  return %0#0, %0#1, %0#2, %0#3, %1 : !y, !y, !y, !y, !yq
+}

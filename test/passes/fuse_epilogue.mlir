@@ -23,7 +23,7 @@ func.func @bias(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
   return %1 : !y
 }
@@ -47,7 +47,7 @@ func.func @residual_on_the_left(%x: !xq, %w: !w, %r: !y) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %1 = "qfuse.add"(%r, %0) : (!y, !y) -> !y
   return %1 : !y
 }
@@ -70,13 +70,13 @@ func.func @chain(%x: !xq, %w: !w, %b: tensor<1400xbf16>, %r: !y) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
-  // expected-remark @+1 {{epilogue-silu: fired}}
+  // expected-remark @+1 {{epilogue-activation: fired}}
   %2 = "qfuse.silu"(%1) : (!y) -> !y
-  // expected-remark @+1 {{epilogue-mul: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %3 = "qfuse.mul"(%2, %r) : (!y, !y) -> !y
-  // expected-remark @+1 {{epilogue-relu: fired}}
+  // expected-remark @+1 {{epilogue-residual-unary: fired}}
   %4 = "qfuse.relu"(%3) : (!y) -> !y
   return %4 : !y
 }
@@ -99,9 +99,9 @@ func.func @residual_without_bias_then_gelu(%x: !xq, %w: !w, %r: !y) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %1 = "qfuse.add"(%0, %r) : (!y, !y) -> !y
-  // expected-remark @+1 {{epilogue-gelu_tanh: fired}}
+  // expected-remark @+1 {{epilogue-residual-unary: fired}}
   %2 = "qfuse.gelu_tanh"(%1) : (!y) -> !y
   return %2 : !y
 }
@@ -124,7 +124,7 @@ func.func @gelu_is_erf(%x: !xq, %w: !w) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-gelu: fired}}
+  // expected-remark @+1 {{epilogue-activation: fired}}
   %1 = "qfuse.gelu"(%0) : (!y) -> !y
   return %1 : !y
 }
@@ -146,9 +146,9 @@ func.func @column_and_scalar(%x: !xq, %w: !w, %c: tensor<?x1xf32>, %s: tensor<f3
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-mul: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %1 = "qfuse.mul"(%0, %c) : (!y, tensor<?x1xf32>) -> !y
-  // expected-remark @+1 {{epilogue-mul: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %2 = "qfuse.mul"(%s, %1) : (tensor<f32>, !y) -> !y
   return %2 : !y
 }
@@ -171,16 +171,20 @@ func.func @promotion(%x: !xq, %w: !w, %r: tensor<?x1400xf32>) -> tensor<?x1400xf
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %1 = "qfuse.add"(%0, %r) : (!y, tensor<?x1400xf32>) -> tensor<?x1400xf32>
   return %1 : tensor<?x1400xf32>
 }
 
 // -----
 
-// A second reader of the product would need the product again.
+// Another reader of the product: it is computed once, and yields both values.
 // CHECK-LABEL: func.func @two_readers
-// CHECK:         "qfuse.add"
+// CHECK:         %[[R:.+]]:2 = "qfuse.matmul"
+// CHECK-NEXT:    ^bb0(%[[ACC:.+]]: f32, %[[BIAS:.+]]: f32):
+// CHECK:           %[[S:.+]] = arith.addf %{{.*}}, %[[BIAS]]
+// CHECK-NEXT:      "qfuse.yield"(%[[ACC]], %[[S]])
+// CHECK:         return %[[R]]#1, %[[R]]#0
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
 #weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
 !x = tensor<?x512xbf16>
@@ -189,20 +193,23 @@ func.func @promotion(%x: !xq, %w: !w, %r: tensor<?x1400xf32>) -> tensor<?x1400xf
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @two_readers(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> (!y, !y) {
-  // expected-remark @+1 {{refused at qfuse.matmul: the product has 2 readers, and fusing one would compute it again for the others; give the value one reader}}
   %0 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
   return %1, %0 : !y, !y
 }
 
 // -----
 
-// Both operands are the product: two readers.
+// Both operands are the product: nothing else is read.
 // CHECK-LABEL: func.func @reads_itself_twice
-// CHECK:         "qfuse.add"
+// CHECK:         ^bb0(%{{[^,]*}}: f32):
+// CHECK:           arith.addf
+// CHECK:         maps = []
+// CHECK-NOT:     "qfuse.add"
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
 #weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
 !x = tensor<?x512xbf16>
@@ -211,11 +218,11 @@ func.func @two_readers(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> (!y, !y) {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @reads_itself_twice(%x: !xq, %w: !w) -> !y {
-  // expected-remark @+1 {{the product has 2 readers}}
   %0 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{epilogue-activation: fired}}
   %1 = "qfuse.add"(%0, %0) : (!y, !y) -> !y
   return %1 : !y
 }
@@ -255,20 +262,24 @@ func.func @broadcast_up(%x: tensor<1x512xbf16>, %w: !w, %r: tensor<4x1400xbf16>)
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @unknown_rows(%x: !xq, %w: !w, %r: tensor<4x1400xbf16>) -> !y {
-  // expected-remark @+1 {{operand tensor<4x1400xbf16> does not broadcast to the product's tensor<?x1400xbf16> as [N], [M,1], [M,N] or a scalar}}
   %0 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  // expected-remark @+1 {{operand tensor<4x1400xbf16> does not broadcast to the product's tensor<?x1400xbf16> as [N], [M,1], [M,N] or a scalar}}
   %1 = "qfuse.add"(%0, %r) : (!y, tensor<4x1400xbf16>) -> !y
   return %1 : !y
 }
 
 // -----
 
-// Which result is meant would have to be kept apart.
+// A result of several takes the bias, the others stay as they are, in their places.
 // CHECK-LABEL: func.func @several_results
-// CHECK:         "qfuse.add"
+// CHECK:         %[[R:.+]]:2 = "qfuse.matmul"
+// CHECK-NEXT:    ^bb0(%[[ACC:.+]]: f32, %{{.*}}: f32):
+// CHECK:           %[[S:.+]] = arith.addf
+// CHECK-NEXT:      "qfuse.yield"(%[[S]], %[[ACC]])
+// CHECK:         return %[[R]]#0, %[[R]]#1
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
 #weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
 !x = tensor<?x512xbf16>
@@ -277,11 +288,11 @@ func.func @unknown_rows(%x: !xq, %w: !w, %r: tensor<4x1400xbf16>) -> !y {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @several_results(%x: !xq, %w: !w, %b: tensor<1400xbf16>) -> (!y, !y) {
-  // expected-remark @+1 {{refused at qfuse.matmul: the product has 2 results}}
   %0:2 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc, %acc) : (f32, f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !w) -> (!y, !y)
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %1 = "qfuse.add"(%0#0, %b) : (!y, tensor<1400xbf16>) -> !y
   return %1, %0#1 : !y, !y
 }
@@ -309,7 +320,7 @@ func.func @two_products(%x: !xq, %w: !w, %v: !w) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %2 = "qfuse.add"(%0, %1) : (!y, !y) -> !y
   return %2 : !y
 }
@@ -332,7 +343,7 @@ func.func @input_scheme(%x: !x, %w: !w) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
-  // expected-remark @+1 {{epilogue-silu: fired}}
+  // expected-remark @+1 {{epilogue-activation: fired}}
   %1 = "qfuse.silu"(%0) : (!y) -> !y
   return %1 : !y
 }
@@ -392,7 +403,7 @@ func.func @product_of_a_product(%x: !xq, %a: !v, %b: !v) -> !x {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !v) -> !x
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %3 = "qfuse.add"(%0, %2) : (!x, !x) -> !x
   return %3 : !x
 }
@@ -415,19 +426,19 @@ func.func @single_row_and_column(%x: tensor<1x512xbf16>, %w: !w, %r: tensor<1x14
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x512xbf16>, !w) -> tensor<1x1400xbf16>
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %1 = "qfuse.add"(%0, %r) : (tensor<1x1400xbf16>, tensor<1x1400xbf16>) -> tensor<1x1400xbf16>
-  // expected-remark @+1 {{epilogue-mul: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %2 = "qfuse.mul"(%1, %f) : (tensor<1x1400xbf16>, tensor<1x1xbf16>) -> tensor<1x1400xbf16>
   %3 = "qfuse.matmul"(%z, %v) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !qfuse.qtensor<tensor<1x512xf8E4M3FN>, #weight>) -> tensor<?x1xbf16>
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %4 = "qfuse.add"(%3, %b) : (tensor<?x1xbf16>, tensor<1xbf16>) -> tensor<?x1xbf16>
-  // expected-remark @+1 {{epilogue-mul: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %5 = "qfuse.mul"(%4, %s) : (tensor<?x1xbf16>, tensor<f32>) -> tensor<?x1xbf16>
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %6 = "qfuse.add"(%5, %c) : (tensor<?x1xbf16>, tensor<?x1xbf16>) -> tensor<?x1xbf16>
   return %2, %6 : tensor<1x1400xbf16>, tensor<?x1xbf16>
 }

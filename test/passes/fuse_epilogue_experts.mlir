@@ -6,7 +6,7 @@
 // CHECK-DAG: combine-residual: refused at qfuse.combine: it adds a residual already
 // CHECK-DAG: combine-residual: refused at qfuse.combine: the sum has 2 readers, and the others want it without the residual; give the sum one reader
 // CHECK-DAG: combine-residual: refused at qfuse.combine: the residual is tensor<?x64xf32>, the sum tensor<?x64xbf16>
-// CHECK-DAG: epilogue-add: fired at qfuse.add
+// CHECK-DAG: epilogue-residual-binary: fired at qfuse.add
 
 !y = tensor<?x4x64xbf16>
 !s = tensor<?x4xi32>

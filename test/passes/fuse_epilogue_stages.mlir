@@ -19,11 +19,11 @@ func.func @stages_that_are_on(%x: !xq, %w: !w, %b: tensor<1400xbf16>, %r: !y) ->
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{epilogue-add: fired}}
+  // expected-remark @+1 {{epilogue-bias: fired}}
   %1 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
-  // expected-remark @+2 {{epilogue-silu: fired}}
-  // expected-remark @+1 {{refused at qfuse.matmul: stage residual-binary is switched off; add it to qfuse-fuse-epilogue=stages}}
+  // expected-remark @+1 {{epilogue-activation: fired}}
   %2 = "qfuse.silu"(%1) : (!y) -> !y
+  // expected-remark @+1 {{refused at qfuse.add: stage residual-binary is switched off; add it to qfuse-fuse-epilogue=stages}}
   %3 = "qfuse.add"(%2, %r) : (!y, !y) -> !y
   return %3 : !y
 }

@@ -283,3 +283,87 @@ func.func @norm_with_alpha(%x: !torch.vtensor<[4,512],f32>, %w: !torch.vtensor<[
   %7 = torch.aten.mul.Tensor %5, %w : !torch.vtensor<[4,512],f32>, !torch.vtensor<[512],f32> -> !torch.vtensor<[4,512],f32>
   return %7 : !torch.vtensor<[4,512],f32>
 }
+
+// -----
+
+// Every spelling of element-wise operations: numbers become constants, missing bounds infinities.
+// CHECK-LABEL: func.func @spellings
+// CHECK-DAG:     %[[HALF:.+]] = arith.constant dense<5.000000e-01> : tensor<f32>
+// CHECK-DAG:     %[[TWO:.+]] = arith.constant dense<2.000000e+00> : tensor<f32>
+// CHECK:         %[[X:.+]] = "qfuse.rms_norm"
+// CHECK:         %[[A:.+]] = "qfuse.add"(%[[X]], %[[HALF]]) : (tensor<?x512xbf16>, tensor<f32>) -> tensor<?x512xbf16>
+// CHECK:         %[[B:.+]] = "qfuse.sub"(%[[A]], %[[X]])
+// CHECK:         %[[C:.+]] = "qfuse.sub"(%[[B]], %[[TWO]])
+// CHECK:         %[[D:.+]] = "qfuse.sub"(%[[TWO]], %[[C]])
+// CHECK:         %[[E:.+]] = "qfuse.mul"(%[[D]], %[[HALF]])
+// CHECK:         %[[F:.+]] = "qfuse.div"(%[[E]], %[[TWO]])
+// CHECK:         %[[G:.+]] = "qfuse.div"(%[[F]], %[[X]])
+// CHECK:         %[[H:.+]] = "qfuse.square"(%[[G]])
+// CHECK:         %[[I:.+]] = "qfuse.clamp"(%[[H]]) {high = 2.000000e+00 : f64, low = 0xFFF0000000000000 : f64}
+// CHECK:         %[[J:.+]] = "qfuse.clamp"(%[[I]]) {high = 0x7FF0000000000000 : f64, low = 5.000000e-01 : f64}
+// CHECK:         %[[K:.+]] = "qfuse.clamp"(%[[J]]) {high = 2.000000e+00 : f64, low = 5.000000e-01 : f64}
+// CHECK:         %[[L:.+]] = "qfuse.cast"(%[[K]]) : (tensor<?x512xbf16>) -> tensor<?x512xf32>
+// CHECK:         %[[M:.+]] = "qfuse.neg"(%[[L]])
+// CHECK:         %[[N:.+]] = "qfuse.exp"(%[[M]])
+// CHECK:         %[[O:.+]] = "qfuse.sigmoid"(%[[N]])
+// CHECK:         "qfuse.tanh"(%[[O]])
+!t = !torch.vtensor<[?,512],bf16>
+!f = !torch.vtensor<[?,512],f32>
+func.func @spellings(%x: !t, %w: !torch.vtensor<[512],bf16>) -> !f {
+  %int512 = torch.constant.int 512
+  %one = torch.constant.int 1
+  %two = torch.constant.int 2
+  %half = torch.constant.float 5.0E-1
+  %code = torch.constant.int 6
+  %no = torch.constant.bool false
+  %none = torch.constant.none
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: fired}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !t, !torch.list<int>, !torch.vtensor<[512],bf16>, !torch.float -> !t
+  %a = torch.aten.add.Scalar %y, %half, %one : !t, !torch.float, !torch.int -> !t
+  %b = torch.aten.sub.Tensor %a, %y, %one : !t, !t, !torch.int -> !t
+  %c = torch.aten.sub.Scalar %b, %two, %one : !t, !torch.int, !torch.int -> !t
+  %d = torch.aten.rsub.Scalar %c, %two, %one : !t, !torch.int, !torch.int -> !t
+  %e = torch.aten.mul.Scalar %d, %half : !t, !torch.float -> !t
+  %f = torch.aten.div.Scalar %e, %two : !t, !torch.int -> !t
+  %g = torch.aten.div.Tensor %f, %y : !t, !t -> !t
+  %h = torch.aten.pow.Tensor_Scalar %g, %two : !t, !torch.int -> !t
+  %i = torch.aten.clamp %h, %none, %two : !t, !torch.none, !torch.int -> !t
+  %j = torch.aten.clamp_min %i, %half : !t, !torch.float -> !t
+  %k = torch.aten.hardtanh %j, %half, %two : !t, !torch.float, !torch.int -> !t
+  %l = torch.aten.to.dtype %k, %code, %no, %no, %none : !t, !torch.int, !torch.bool, !torch.bool, !torch.none -> !f
+  %m = torch.aten.neg %l : !f -> !f
+  %n = torch.aten.exp %m : !f -> !f
+  %o = torch.aten.sigmoid %n : !f -> !f
+  %p = torch.aten.tanh %o : !f -> !f
+  return %p : !f
+}
+
+// -----
+
+// What looks alike and is something else: other powers, scaled sums, bounds in the wrong order (of
+// which torch takes the upper), numbers that are not known, and casts to integers.
+// CHECK-LABEL: func.func @no_spellings
+// CHECK:         "qfuse.rms_norm"
+// CHECK-NOT:     qfuse.{{[^r]}}
+!t = !torch.vtensor<[?,512],bf16>
+func.func @no_spellings(%x: !t, %w: !torch.vtensor<[512],bf16>, %u: !torch.float) -> (!t, !t, !t, !t, !t, !torch.vtensor<[?,512],si32>) {
+  %int512 = torch.constant.int 512
+  %one = torch.constant.int 1
+  %two = torch.constant.int 2
+  %three = torch.constant.int 3
+  %no = torch.constant.bool false
+  %none = torch.constant.none
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: fired}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !t, !torch.list<int>, !torch.vtensor<[512],bf16>, !torch.float -> !t
+  %a = torch.aten.pow.Tensor_Scalar %y, %three : !t, !torch.int -> !t
+  %b = torch.aten.sub.Tensor %y, %x, %two : !t, !t, !torch.int -> !t
+  %c = torch.aten.clamp %y, %two, %one : !t, !torch.int, !torch.int -> !t
+  %d = torch.aten.mul.Scalar %y, %u : !t, !torch.float -> !t
+  %e = torch.aten.clamp_max %y, %u : !t, !torch.float -> !t
+  %f = torch.aten.to.dtype %y, %three, %no, %no, %none : !t, !torch.int, !torch.bool, !torch.bool, !torch.none -> !torch.vtensor<[?,512],si32>
+  return %a, %b, %c, %d, %e, %f : !t, !t, !t, !t, !t, !torch.vtensor<[?,512],si32>
+}

@@ -10,7 +10,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.lowering.cpu import math_functions
 from qfuse.lowering.cpu.emit import Function, Value
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.region import emit_activation
+from qfuse.lowering.cpu.region import emit_scalars
 
 INF, NAN = torch.inf, torch.nan
 
@@ -58,7 +58,7 @@ def test_exp_underflows_gradually() -> None:
 def activation(name: str) -> Callable[[Function, Value], Value]:
     def emit(f: Function, x: Value) -> Value:
         with ir.Context(), ir.Location.unknown():
-            return emit_activation(Lanes(f, "generic"), name, x)
+            return emit_scalars(Lanes(f, "generic"), partial(build_activation, name), x)
 
     return emit
 
