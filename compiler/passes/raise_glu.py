@@ -16,16 +16,32 @@ from qfuse.compiler import remarks
 from qfuse.compiler.passes.raise_elementwise import (
     activation_has_one_reader,
     computes_floats,
-    is_erf_form,
-    is_one,
-    is_tanh_form,
     touches_qfuse,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Predicate, Refusal, Verdict
-from qfuse.compiler.torch_ir import NotConstant, constant_of, from_builtin, to_builtin
+from qfuse.compiler.torch_ir import (
+    NotConstant,
+    constant_of,
+    from_builtin,
+    is_constant,
+    to_builtin,
+)
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import create_glu
 from qfuse.dialects.glu import ACTIVATIONS, SWIGLU_OAI, Glu
+
+
+def is_erf_form(approximate: ir.Value) -> Verdict:
+    return None if is_constant(approximate, "none") else MISMATCH
+
+
+def is_tanh_form(approximate: ir.Value) -> Verdict:
+    return None if is_constant(approximate, "tanh") else MISMATCH
+
+
+def is_one(alpha: ir.Value) -> Verdict:
+    return None if is_constant(alpha, 1, 1.0) else MISMATCH
+
 
 _CLAMP, _MUL = "torch.aten.clamp", "torch.aten.mul.Tensor"
 

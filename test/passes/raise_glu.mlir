@@ -119,7 +119,7 @@ func.func @plus_two(%a: !b, %b: !b) -> !g {
 // Up is clamped elsewhere than gate.
 // CHECK-LABEL: func.func @two_limits
 // CHECK-NOT:     "qfuse.glu"({{.*}}limit
-// CHECK:         torch.aten.clamp
+// CHECK:         "qfuse.clamp"
 // CHECK:         return
 func.func @two_limits(%a: !b, %b: !b) -> !g {
   %none = torch.constant.none
@@ -139,7 +139,7 @@ func.func @two_limits(%a: !b, %b: !b) -> !g {
 // Gate is clamped from below, too.
 // CHECK-LABEL: func.func @gate_from_below
 // CHECK-NOT:     "qfuse.glu"({{.*}}limit
-// CHECK:         torch.aten.clamp
+// CHECK:         "qfuse.clamp"
 // CHECK:         return
 func.func @gate_from_below(%a: !b, %b: !b) -> !g {
   %none = torch.constant.none
@@ -196,7 +196,7 @@ func.func @unknown_limit(%a: !b, %b: !b, %any: !torch.float) -> !g {
 // Somebody else reads the activation.
 // CHECK-LABEL: func.func @two_readers
 // CHECK-NOT:     "qfuse.glu"
-// CHECK:         torch.aten.clamp
+// CHECK:         "qfuse.clamp"
 // CHECK:         return
 func.func @two_readers(%a: !b, %b: !b) -> (!g, !g) {
   %none = torch.constant.none

@@ -1,11 +1,13 @@
 """exp, tanh and erf against f64, and their limits."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from vector_functions import apply
 
+from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import ir
 from qfuse.lowering.cpu import math_functions
 from qfuse.lowering.cpu.emit import Function, Value
