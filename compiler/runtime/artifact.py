@@ -18,7 +18,7 @@ import torch
 
 from qfuse.dialects.errors import QfuseError
 
-VERSION = 2
+VERSION = 3
 ALIGNMENT = 64
 
 _KIND = "qfuse.artifact"

@@ -13,8 +13,7 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
-from qfuse.lowering.cpu.layout import WeightLayout
-from qfuse.lowering.cpu.weights import pack_experts, pack_weight
+from qfuse.lowering.cpu.weights import Part, empty_weight, layout_of, pack_experts, pack_weight
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.weights import join_rows, joined_rows
 
@@ -98,14 +97,11 @@ class Program:
         }
         for i, prepare in enumerate(plan.prepares):
             parts = [
-                (
-                    _parameter(parameters, by_value[codes], target),
-                    _parameter(parameters, by_value[scale], target),
-                )
-                for codes, scale in prepare.parts
+                tuple(_parameter(parameters, by_value[value], target) for value in part)
+                for part in prepare.parts
             ]
-            packed, scale = _ARRANGE[prepare.layout](parts, prepare.block)
-            constants[prepare.packed], constants[prepare.scale] = packed, scale
+            made = _ARRANGE[prepare.layout](parts, prepare)
+            constants.update(zip(prepare.made, made, strict=True))
             if progress is not None:
                 progress(i + 1, len(plan.prepares))
         for literal in plan.literals:
@@ -138,8 +134,7 @@ class Program:
             if value in read or value not in packed:
                 constants[value] = torch.empty(type_.shape, dtype=DTYPES[type_.dtype])
         for prepare in plan.prepares:
-            made = _empty_weight(prepare, types)
-            constants[prepare.packed], constants[prepare.scale] = made
+            constants.update(zip(prepare.made, _empty_weight(prepare, types), strict=True))
         for literal in plan.literals:
             constants[literal.value] = _literal(literal.data, literal.type)
         used = {k.name: kernels[k.name] for k in plan.kernels}
@@ -261,14 +256,20 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.device, where, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _pack_experts(
-    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], block: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    ((codes, scale),) = parts  # experts are never joined
-    return pack_experts(codes, scale, block)
+def _pack(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
+    return pack_weight(parts, prepare.block, prepare.packing)
 
 
-_ARRANGE = {"packed": pack_weight, "experts": _pack_experts, "rows": join_rows}
+def _pack_experts(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
+    ((codes, scale, *zero),) = parts  # experts are never joined
+    return pack_experts(codes, scale, prepare.block, prepare.packing, *zero)
+
+
+def _join(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
+    return join_rows([(codes, scale) for codes, scale in parts], prepare.block)
+
+
+_ARRANGE = {"packed": _pack, "experts": _pack_experts, "rows": _join}
 """What puts a weight into each layout."""
 
 
@@ -290,25 +291,24 @@ def _parameter(
     return tensor.detach().contiguous()
 
 
-def _empty_weight(
-    prepare: Prepare, types: Mapping[int, TensorType]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a prepared weight's codes and scales would be, without contents."""
-    codes, scale = (types[value] for value in prepare.parts[0])
-    rows, k = [types[c].shape[0] for c, _ in prepare.parts], codes.shape[1]
-    if prepare.layout == "experts":
-        layout = WeightLayout((codes.shape[1],), codes.shape[2], *prepare.block)
-        size = codes.shape[0] * layout.packed_bytes
-        return torch.empty(size, dtype=torch.uint8), torch.empty(scale.shape)
-    if prepare.layout == "packed":
-        layout = WeightLayout(tuple(rows), k, *prepare.block)
-        return torch.empty(layout.packed_bytes, dtype=torch.uint8), torch.empty(layout.scale_shape)
-    _, total = joined_rows(rows, prepare.block[0])
-    scale_rows = sum(types[s].shape[0] for _, s in prepare.parts)
-    return (
-        torch.empty(total, k, dtype=DTYPES[codes.dtype]),
-        torch.empty(scale_rows, scale.shape[1], dtype=DTYPES[scale.dtype]),
+def _empty_weight(prepare: Prepare, types: Mapping[int, TensorType]) -> tuple[torch.Tensor, ...]:
+    """What a prepared weight's values would be, without contents."""
+    parts = [[types[value] for value in part] for part in prepare.parts]
+    if prepare.layout != "rows":
+        shapes = [[_meta(t) for t in part] for part in parts]
+        experts = parts[0][0].shape[0] if prepare.layout == "experts" else 0
+        of_one = [[t[0] for t in part] for part in shapes] if experts else shapes
+        return empty_weight(layout_of(of_one, prepare.block, prepare.packing), experts)
+    _, total = joined_rows([codes.shape[0] for codes, *_ in parts], prepare.block[0])
+    rows = [total, *(sum(part[i].shape[0] for part in parts) for i in range(1, len(parts[0])))]
+    return tuple(
+        torch.empty(n, *t.shape[1:], dtype=DTYPES[t.dtype])
+        for n, t in zip(rows, parts[0], strict=True)
     )
+
+
+def _meta(type_: TensorType) -> torch.Tensor:
+    return torch.empty(type_.shape, dtype=DTYPES[type_.dtype], device="meta")
 
 
 def _tensor_type(parameter: Argument) -> TensorType:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC, segments
+from qfuse.lowering.cpu.direct import build_direct
 from qfuse.lowering.cpu.emit import I32, LANES, Function, Index, Value
 from qfuse.lowering.cpu.kernel import (
     PREPASS_COUNTER,
@@ -33,8 +34,7 @@ from qfuse.lowering.cpu.kernel import (
     Entry,
 )
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, WeightLayout, round_up
-from qfuse.lowering.cpu.product import build_direct
+from qfuse.lowering.cpu.layout import WeightLayout, round_up
 from qfuse.lowering.cpu.product_kernel import (
     ProductKernel,
     Rows,
@@ -43,7 +43,7 @@ from qfuse.lowering.cpu.product_kernel import (
     refuse_product,
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
-from qfuse.lowering.cpu.signature import Built, Signature
+from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
 
 OPS = ("qfuse.group_matmul",)
 
@@ -53,25 +53,14 @@ _BEYOND = 2**31 - 1  # fills a table: no task has this number
 def refuse(op: ir.Operation) -> str | None:
     if why := refuse_product(op):
         return why
-    w = shaped(op.operands[1].type)
-    assert w.scheme is not None
-    block = w.scheme.block
-    parts = list(ir.DenseI64ArrayAttr(op.attributes["parts"]))
-    if len(parts) > 1 and block[0] % GROUP:
-        return (
-            f"w: blocks of {list(block)} have no CPU kernel where the weight of an expert has "
-            f"{len(parts)} parts; rows must then be a multiple of {GROUP}, as in [128, 128]"
-        )
     if _has_tokens(op) and shaped(op.operands[3].type).shape[1] == DYNAMIC:
         return "the number of choices of a token is dynamic; it must be static"
     return None
 
 
 def build(signature: Signature, level: str) -> Built:
-    w = signature.operands[1].shaped
-    assert w.scheme is not None
     parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
-    layout = WeightLayout(parts, w.shape[2], *w.scheme.block, joined=True)
+    layout = weight_layout(signature.operands[1].shaped, parts)
     return _GroupKernel(signature, level, layout).build()
 
 

@@ -3,7 +3,8 @@
 Every entry of a kernel takes the same arguments, each a 64-bit slot:
 
     data pointers    for each argument, then each result of the kernel function: one pointer for
-                     a plain tensor, data and scales for a quantized one (`parameters`)
+                     a plain tensor; data, scales and, if there are any and it is not packed,
+                     zero points for a quantized one (`parameters`)
     shared           scratch that all threads see (x packed by the entry's prepass)
     slots            scratch of the threads, `Entry.slot_bytes` each
     counters         int64, zero at the start: [0] next task, [8] next free slot, and the same
@@ -34,7 +35,7 @@ class Parameter:
     source: Literal["operand", "result"]
     index: int
     """Which argument or result of the kernel function."""
-    part: Literal["data", "scale"] = "data"
+    part: Literal["data", "scale", "zero"] = "data"
     packed: bool = False
     """The pointer is to a weight as `weights.pack_weight` lays it out."""
 

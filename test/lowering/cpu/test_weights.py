@@ -69,8 +69,9 @@ def test_parts_of_an_expert_begin_at_their_blocks() -> None:
     [
         ((64, 128), (1, 1), (128, 128), "expected \\[E, N, K\\]"),
         ((0, 64, 128), (0, 1, 1), (128, 128), "expected \\[E, N, K\\]"),
-        ((2, 64, 128), (1, 1, 1), (128, 128), "expected scales \\[2, 1, 1\\]"),
-        ((2, 64, 128), (2, 8, 1), (8, 128), "rows must be a multiple of 16"),
+        ((2, 64, 128), (2, 2, 1), (128, 128), "expected K = 128 and scales \\[1, 1\\]"),
+        ((2, 64, 128), (1, 1, 1), (128, 128), "not of equally many experts"),
+        ((2, 64, 128), (2, 1, 16), (128, 8), "columns must be a multiple of 16"),
     ],
 )
 def test_refuses_experts(
@@ -84,7 +85,8 @@ def test_refuses_experts(
     ("parts", "block", "reason"),
     [
         ([], (128, 128), "no weight"),
-        ([weight(64, 128)], (8, 128), "rows must be a multiple of 16"),
+        ([weight(64, 128)], (128, 8), "columns must be a multiple of 16"),
+        ([(weight(64, 128)[0], torch.ones(1, 1).double())], (128, 128), "scales of torch.float64"),
         ([(weight(64, 128)[0], torch.ones(2, 1))], (128, 128), "expected K = 128 and scales"),
         ([weight(64, 128), weight(64, 64)], (128, 128), "part 1 has codes"),
     ],

@@ -1,0 +1,137 @@
+"""Products of weights of every scheme by every kind of x, against f64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cpu_kernels import TESTED_LEVELS, Tensor, matmul_text, plain, run, same_bits
+from schemes import (
+    Operand,
+    int4,
+    mxfp4,
+    plain_x,
+    q4_0,
+    q4_k,
+    q6_k,
+    q8_0,
+    quantized_x,
+    simple,
+)
+
+levels = pytest.mark.parametrize("level", TESTED_LEVELS)
+ROWS = (0, 1, 2, 8, 9, 17)
+MOST = max(ROWS)
+
+Make = Callable[[int, int], Operand]
+
+WEIGHTS: dict[str, Make] = {
+    "e4m3 by channel": lambda n, k: simple(n, k, "f8E4M3FN", (1, 0)),
+    "e4m3 per 32": lambda n, k: simple(n, k, "f8E4M3FN", (1, 32)),
+    "e5m2 by channel": lambda n, k: simple(n, k, "f8E5M2", (1, 0)),
+    "e4m3 blocks of e8m0": lambda n, k: simple(n, k, "f8E4M3FN", (128, 128), "f8E8M0FNU"),
+    "e4m3 per 128 of e8m0": lambda n, k: simple(n, k, "f8E4M3FN", (1, 128), "f8E8M0FNU"),
+    "e4m3 odd rows": lambda n, k: simple(n, k, "f8E4M3FN", (24, 64)),
+    "i8 by channel": lambda n, k: simple(n, k, "i8", (1, 0)),
+    "i8 by channel of bf16": lambda n, k: simple(n, k, "i8", (1, 0), "bf16"),
+    "i8 per 128": lambda n, k: simple(n, k, "i8", (1, 128), "f16"),
+    "i8 blocks": lambda n, k: simple(n, k, "i8", (128, 128)),
+    "q8_0": q8_0,
+    "int4 per 32": lambda n, k: int4(n, k, 32),
+    "int4 per 64 of bf16": lambda n, k: int4(n, k, 64, "bf16"),
+    "int4 per 128 of f32": lambda n, k: int4(n, k, 128, "f32"),
+    "int4 by channel": lambda n, k: int4(n, k, 0, "f32"),
+    "int4 per 32 with zeros": lambda n, k: int4(n, k, 32, zeros=True),
+    "int4 per 128 with zeros": lambda n, k: int4(n, k, 128, "bf16", zeros=True),
+    "int4 by channel with zeros": lambda n, k: int4(n, k, 0, "f32", zeros=True),
+    "q4_0": q4_0,
+    "q4_k": q4_k,
+    "q6_k": q6_k,
+    "mxfp4": mxfp4,
+}
+
+XS: dict[str, Make] = {
+    "f32": lambda m, k: plain_x(m, k, "f32"),
+    "bf16": lambda m, k: plain_x(m, k, "bf16"),
+    "f16": lambda m, k: plain_x(m, k, "f16"),
+    "e4m3 by token": lambda m, k: quantized_x(m, k, "f8E4M3FN", 0),
+    "e4m3 per 128": lambda m, k: quantized_x(m, k, "f8E4M3FN", 128),
+    "e4m3 per 32 of e8m0": lambda m, k: quantized_x(m, k, "f8E4M3FN", 32, "f8E8M0FNU"),
+    "i8 by token": lambda m, k: quantized_x(m, k, "i8", 0),
+    "i8 per 128": lambda m, k: quantized_x(m, k, "i8", 128, "bf16"),
+    "i8 per 32": lambda m, k: quantized_x(m, k, "i8", 32, "f16"),
+    "q8_1": lambda m, k: quantized_x(m, k, "i8", 32, "f16", "q8_1"),
+}
+
+CASES = [
+    *(("e4m3 by channel", x) for x in ("e4m3 by token", "e4m3 per 128", "bf16", "i8 by token")),
+    *(("e4m3 per 32", x) for x in ("e4m3 by token", "e4m3 per 128", "f32")),
+    *(("e5m2 by channel", x) for x in ("e4m3 by token", "f16")),
+    *(("e4m3 blocks of e8m0", x) for x in ("e4m3 per 128", "e4m3 per 32 of e8m0", "bf16")),
+    *(("e4m3 per 128 of e8m0", x) for x in ("e4m3 per 128", "e4m3 by token")),
+    ("e4m3 odd rows", "e4m3 by token"),
+    *(("i8 by channel", x) for x in ("i8 by token", "i8 per 128", "i8 per 32", "q8_1", "bf16")),
+    *(("i8 by channel of bf16", x) for x in ("i8 by token", "f32", "f16")),
+    *(("i8 per 128", x) for x in ("i8 by token", "i8 per 128", "bf16", "e4m3 per 128")),
+    *(("i8 blocks", x) for x in ("i8 by token", "i8 per 128")),
+    *(("q8_0", x) for x in ("q8_1", "i8 by token", "bf16")),
+    *(("int4 per 32", x) for x in ("bf16", "f16", "f32", "q8_1", "i8 by token")),
+    *(("int4 per 64 of bf16", x) for x in ("bf16", "q8_1")),
+    *(("int4 per 128 of f32", x) for x in ("f16", "i8 per 128", "q8_1")),
+    *(("int4 by channel", x) for x in ("bf16", "i8 by token", "i8 per 32")),
+    *(("int4 per 32 with zeros", x) for x in ("bf16", "f16", "q8_1")),
+    *(("int4 per 128 with zeros", x) for x in ("bf16", "i8 per 128", "i8 by token")),
+    *(("int4 by channel with zeros", x) for x in ("bf16", "i8 by token")),
+    *(("q4_0", x) for x in ("bf16", "q8_1")),
+    *(("q4_k", x) for x in ("bf16", "f32", "q8_1", "i8 by token", "e4m3 by token")),
+    *(("q6_k", x) for x in ("bf16", "f16", "q8_1", "i8 by token", "i8 per 128")),
+    *(("mxfp4", x) for x in ("bf16", "f32", "q8_1", "i8 per 32")),
+]
+
+
+def check(got: Tensor, x: Operand, w: Operand, m: int) -> None:
+    """`got` is x @ w.T as accurate as f32 accumulation has to be.
+
+    A chain has at most two roundings for each column (bf16 dot products round twice per pair) and
+    a few for each run, every one of at most the sum of magnitudes times 2^-24.
+    """
+    exact = x.values[:m] @ w.values.T
+    magnitude = x.magnitudes[:m] @ w.magnitudes.T
+    k = x.type.shape[1]
+    bound = magnitude * (2 * k + 64) * 2.0**-24 + 1e-30
+    assert bool(((got.double() - exact).abs() <= bound).all())
+    # That bound is for the worst case; errors of many roundings add up as their root does.
+    assert bool(((got.double() - exact).abs() <= magnitude * k**0.5 * 2.0**-22 + 1e-30).all())
+
+
+def product(level: str, x: Operand, w: Operand, rows: tuple[int, ...]) -> dict[int, Tensor]:
+    result = plain(-1, w.type.shape[0], dtype="f32")
+    text = matmul_text(x.type, w.type, [result])
+    packed = w.packed()
+    return {m: run(text, level, [x.rows(m), packed], [result], m, threads=2)[0] for m in rows}
+
+
+@levels
+@pytest.mark.parametrize(("w_name", "x_name"), CASES)
+def test_product(level: str, w_name: str, x_name: str) -> None:
+    n, k = (70, 200) if "q" not in w_name and w_name != "mxfp4" else (70, 512)
+    w, x = WEIGHTS[w_name](n, k), XS[x_name](MOST, k)
+    outputs = product(level, x, w, ROWS)
+    for m in ROWS:
+        check(outputs[m], x, w, m)
+        # An element is the same bits however many rows are computed with it.
+        assert same_bits(outputs[m], outputs[MOST][:m])
+
+
+EXACT = [("i8 by channel", 4000), ("int4 by channel", 1030), ("int4 by channel with zeros", 300)]
+
+
+@levels
+@pytest.mark.parametrize(("name", "k"), EXACT)
+def test_whole_sums_are_exact(level: str, name: str, k: int) -> None:
+    """One scale for all of K: the sum is rounded once, when it becomes f32, and scaled once."""
+    w, x = WEIGHTS[name](70, k), XS["i8 by token"](9, k)
+    outputs = product(level, x, w, (1, 9))
+    codes = x.components[0].double() @ (w.values / w.components[1].double()).round().T
+    scale = x.components[1] * w.components[1].T
+    for m, got in outputs.items():
+        assert torch.equal(got, codes[:m].float() * scale[:m])
