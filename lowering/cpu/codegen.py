@@ -13,14 +13,25 @@ from types import ModuleType
 from qfuse.dialects.bindings import func, ir, passmanager
 from qfuse.dialects.bindings_jit import ExecutionEngine
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.cpu import elementwise, group_matmul, matmul, norm, routing, select_experts
+from qfuse.lowering.cpu import (
+    elementwise,
+    group_matmul,
+    matmul,
+    norm,
+    routing,
+    select_experts,
+    tensor_scale,
+)
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.signature import Built, read_signature
 
 _FAMILIES: dict[str, ModuleType] = {
     op: family
-    for family in (matmul, group_matmul, norm, elementwise, routing, select_experts)
+    for family in (
+        *(matmul, group_matmul, norm, elementwise, tensor_scale),
+        *(routing, select_experts),
+    )
     for op in family.OPS
 }
 

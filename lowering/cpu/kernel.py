@@ -104,9 +104,13 @@ class CompiledKernel:
     def entry(self, m: int) -> Entry:
         return next(e for e in self.entries if e.serves(m))
 
+    def computes(self, m: int) -> bool:
+        """Whether there is anything to do for `m` rows: for none there seldom is."""
+        return m > 0 or any(e.serves(m) for e in self.entries)
+
     def scratch_bytes(self, m: int, threads: int) -> int:
         """Scratch memory that a launch for `m` rows on up to `threads` threads works in."""
-        if m == 0:
+        if not self.computes(m):
             return 0
         entry = self.entry(m)
         rows = entry.task_rows(m, threads)

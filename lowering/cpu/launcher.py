@@ -84,7 +84,7 @@ class Launch:
         self.pointers = slots
         self._kernel = kernel  # keeps the code mapped
         self._steps: list[Callable[[], None]] = []
-        if m == 0:
+        if not compiled.computes(m):
             return
         entry = compiled.entry(m)
         rows = entry.task_rows(m, threads)

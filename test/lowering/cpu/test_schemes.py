@@ -1,10 +1,19 @@
 """Products of weights of every scheme by every kind of x, against f64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from cpu_kernels import TESTED_LEVELS, Tensor, matmul_text, plain, run, same_bits
+from cpu_kernels import (
+    TESTED_LEVELS,
+    Tensor,
+    group_text,
+    matmul_text,
+    plain,
+    run,
+    same_bits,
+)
 from schemes import (
     Operand,
     int4,
@@ -18,31 +27,37 @@ from schemes import (
     simple,
 )
 
+from qfuse.lowering.cpu.weights import pack_experts, pack_weight
+
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
 ROWS = (0, 1, 2, 8, 9, 17)
 MOST = max(ROWS)
 
-Make = Callable[[int, int], Operand]
+Make = Callable[..., Operand]
 
 WEIGHTS: dict[str, Make] = {
-    "e4m3 by channel": lambda n, k: simple(n, k, "f8E4M3FN", (1, 0)),
-    "e4m3 per 32": lambda n, k: simple(n, k, "f8E4M3FN", (1, 32)),
-    "e5m2 by channel": lambda n, k: simple(n, k, "f8E5M2", (1, 0)),
-    "e4m3 blocks of e8m0": lambda n, k: simple(n, k, "f8E4M3FN", (128, 128), "f8E8M0FNU"),
-    "e4m3 per 128 of e8m0": lambda n, k: simple(n, k, "f8E4M3FN", (1, 128), "f8E8M0FNU"),
-    "e4m3 odd rows": lambda n, k: simple(n, k, "f8E4M3FN", (24, 64)),
-    "i8 by channel": lambda n, k: simple(n, k, "i8", (1, 0)),
-    "i8 by channel of bf16": lambda n, k: simple(n, k, "i8", (1, 0), "bf16"),
-    "i8 per 128": lambda n, k: simple(n, k, "i8", (1, 128), "f16"),
-    "i8 blocks": lambda n, k: simple(n, k, "i8", (128, 128)),
+    "e4m3 by channel": lambda n, k, seed=0: simple(n, k, "f8E4M3FN", (1, 0), seed=seed),
+    "e4m3 per 32": lambda n, k, seed=0: simple(n, k, "f8E4M3FN", (1, 32), seed=seed),
+    "e5m2 by channel": lambda n, k, seed=0: simple(n, k, "f8E5M2", (1, 0), seed=seed),
+    "e4m3 blocks of e8m0": lambda n, k, seed=0: simple(
+        n, k, "f8E4M3FN", (128, 128), "f8E8M0FNU", seed=seed
+    ),
+    "e4m3 per 128 of e8m0": lambda n, k, seed=0: simple(
+        n, k, "f8E4M3FN", (1, 128), "f8E8M0FNU", seed=seed
+    ),
+    "e4m3 odd rows": lambda n, k, seed=0: simple(n, k, "f8E4M3FN", (24, 64), seed=seed),
+    "i8 by channel": lambda n, k, seed=0: simple(n, k, "i8", (1, 0), seed=seed),
+    "i8 by channel of bf16": lambda n, k, seed=0: simple(n, k, "i8", (1, 0), "bf16", seed=seed),
+    "i8 per 128": lambda n, k, seed=0: simple(n, k, "i8", (1, 128), "f16", seed=seed),
+    "i8 blocks": lambda n, k, seed=0: simple(n, k, "i8", (128, 128), seed=seed),
     "q8_0": q8_0,
-    "int4 per 32": lambda n, k: int4(n, k, 32),
-    "int4 per 64 of bf16": lambda n, k: int4(n, k, 64, "bf16"),
-    "int4 per 128 of f32": lambda n, k: int4(n, k, 128, "f32"),
-    "int4 by channel": lambda n, k: int4(n, k, 0, "f32"),
-    "int4 per 32 with zeros": lambda n, k: int4(n, k, 32, zeros=True),
-    "int4 per 128 with zeros": lambda n, k: int4(n, k, 128, "bf16", zeros=True),
-    "int4 by channel with zeros": lambda n, k: int4(n, k, 0, "f32", zeros=True),
+    "int4 per 32": lambda n, k, seed=0: int4(n, k, 32, seed=seed),
+    "int4 per 64 of bf16": lambda n, k, seed=0: int4(n, k, 64, "bf16", seed=seed),
+    "int4 per 128 of f32": lambda n, k, seed=0: int4(n, k, 128, "f32", seed=seed),
+    "int4 by channel": lambda n, k, seed=0: int4(n, k, 0, "f32", seed=seed),
+    "int4 per 32 with zeros": lambda n, k, seed=0: int4(n, k, 32, zeros=True, seed=seed),
+    "int4 per 128 with zeros": lambda n, k, seed=0: int4(n, k, 128, "bf16", zeros=True, seed=seed),
+    "int4 by channel with zeros": lambda n, k, seed=0: int4(n, k, 0, "f32", zeros=True, seed=seed),
     "q4_0": q4_0,
     "q4_k": q4_k,
     "q6_k": q6_k,
@@ -135,3 +150,72 @@ def test_whole_sums_are_exact(level: str, name: str, k: int) -> None:
     scale = x.components[1] * w.components[1].T
     for m, got in outputs.items():
         assert torch.equal(got, codes[:m].float() * scale[:m])
+
+
+JOINED = [
+    ("e4m3 by channel", "e4m3 by token"),
+    ("i8 per 128", "i8 by token"),
+    ("q8_0", "q8_1"),
+    ("int4 per 32 with zeros", "bf16"),
+    ("int4 by channel with zeros", "i8 by token"),
+    ("q4_k", "q8_1"),
+    ("q6_k", "bf16"),
+    ("mxfp4", "q8_1"),
+]
+
+
+@levels
+@pytest.mark.parametrize(("w_name", "x_name"), JOINED)
+def test_joined_parts(level: str, w_name: str, x_name: str) -> None:
+    """Two weights joined, of twice the memory of one: the bits of two products, for every M."""
+    n, k = 100, 256
+    weights = [WEIGHTS[w_name](n, k, seed=seed) for seed in (1, 2)]
+    x = XS[x_name](MOST, k)
+    scheme = weights[0].type.scheme
+    assert scheme is not None
+    rows = -(-n // scheme.block[0]) * scheme.block[0] + n
+    result = plain(-1, n, dtype="f32")
+    w_type = replace(weights[0].type, shape=(rows, k))
+    yields = ["%acc1", "%acc0"]
+    text = matmul_text(x.type, w_type, [result] * 2, yields=yields, parts=[n, n])
+    packed = pack_weight([w.components for w in weights], scheme.block, scheme.packing)
+    for joined, *parts in zip(packed, *(w.packed() for w in weights), strict=True):
+        assert joined.numel() == sum(p.numel() for p in parts)
+    for m in (1, 4, 9):
+        up, gate = run(text, level, [x.rows(m), packed], [result] * 2, m)
+        for got, w in ((gate, weights[0]), (up, weights[1])):
+            assert same_bits(got, product(level, x, w, (m,))[m])
+
+
+EXPERTS = [
+    ("e4m3 by channel", "e4m3 by token"),
+    ("i8 by channel", "i8 by token"),
+    ("int4 per 32 with zeros", "bf16"),
+    ("q4_k", "q8_1"),
+    ("mxfp4", "bf16"),
+]
+
+
+@levels
+@pytest.mark.parametrize(("w_name", "x_name"), EXPERTS)
+def test_experts(level: str, w_name: str, x_name: str) -> None:
+    """Rows of experts have the bits of products by the weight of each; one expert has no row."""
+    n, k, counts = 128, 256, (1, 0, 5, 11)
+    each = [WEIGHTS[w_name](n, k, seed=e) for e in range(len(counts))]
+    x = XS[x_name](sum(counts), k)
+    scheme = each[0].type.scheme
+    assert scheme is not None
+    codes, scale, *zero = (torch.stack(c) for c in zip(*(w.components for w in each), strict=True))
+    packed = pack_experts(codes, scale, scheme.block, scheme.packing, *zero)
+    result = plain(-1, n // 2, dtype="f32")
+    w_type = replace(each[0].type, shape=(len(counts), n, k))
+    halves = [n // 2, n // 2]
+    text = group_text(x.type, w_type, [result] * 2, yields=["%acc0", "%acc1"], parts=halves)
+    ends = torch.tensor([0, *counts]).cumsum(0).to(torch.int32)
+    args = [x.components, packed, ends]
+    got = torch.cat(run(text, level, args, [result] * 2, sum(counts), threads=2), 1)
+    for e, w in enumerate(each):
+        begin, end = int(ends[e]), int(ends[e + 1])
+        own = replace(x, components=tuple(c[begin:end] for c in x.components))
+        wanted = product(level, own, w, (end - begin,))[end - begin]
+        assert same_bits(got[begin:end], wanted)
