@@ -9,13 +9,20 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 import torch
-from cpu_kernels import TORCH, Tensor
 from gguf import GGMLQuantizationType as Ggml
 
 from qfuse.dialects.types import PACKINGS, Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.weights import pack_weight
 
+Tensor = torch.Tensor
+TORCH = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f8E4M3FN": torch.float8_e4m3fn,
+    "f8E5M2": torch.float8_e5m2,
+}
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
 SUPERBLOCK = 256
 
