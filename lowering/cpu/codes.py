@@ -10,10 +10,12 @@ A *step* is what one multiply instruction consumes of a row of x, a 32-bit eleme
 | i16 | a pair of i16 | pmaddwd | everywhere, for codes by codes |
 
 A vector of the weight holds that step of 16 rows.  Integer codes lie there as unsigned bytes
-first (`quads`): a code is such a byte less `OFFSETS`, or less its zero point, times `FACTORS`.
+first (`quads`): a code is such a byte less an offset, or less its zero point, times a factor.
 """
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import F32, I32, Function, Value, vector
 from qfuse.lowering.cpu.fp8 import FORMATS, decode, decode_to_bf16, interleave_bytes, lookup
@@ -28,49 +30,65 @@ _WORDS = vector("i16", 32)
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4_OFFSET = 12
 
+_VALUES: dict[str, list[float]] = {
+    "int4": [v - 8.0 for v in range(16)],
+    "q4_k": [float(v) for v in range(16)],
+    "fp4": [*_E2M1, *(-v for v in _E2M1)],
+}
+"""What codes of four bits stand for, by packing."""
+
 # Of 8-bit elements, by storage type; of packed ones, by packing.
-OFFSETS = {"i8": 128, "int4": 8, "fp4": _FP4_OFFSET, "q4_k": 0, "q6_k": 32}
-FACTORS = {"fp4": 0.5}
+_OFFSETS = {"i8": 128, "int4": 8, "fp4": _FP4_OFFSET, "q4_k": 0, "q6_k": 32}
+_FACTORS = {"fp4": 0.5}
 
 
-def integer_name(layout: WeightLayout, dtype: str) -> str:
-    """The key of OFFSETS and FACTORS; FP8 has none."""
-    return dtype if layout.packing == "none" else layout.packing
+@dataclass(frozen=True)
+class Codes:
+    """How the elements of a weight become steps of a kind, at a level."""
 
+    layout: WeightLayout
+    dtype: str
+    level: str
+    kind: str
 
-def factor_of(layout: WeightLayout, dtype: str, level: str, kind: str) -> float:
-    """What decoded codes are to be multiplied by."""
-    if level == "avx512" and kind in ("bf16", "f32"):
-        return 1.0  # a table of the values themselves
-    return FACTORS.get(integer_name(layout, dtype), 1.0)
+    @property
+    def is_whole(self) -> bool:
+        """Whether codes are whole numbers, or such numbers times `factor`."""
+        return self.dtype not in FORMATS
 
+    @property
+    def offset(self) -> int:
+        """What unsigned codes are too large by, where there are no zero points."""
+        return _OFFSETS[self._name]
 
-def strip_steps(
-    f: Function,
-    layout: WeightLayout,
-    dtype: str,
-    level: str,
-    kind: str,
-    strip: list[Value],
-    zero: Value | None = None,
-) -> list[Value]:
-    """The steps of a strip, as i32 lanes, from its vectors of 64 bytes.
+    @property
+    def factor(self) -> float:
+        """What steps are to be multiplied by, too."""
+        if self.level == "avx512" and self.kind in ("bf16", "f32"):
+            return 1.0  # from a table of the values themselves
+        return _FACTORS.get(self._name, 1.0)
 
-    `zero` are zero points, i32 lanes, which are subtracted unless the kind is i8.
-    """
-    if kind == "i8":
-        return [f.bitcast(q, I32) for q in quads(f, layout, level, strip)]
-    if level == "avx512":
-        pairs = _pairs_of_bf16(f, layout, dtype, strip, zero)
-        return pairs if kind == "bf16" else [s for pair in pairs for s in _halves(f, pair)]
-    if dtype in FORMATS:
-        columns = [decode(f, b, FORMATS[dtype]) for b in _columns(f, strip[0])]
-        return [f.bitcast(column, I32) for column in columns]
-    offset = OFFSETS[integer_name(layout, dtype)]
-    unsigned = quads(f, layout, level, strip)
-    if kind == "i16":
-        return [pair for q in unsigned for pair in _pairs_of_i16(f, q, offset, zero)]
-    return [column for q in unsigned for column in _columns_of_f32(f, q, offset, zero)]
+    @property
+    def _name(self) -> str:
+        return self.dtype if self.layout.packing == "none" else self.layout.packing
+
+    def steps(self, f: Function, strip: list[Value], zero: Value | None = None) -> list[Value]:
+        """The steps of a strip, as i32 lanes, from its vectors of 64 bytes.
+
+        `zero` are zero points, i32 lanes, to be subtracted; not for the kind i8, whose codes stay
+        unsigned.
+        """
+        if self.kind == "i8":
+            return [f.bitcast(q, I32) for q in quads(f, self.layout, self.level, strip)]
+        if self.level == "avx512":
+            pairs = _pairs_of_bf16(f, self.layout, self.dtype, strip, zero)
+            return pairs if self.kind == "bf16" else [s for p in pairs for s in _halves(f, p)]
+        if not self.is_whole:
+            columns = [decode(f, b, FORMATS[self.dtype]) for b in _columns(f, strip[0])]
+            return [f.bitcast(column, I32) for column in columns]
+        emit = _pairs_of_i16 if self.kind == "i16" else _columns_of_f32
+        unsigned = quads(f, self.layout, self.level, strip)
+        return [step for q in unsigned for step in emit(f, q, self.offset, zero)]
 
 
 # -- unsigned bytes --------------------------------------------------------------------------------
@@ -113,8 +131,7 @@ def _nibbles(f: Function, strip: Value) -> list[Value]:
 def _fp4_bytes(f: Function, level: str, codes: Value) -> Value:
     """Codes of e2m1 as twice their value plus _FP4_OFFSET."""
     if level == "avx512":
-        table = [int(2 * v) for v in _E2M1]
-        table = [_FP4_OFFSET + v for v in (*table, *(-v for v in table))]
+        table = [_FP4_OFFSET + int(2 * v) for v in _VALUES["fp4"]]
         return _call(f, "pshuf.b.512", f.bytes(table * 4), codes)
     magnitude = f.binary("andi", codes, f.isplat(7, BYTES))
     doubled = magnitude
@@ -138,27 +155,19 @@ def _pairs_of_bf16(
     if layout.bits == 8:
         return _bytes_to_bf16(f, strip[0])
     if layout.bits == 6:
-        table = _words(f, [v - OFFSETS["q6_k"] for v in range(64)])
+        table = _words(f, [v - _OFFSETS["q6_k"] for v in range(64)])
         words = [w for q in quads(f, layout, "avx512", strip) for w in _low_and_high_bytes(f, q)]
         return [f.bitcast(_lookup_64(f, table, w), I32) for w in words]
     if zero is not None:
-        (table,) = _words(f, [*range(16), *range(-16, 0)])
+        differences = _words(f, [*range(16), *range(-16, 0)])
         zeros = _spread_bytes(f, zero)
         codes = [f.binary("subi", q, zeros) for q in quads(f, layout, "avx512", strip)]
         words = [w for q in codes for w in _low_and_high_bytes(f, q)]
-    else:
-        values = {
-            "fp4": [*_E2M1, *(-v for v in _E2M1)],
-            "int4": [v - OFFSETS["int4"] for v in range(16)],
-            "q4_k": list(range(16)),
-        }[layout.packing]
-        (table,) = _words(f, values * 2)  # a lookup reads a bit more than a code has
-        whole = f.bitcast(strip[0], _WORDS)
-        words = [
-            f.binary("shrui", whole, f.isplat(shift, _WORDS)) if shift else whole
-            for shift in (0, 8, 4, 12)
-        ]
-    return [f.bitcast(_call(f, "permvar.hi.512", table, w), I32) for w in words]
+        return [_lookup_32(f, differences[0], w) for w in words]
+    values = _words(f, [*_VALUES[layout.packing]] * 2)  # one bit more than a code has is read
+    whole = f.bitcast(strip[0], _WORDS)
+    words = [f.binary("shrui", whole, f.isplat(shift, _WORDS)) for shift in (8, 4, 12)]
+    return [_lookup_32(f, values[0], w) for w in (whole, *words)]
 
 
 def _bytes_to_bf16(f: Function, codes: Value) -> list[Value]:
@@ -194,7 +203,7 @@ def _spread_bytes(f: Function, lanes: Value) -> Value:
     return f.bitcast(spread, BYTES)
 
 
-def _words(f: Function, values: list[float]) -> list[Value]:
+def _words(f: Function, values: Sequence[float]) -> list[Value]:
     """A table of bf16 in registers of 32."""
     bits = [_bf16_bits(v) for v in values]
     return [f.words(bits[i : i + 32]) for i in range(0, len(bits), 32)]
@@ -207,7 +216,13 @@ def _bf16_bits(value: float) -> int:
     return bits >> 16
 
 
+def _lookup_32(f: Function, table: Value, words: Value) -> Value:
+    """Words of a table, by the lowest five bits of each, as i32 lanes."""
+    return f.bitcast(_call(f, "permvar.hi.512", table, words), I32)
+
+
 def _lookup_64(f: Function, table: list[Value], words: Value) -> Value:
+    """By the lowest six bits."""
     return f.op(
         f'llvm.call_intrinsic "llvm.x86.avx512.vpermi2var.hi.512"({table[0]}, {words}, '
         f"{table[1]}) : ({_WORDS}, {_WORDS}, {_WORDS}) -> {_WORDS}",

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from qfuse.dialects.types import PACKINGS, STORAGE_BITS, Shaped
 from qfuse.dialects.verify import DYNAMIC, ceil_div
-from qfuse.lowering.cpu.codes import OFFSETS
 from qfuse.lowering.cpu.emit import F32, I8, I32, LANES, Index, Value, vector
 from qfuse.lowering.cpu.fp8 import FORMATS, decode
 from qfuse.lowering.cpu.lanes import Lanes
@@ -19,6 +18,7 @@ Store = Callable[[Piece, Value], None]
 """Takes sixteen values, f32, of a row."""
 
 _SUPERBLOCK = 256
+_INT4_OFFSET, _Q6_K_OFFSET = 8, 32
 
 
 def dequantize_error(value: Shaped) -> str | None:
@@ -92,7 +92,7 @@ def _values(lanes: Lanes, q: Tensor, at: Index, mask: Value | None, zero: Value 
     codes = _nibbles(lanes, q, f.idiv(at, 2), mask)
     if q.dtype == "f4E2M1FN":
         return _e2m1(lanes, codes)
-    less = f.isplat(OFFSETS["int4"]) if zero is None else zero
+    less = f.isplat(_INT4_OFFSET) if zero is None else zero
     return f.cast("arith.sitofp", f.binary("subi", codes, less), F32)
 
 
@@ -209,6 +209,6 @@ def _expand_q6_k(lanes: Lanes, q: Tensor, row: Value, number: Value, store: Stor
         low = block.bits(64 * half + 32 * (quarter % 2) + LANES * part, 4 * (quarter // 2), 15)
         high = block.bits(128 + 32 * half + LANES * part, 2 * quarter, 3)
         codes = f.binary("ori", low, f.binary("shli", high, f.isplat(4)))
-        codes = f.binary("subi", codes, f.isplat(OFFSETS["q6_k"]))
+        codes = f.binary("subi", codes, f.isplat(_Q6_K_OFFSET))
         factor = f.broadcast(block.times(d, block.byte(i, signed=True)))
         store(block.piece(LANES * i), f.mul(f.cast("arith.sitofp", codes, F32), factor))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from qfuse.lowering.cpu.codes import strip_steps
 from qfuse.lowering.cpu.emit import Function, Index, Value
 from qfuse.lowering.cpu.layout import GROUP
 from qfuse.lowering.cpu.product import (
@@ -118,7 +117,7 @@ def _multiply_slice(
             for line in range(0, p.layout.strip_bytes, LINE):
                 f.prefetch(w, f.iadd(strip_at, _PREFETCH_BYTES + line), locality=3)
         strip = load_strip(p, f, w, strip_at)
-        steps.append(strip_steps(f, p.layout, p.w_dtype, p.level, p.kind, strip, zeros[s]))
+        steps.append(p.codes.steps(f, strip, zeros[s]))
     for h in range(p.slice_steps):
         for r in range(rows):
             step = load_step(f, x, f.iadd(x_at, h * rows + r))

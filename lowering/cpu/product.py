@@ -12,7 +12,7 @@ the accumulators are added up as such, and the total is scaled in the end.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qfuse.lowering.cpu.codes import KINDS, OFFSETS, factor_of, integer_name
+from qfuse.lowering.cpu.codes import KINDS, Codes
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, buffer, vector
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.lanes import Lanes
@@ -49,6 +49,10 @@ class Product:
         if self.x_dtype == "i8" and self.w_dtype in _INTEGERS:
             return "i8" if wide else "i16"
         return "bf16" if wide and self.x_dtype in ("bf16", "i8", *FORMATS) else "f32"
+
+    @property
+    def codes(self) -> Codes:
+        return Codes(self.layout, self.w_dtype, self.level, self.kind)
 
     @property
     def exact(self) -> bool:
@@ -98,7 +102,7 @@ class Product:
         """What unsigned codes of the weight are too large by; zero points are apart."""
         if self.kind != "i8" or self.layout.zeros:
             return 0
-        return OFFSETS[integer_name(self.layout, self.w_dtype)]
+        return self.codes.offset
 
     @property
     def corrects_zeros(self) -> bool:
@@ -157,9 +161,9 @@ class Product:
 
     def error(self) -> str | None:
         """Why there is no code for it, or None."""
-        layout, group = self.layout, self.x_group
-        whole = group is None or group >= layout.k
-        if not whole and layout.block % group and group % layout.block:
+        layout = self.layout
+        group = layout.block if self.x_group is None else self.x_group
+        if group < layout.k and layout.block % group and group % layout.block:
             return (
                 f"x is scaled per {group} columns, for which there is no CPU kernel with this w; "
                 f"use a divisor or a multiple of {layout.block}"
@@ -316,8 +320,8 @@ def source_params(p: Product) -> list[Value]:
 def scale_source(
     p: Product, f: Function, w_scale: Value, first: Value, last: Value, column: Index
 ) -> ScaleSource:
-    factor = factor_of(p.layout, p.w_dtype, p.level, p.kind)
-    return ScaleSource(Lanes(f, p.level), p.layout, w_scale, first, last, column, factor)
+    lanes = Lanes(f, p.level)
+    return ScaleSource(lanes, p.layout, w_scale, first, last, column, p.codes.factor)
 
 
 def load_strip(p: Product, f: Function, w: Value, at: Index) -> list[Value]:

@@ -67,6 +67,5 @@ def build(signature: Signature, level: str) -> Built:
 
 def _stretches(f: Function) -> Index:
     """How many stretches of `rows` rows there are."""
-    m, rows = f.params[-2:]
-    rows = f.imax(rows, 1)
+    m, rows = f.params[-2], f.imax(f.params[-1], 1)
     return f.idiv(f.iadd(m, f.isub(rows, 1)), rows)

@@ -1,6 +1,5 @@
 """Products for many rows of x: one decoded block of the weight serves all of them."""
 
-from qfuse.lowering.cpu.codes import strip_steps
 from qfuse.lowering.cpu.emit import I32, Function, Index, Value
 from qfuse.lowering.cpu.layout import GROUP
 from qfuse.lowering.cpu.product import (
@@ -50,7 +49,7 @@ def build_decode(p: Product) -> Function:
                     columns * p.block_steps * width + place * LANES,
                     (number, p.slice_steps * width),
                 )
-                steps = strip_steps(f, layout, p.w_dtype, p.level, p.kind, strip, zeros[s])
+                steps = p.codes.steps(f, strip, zeros[s])
                 for h, step in enumerate(steps):
                     f.store(step, slots, f.iadd(out, h * width))
     return f

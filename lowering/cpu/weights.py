@@ -157,79 +157,83 @@ def _pack_codes(codes: torch.Tensor, layout: WeightLayout, out: torch.Tensor) ->
     """Rows of stored elements to `out` [groups, bytes of a group]."""
     bytes_ = codes.detach().contiguous().view(torch.uint8)
     for first in range(0, len(bytes_), _MAX_ROWS):
-        rows = _UNPACK[layout.packing](bytes_[first : first + _MAX_ROWS])
+        rows = bytes_[first : first + _MAX_ROWS]
         target = out[first // GROUP : ceil_div(first + len(rows), GROUP)]
-        padding = (0, layout.padded_k - layout.k, 0, len(target) * GROUP - len(rows))
-        if any(padding):
-            rows = pad(rows, padding)
-        _ARRANGE[layout.bits](rows, layout, target)
+        padding = (0, layout.padded_k * layout.bits // 8 - rows.shape[1])
+        if any((*padding, len(rows) % GROUP)):
+            rows = pad(rows, (*padding, 0, len(target) * GROUP - len(rows)))
+        _ARRANGE[layout.packing](rows, target)
 
 
-def _nibbles(bytes_: torch.Tensor) -> torch.Tensor:
-    """Two codes a byte, the even column in the low bits."""
-    return torch.stack([bytes_ & 15, bytes_ >> 4], -1).flatten(-2)
-
-
-def _unpack_q4_k(bytes_: torch.Tensor) -> torch.Tensor:
-    runs = bytes_.view(len(bytes_), -1, 32)  # 64 columns each, the first 32 in the low bits
-    return torch.stack([runs & 15, runs >> 4], 2).flatten(1)
-
-
-def _unpack_q6_k(bytes_: torch.Tensor) -> torch.Tensor:
-    blocks = bytes_.view(len(bytes_), -1, 192)
-    # Halves of 128 columns: 64 bytes of lower bits, 32 of upper ones; columns in quarters of 32.
-    low = blocks[..., :128].unflatten(-1, (2, 2, 32))
-    high = blocks[..., 128:].unflatten(-1, (2, 1, 32))
-    lower = torch.cat([low & 15, low >> 4], 3)
-    upper = torch.cat([(high >> shift) & 3 for shift in (0, 2, 4, 6)], 3)
-    return (lower | (upper << 4)).flatten(1)
-
-
-_UNPACK: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda bytes_: bytes_,
-    "int4": _nibbles,
-    "fp4": _nibbles,
-    "q4_k": _unpack_q4_k,
-    "q6_k": _unpack_q6_k,
-}
-"""From bytes as `#qfuse.scheme` draws them to one byte for each code."""
-
-
-def _arrange_8(rows: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:
-    groups, slices = len(out), layout.padded_k // 4
+def _arrange_8(rows: torch.Tensor, out: torch.Tensor) -> None:
+    groups, slices = len(out), rows.shape[1] // 4
     # [group, strip, lane, row, slice, half, column] -> [group, slice, strip, lane, half, row, col]
     split = rows.view(groups, GROUP // STRIP, _LANES, _LANE_ROWS, slices, 2, 2)
     target = out.view(groups, slices, GROUP // STRIP, _LANES, 2, _LANE_ROWS, 2)
     target.copy_(split.permute(0, 4, 1, 2, 5, 3, 6))
 
 
-def _bytes_of(rows: torch.Tensor, layout: WeightLayout, groups: int) -> torch.Tensor:
-    """[group, slice, strip, row, columns / 4, byte of a lane]"""
-    slices = layout.padded_k // layout.columns
-    split = rows.view(groups, GROUP // STRIP, STRIP, slices, layout.columns // 4, 4)
-    return split[..., list(BYTE_COLUMNS)].permute(0, 3, 1, 2, 4, 5)
+def _arrange_4(rows: torch.Tensor, out: torch.Tensor) -> None:
+    """From two codes a byte, the even column in the low bits."""
+    out.view(torch.int32).view(len(out), -1, GROUP).copy_(_by_slice(_lanes(rows), len(out)))
 
 
-def _arrange_4(rows: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:
-    codes = _bytes_of(rows, layout, len(out))
-    target = out.view(*codes.shape[:4], 4)
-    torch.bitwise_or(codes[..., 0, :], codes[..., 1, :] << 4, out=target)
+def _arrange_q4_k(rows: torch.Tensor, out: torch.Tensor) -> None:
+    _arrange_4(torch.cat(_pairs(rows, 32), -1).flatten(1), out)
 
 
-def _arrange_6(rows: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:
-    codes = _bytes_of(rows, layout, len(out))
-    target = out.view(*codes.shape[:3], 3, STRIP, 4)
-    low, high = codes & 15, codes >> 4
-    for i in range(2):
-        target[..., i, :, :] = low[..., 2 * i, :] | (low[..., 2 * i + 1, :] << 4)
-    target[..., 2, :, :] = sum(high[..., i, :] << (2 * i) for i in range(4))
+def _arrange_q6_k(rows: torch.Tensor, out: torch.Tensor) -> None:
+    blocks = rows.view(len(rows), -1, 192)
+    # Halves of 128 columns: 64 bytes of lower bits, 32 of upper ones; columns in quarters of 32.
+    low = torch.cat(_pairs(blocks[..., :128].flatten(1), 64), -1).flatten(1)
+    quarters = blocks[..., 128:].unflatten(-1, (2, 32))
+    high = torch.stack([(quarters >> shift) & 3 for shift in (0, 2, 4, 6)], -2)
+    high = high.view(len(rows), -1, 4, 4)  # four times four columns
+    bytes_ = high[:, :, 0]
+    for i in range(1, 4):
+        bytes_ = bytes_ | (high[:, :, i] << (2 * i))
+    upper = bytes_[..., list(BYTE_COLUMNS)].view(torch.int32).squeeze(-1)
+    lanes = torch.cat([_lanes(low).unflatten(1, (-1, 2)), upper.unsqueeze(2)], 2)
+    by_slice = _by_slice(lanes, len(out))  # [group, slice, row, part]
+    strips = by_slice.unflatten(2, (-1, STRIP)).transpose(3, 4)
+    out.view(torch.int32).view(strips.shape).copy_(strips)
 
 
-_ARRANGE: dict[int, Callable[[torch.Tensor, WeightLayout, torch.Tensor], None]] = {
-    8: _arrange_8,
-    4: _arrange_4,
-    6: _arrange_6,
+_ARRANGE: dict[str, Callable[[torch.Tensor, torch.Tensor], None]] = {
+    "none": _arrange_8,
+    "int4": _arrange_4,
+    "fp4": _arrange_4,
+    "q4_k": _arrange_q4_k,
+    "q6_k": _arrange_q6_k,
 }
+"""From rows of bytes as `#qfuse.scheme` draws them, of whole groups and blocks."""
+
+
+def _pairs(bytes_: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Runs of `size` bytes, the low bits of which are columns before those of the high bits.
+
+    Returns the low and the high columns [rows, runs, size / 2], two neighbours a byte.
+    """
+    words = bytes_.view(torch.int16).unflatten(1, (-1, size // 2))
+    low = (words & 0x0F) | ((words >> 4) & 0xF0)
+    high = ((words >> 4) & 0x0F) | ((words >> 8) & 0xF0)
+    return [low.to(torch.uint8), high.to(torch.uint8)]
+
+
+def _lanes(pairs: torch.Tensor) -> torch.Tensor:
+    """Eight columns of a row as one lane, i32: from column order to that of a strip of 4 bits."""
+    words = pairs.view(torch.int32)
+    stay = words & _signed(0xF0F00F0F)
+    return stay | ((words & 0xF0F0) << 12) | ((words >> 12) & 0xF0F0)
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 32) if bits >> 31 else bits
+
+
+def _by_slice(lanes: torch.Tensor, groups: int) -> torch.Tensor:
+    """[rows, slices, ...] as [group, slice, row of the group, ...]."""
+    return lanes.unflatten(0, (groups, GROUP)).transpose(1, 2)
 
 
 def _pack_records(

@@ -18,6 +18,7 @@ from schemes import (
     Operand,
     int4,
     mxfp4,
+    operand,
     plain_x,
     q4_0,
     q4_k,
@@ -150,6 +151,52 @@ def test_whole_sums_are_exact(level: str, name: str, k: int) -> None:
     scale = x.components[1] * w.components[1].T
     for m, got in outputs.items():
         assert torch.equal(got, codes[:m].float() * scale[:m])
+
+
+EXTREMES = ("bf16", "f32", "e4m3 by token", "i8 by token")
+
+
+@levels
+@pytest.mark.parametrize("name", ["e4m3 by channel", "e5m2 by channel", "i8 by channel", "mxfp4"])
+@pytest.mark.parametrize("x_name", EXTREMES)
+def test_every_code(level: str, name: str, x_name: str) -> None:
+    """Row r of the weight has the code r alone: subnormals and -128 count, NaN spoils its row."""
+    w = WEIGHTS[name](256, 64)
+    codes = torch.zeros_like(w.components[0]).view(torch.uint8)
+    codes[:, 5] = torch.arange(256)
+    ones = torch.ones_like(w.components[1], dtype=torch.float32).to(w.components[1].dtype)
+    w = operand(w.type, (codes.view(w.components[0].dtype), ones))
+    x = XS[x_name](9, 64)
+    if len(x.components) == 2:
+        static = replace(x.type, shape=(9, 64))
+        x = operand(static, (x.components[0].fill_(1), torch.ones(9, 1)), dynamic=True)
+    else:
+        x = replace(x, values=torch.ones(9, 64).double(), components=(x.components[0].fill_(1),))
+    wanted = (x.values @ w.values.nan_to_num().T).float()
+    wanted[:, w.values.isnan().any(1)] = torch.nan
+    infinite = w.values.isinf().any(1)
+    wanted[:, infinite] = w.values[infinite].sum(1).float()
+    for m, got in product(level, x, w, (1, 9)).items():
+        assert torch.equal(got.isnan(), wanted[:m].isnan())
+        assert torch.equal(got.nan_to_num(), wanted[:m].nan_to_num())
+
+
+@levels
+@pytest.mark.parametrize("name", ["mxfp4", "e4m3 per 128 of e8m0", "e4m3 blocks of e8m0"])
+def test_every_power_of_two(level: str, name: str) -> None:
+    """From 2^-127, a subnormal, to 2^127; 255 is NaN."""
+    w = WEIGHTS[name](256, 128)
+    codes, scale = (c.view(torch.uint8) for c in w.components)
+    bits = torch.arange(256) if len(scale) == 256 else torch.tensor([0, 255])
+    scale[:] = bits[:, None]
+    codes[:] = 0x22 if name == "mxfp4" else 0x38  # ones
+    w = operand(w.type, w.components)
+    x = plain_x(9, 128, "f32")
+    x = replace(x, components=(torch.zeros(9, 128),))
+    x.components[0][:, 3] = 1.0
+    wanted = w.values[:, 3].float()
+    for m, got in product(level, x, w, (1, 9)).items():
+        assert same_bits(got.nan_to_num(7.0), wanted.nan_to_num(7.0).expand(m, -1).contiguous())
 
 
 JOINED = [
