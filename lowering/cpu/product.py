@@ -64,11 +64,17 @@ class Product:
         return KINDS[self.kind]
 
     @property
+    def x_whole(self) -> bool:
+        """Whether one scale of x, or none, serves all columns of a row."""
+        return self.x_group is None or self.x_group >= self.layout.k
+
+    @property
     def run(self) -> int:
         """Columns of a run, at most a block."""
-        x_group = self.layout.block if self.x_group is None else self.x_group
-        w_group = self.layout.block if self.layout.whole else self.layout.group
-        return min(x_group, w_group, self.layout.block)
+        block = self.layout.block
+        x_group = block if self.x_group is None or self.x_whole else self.x_group
+        w_group = block if self.layout.whole else self.layout.group
+        return min(x_group, w_group, block)
 
     @property
     def runs(self) -> int:
@@ -90,8 +96,7 @@ class Product:
     @property
     def scaled_once(self) -> bool:
         """Whether whole numbers are added up over all of K."""
-        x_whole = self.x_group is not None and self.x_group >= self.layout.k
-        return self.exact and self.layout.whole and x_whole
+        return self.exact and self.layout.whole and self.x_whole
 
     @property
     def has_minimums(self) -> bool:
@@ -162,17 +167,17 @@ class Product:
     def error(self) -> str | None:
         """Why there is no code for it, or None."""
         layout = self.layout
-        group = layout.block if self.x_group is None else self.x_group
-        if group < layout.k and layout.block % group and group % layout.block:
+        group = layout.block if self.x_group is None or self.x_whole else self.x_group
+        if layout.block % group and group % layout.block:
             return (
                 f"x is scaled per {group} columns, for which there is no CPU kernel with this w; "
                 f"use a divisor or a multiple of {layout.block}"
             )
-        lanes = self.run_steps
-        if lanes % LANES and LANES % lanes:
+        steps = self.run_steps
+        if self.block_steps % LANES or (steps % LANES and LANES % steps):
             return (
-                f"runs of {self.run} columns with one scale have no CPU kernel for such x and w; "
-                f"use {LANES * self.step_columns}"
+                f"runs of {self.run} columns with one scale, in blocks of {layout.block}, have no "
+                f"CPU kernel for such x and w; use {LANES * self.step_columns}"
             )
         if self.scaled_once and layout.k >= _MAX_EXACT:
             return f"sums of {layout.k} products of codes may not fit in i32; use groups"

@@ -162,6 +162,8 @@ def _pack_codes(codes: torch.Tensor, layout: WeightLayout, out: torch.Tensor) ->
         padding = (0, layout.padded_k * layout.bits // 8 - rows.shape[1])
         if any((*padding, len(rows) % GROUP)):
             rows = pad(rows, (*padding, 0, len(target) * GROUP - len(rows)))
+        elif rows.storage_offset() % 4:  # no view of wider elements
+            rows = rows.clone()
         _ARRANGE[layout.packing](rows, target)
 
 

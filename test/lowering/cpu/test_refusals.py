@@ -42,6 +42,14 @@ REFUSED = {
         matmul_text(plain(-1, 128), quantized(64, 128, block=(1, 48)), [Y]),
         "runs of 48 columns with one scale",
     ),
+    "odd blocks": (
+        matmul_text(
+            replace(quantized(-1, 320, block=(1, 32)), dtype="i8"),
+            replace(quantized(64, 320, block=(1, 160)), dtype="i8"),
+            [Y],
+        ),
+        "runs of 32 columns with one scale, in blocks of 160",
+    ),
     "odd groups of x": (
         matmul_text(quantized(-1, 480, block=(1, 96)), quantized(64, 480, block=(1, 480)), [Y]),
         "x is scaled per 96 columns, for which there is no CPU kernel with this w",

@@ -138,6 +138,25 @@ def test_product(level: str, w_name: str, x_name: str) -> None:
         assert same_bits(outputs[m], outputs[MOST][:m])
 
 
+SMALL = [
+    ("e4m3 by channel", "e4m3 by token"),
+    ("i8 by channel", "i8 by token"),
+    ("i8 by channel", "bf16"),
+    ("int4 by channel", "i8 by token"),
+    ("int4 per 32 with zeros", "q8_1"),
+    ("int4 per 64 of bf16", "f16"),
+]
+
+
+@levels
+@pytest.mark.parametrize(("w_name", "x_name"), SMALL)
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (5, 34), (65, 100)])
+def test_small(level: str, w_name: str, x_name: str, n: int, k: int) -> None:
+    w, x = WEIGHTS[w_name](n, k), XS[x_name](9, k)
+    for m, got in product(level, x, w, (1, 3, 9)).items():
+        check(got, x, w, m)
+
+
 EXACT = [("i8 by channel", 4000), ("int4 by channel", 1030), ("int4 by channel with zeros", 300)]
 
 
