@@ -17,7 +17,7 @@ from qfuse.dialects.types import Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC, ceil_div
 from qfuse.lowering.cpu.cache import compile_cached
 from qfuse.lowering.cpu.launcher import LoadedKernel
-from qfuse.lowering.cpu.weights import pack_experts, pack_weight
+from qfuse.lowering.cpu.weights import pack_experts, pack_scales, pack_weight
 from qfuse.lowering.triton.ahead import compiled_ahead
 from qfuse.lowering.triton.binary import compile_kernel
 from qfuse.lowering.triton.driver import cuda_driver
@@ -111,7 +111,8 @@ class CpuGemm:
         x, x_scale, weight, weight_scale, *further = operands
         m, threads = len(x), torch.get_num_threads()
         packed = _PACKED.get(weight, self._gemm.block)
-        tensors = (x, x_scale.contiguous(), packed, weight_scale, *further, out)
+        scale = pack_scales(weight_scale, weight.shape[-2:], self._gemm.block)
+        tensors = (x, x_scale.contiguous(), packed, scale, *further, out)
         scratch = _Scratch(self._loaded.compiled.scratch_bytes(m, threads), x.device)
         pointers = [t.data_ptr() for t in tensors]
         self._loaded.bind(pointers, m, threads, scratch.address)()

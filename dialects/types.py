@@ -71,7 +71,8 @@ class SchemeAttr(QFuse.Attribute, name="scheme"):
 
         "none"   a code in each element: FP8, or i8 from -128 to 127 (ggml's Q8_0: [1, 32], f16)
         "int4"   i4: two unsigned codes u a byte, the even column in the low bits; the code is
-                 u - 8, or u - zero where zero points are "int" (one i8 for each scale)
+                 u - 8, or u - zero where zero points are "int" (one i8, a code from 0 to 15, for
+                 each scale)
         "fp4"    f4E2M1FN: two codes a byte, as int4; blocks of [1, 32], e8m0 scales (MXFP4)
         "q4_k"   ggml's block_q4_K per 256 columns, its 128 bytes `qs` as data and the 16 before
                  them (f16 d, f16 dmin, u8 scales[12]) as scales; value = d sc u - dmin m per 32

@@ -9,13 +9,15 @@ from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.library_ops import ChooseOp
 from qfuse.dialects.registry import COMPUTE_OPS
+from qfuse.dialects.types import shaped
 
 KERNEL = "qfuse.kernel"
 """Attribute of a function that is compiled as one kernel."""
 
 ROWS = "qfuse.rows"
-"""Attribute of a kernel function, (operand, dims): its results have as many rows as the first
-`dims` extents of that operand make.  Without it they have those of an operand of their rank."""
+"""Attribute of a kernel function, (operand, dims): it works on as many rows, and its results that
+have rows have as many, as the first `dims` extents of that operand make.  Without it they have
+those of an operand of their rank."""
 
 _ROWS = {
     "qfuse.group_matmul": (3, 2),
@@ -121,8 +123,8 @@ def _define(module: ir.Operation, op: ir.Operation, name: str) -> None:
     with ir.InsertionPoint(module.regions[0].blocks[0]), ir.Location.name(name):
         kernel = func.FuncOp(name, (inputs, results), visibility="private")
         kernel.operation.attributes[KERNEL] = ir.UnitAttr.get()
-        rows = _ROWS.get(op.name)
-        if rows is not None and _has_operand(op, rows[0]):
+        rows = _rows_of(op)
+        if rows is not None:
             kernel.operation.attributes[ROWS] = ir.DenseI64ArrayAttr.get(list(rows))
         block = kernel.add_entry_block()
         with ir.InsertionPoint(block):
@@ -130,6 +132,14 @@ def _define(module: ir.Operation, op: ir.Operation, name: str) -> None:
             for i, argument in enumerate(block.arguments):
                 copy.operands[i] = argument
             func.ReturnOp(list(copy.results))
+
+
+def _rows_of(op: ir.Operation) -> tuple[int, int] | None:
+    """The attribute ROWS of the kernel of `op`."""
+    if op.name == "qfuse.tensor_scale":  # its result has no rows
+        return 0, len(shaped(op.operands[0].type).shape) - 1
+    rows = _ROWS.get(op.name)
+    return rows if rows is not None and _has_operand(op, rows[0]) else None
 
 
 def _has_operand(op: ir.Operation, field: int) -> bool:

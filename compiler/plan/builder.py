@@ -75,14 +75,18 @@ _ASSERTIONS = frozenset(
 _ANY_LAYOUT = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
 
 
+_COMPONENTS = ("data", "scale", "zero")
+"""What the pointers of kernels are to, in the order of the operands of `qfuse.pack`."""
+
+
 @dataclass(frozen=True)
 class _Quantized:
-    """A qtensor: its parts' (codes, scales), more than one after `qfuse.concat`.
+    """A qtensor: the components of its parts, more than one part after `qfuse.concat`.
 
     After `qfuse.append_expert`, the first part is that of all experts but the last.
     """
 
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, ...], ...]
     type: Shaped
 
 
@@ -209,7 +213,7 @@ class _Builder:
             if needed.intersection(step.results):
                 needed.update(step.reads)
                 steps.append(step)
-        prepares = [p for p in self.prepares.values() if needed & {p.packed, p.scale}]
+        prepares = [p for p in self.prepares.values() if needed & {*p.made}]
         needed.update(v for p in prepares for part in p.parts for v in part)
         plan = Plan(
             parameters=tuple(a for v, a in self.parameters.items() if v in needed),
@@ -297,8 +301,8 @@ class _Builder:
         self.bound[op.results[0]] = Ref(number)
 
     def _pack(self, op: ir.OpView) -> None:
-        data, scale = (self._tensor(v, op) for v in op.operands)
-        self.bound[op.results[0]] = _Quantized(((data, scale),), shaped(op.results[0].type))
+        components = tuple(self._tensor(v, op) for v in op.operands)
+        self.bound[op.results[0]] = _Quantized((components,), shaped(op.results[0].type))
 
     def _unpack(self, op: ir.OpView) -> None:
         value = self._bound(op.operands[0])
@@ -368,7 +372,7 @@ class _Builder:
             prepare = f"{library.NAMESPACE}.block_scales"
             self.steps.append(TorchStep(prepare, (args[1][1],), (), (scale,), where(op)))
             args[1][1] = Ref(scale)
-        flat = [part for parts in args for part in parts]
+        flat: list[Any] = [part for parts in args for part in parts]
         flat += [indptr] if indptr is not None else [bias]
         if isinstance(x, _Quantized):
             flat.append(DTYPES[tensor_type(op.results[0].type, "a product").dtype])
@@ -392,7 +396,7 @@ class _Builder:
             for first, last in zip(flat[::2], flat[1::2], strict=True)
         )
         results = self._results_of(op)
-        outside, ways = self.steps, []
+        outside, ways = self.steps, list[tuple[Any, ...]]()
         for region in op.regions:
             self.steps = []
             *body, terminator = region.blocks[0].operations
@@ -402,29 +406,31 @@ class _Builder:
             ways.append(tuple(_renamed(step, made) for step in self.steps))
         self.steps = outside
         call = op.attributes["call"].value
-        self.steps.append(ChoiceStep(rows_of, call, ranges, *ways, results))
+        library_way, kernel_way = ways
+        self.steps.append(ChoiceStep(rows_of, call, ranges, library_way, kernel_way, results))
 
     def _pointer(self, value: Any, part: str, layout: Layout, op: ir.OpView) -> int:
         """The value behind one pointer of a kernel."""
         if isinstance(value, Ref) and layout == "rows":
             return value.value
         if not isinstance(value, _Quantized):
-            raise unsupported(op, "a kernel takes tensors, and weights in FP8 only")
+            raise unsupported(op, "a kernel takes tensors, and quantized weights only")
         if len(value.type.shape) == 3 and (layout == "packed" or len(value.parts) > 1):
             layout = "experts" if layout == "packed" else "stack"
         if layout != "rows" or len(value.parts) > 1:
-            prepare = self._prepare(value, layout, op)
-            return prepare.packed if part == "data" else prepare.scale
-        return value.parts[0][0 if part == "data" else 1]
+            return self._prepare(value, layout, op).made[_COMPONENTS.index(part)]
+        return value.parts[0][_COMPONENTS.index(part)]
 
     def _prepare(self, value: _Quantized, layout: Layout, op: ir.OpView) -> Prepare:
         for number in (n for part in value.parts for n in part):
             if number not in self.parameters:
                 raise unsupported(op, "a weight is not a parameter of the program")
-        assert value.type.scheme is not None
-        key = (value.parts, value.type.scheme.block, layout)
+        scheme = value.type.scheme
+        assert scheme is not None
+        key = (value.parts, scheme.block, layout, scheme.packing)
         if key not in self.prepares:
-            self.prepares[key] = Prepare(*key, packed=self._new(), scale=self._new())
+            count = len(value.parts[0]) if layout == "rows" else 2
+            self.prepares[key] = Prepare(*key, *(self._new() for _ in range(count)))
         return self.prepares[key]
 
 

@@ -47,10 +47,11 @@ def kernel_type(name: str, function: func.FuncOp, kernel: CompiledKernel | GpuKe
         if isinstance(parameter, CpuParameter) and parameter.packed:
             listed[parameter.source].append(None)
         elif parameter.part == "data":
-            listed[parameter.source].append(_type(value.shape, value.dtype))
+            listed[parameter.source].append(_type(value.data_shape, value.data_dtype))
         else:
             assert value.scheme is not None
-            listed[parameter.source].append(_type(value.scale_shape, value.scheme.scale))
+            dtype = value.scheme.scale if parameter.part == "scale" else "i8"
+            listed[parameter.source].append(_type(value.scale_shape, dtype))
     rows = None
     if ROWS in function.operation.attributes:
         operand, dims = ir.DenseI64ArrayAttr(function.operation.attributes[ROWS])

@@ -1,7 +1,8 @@
 """The plan: what a compiled program does, as data that can be written to a file.
 
 Values are numbered; every step names the values it reads and defines.  A quantized tensor is
-two values, its codes and its scales.  Shapes stay symbolic (`DYNAMIC`) until a call fixes them.
+two values, its codes and its scales, or three with zero points.  Shapes stay symbolic (`DYNAMIC`)
+until a call fixes them.
 """
 
 import base64
@@ -91,19 +92,30 @@ class Literal:
 
 @dataclass(frozen=True)
 class Prepare:
-    """A weight to put into the kernels' layout, once: its parts' (codes, scales) joined by rows.
+    """A weight to put into the kernels' layout, once: its parts joined by rows.
 
-    Layout "packed" (CPU kernels) defines codes as uint8, 1-D, and scales as f32, 2-D; "experts" is
-    the same for one weight [E, N, K], with scales 3-D; "rows" (GPU kernels) leaves both as they
-    are but that each part begins at a block boundary.  Further parts of "experts", and those of
-    "stack" (its counterpart of GPU kernels), joined by rows, are one more expert: [E + 1, N, K].
+    A part is (codes, scales) or (codes, scales, zero points); its elements are packed as `packing`
+    of `#qfuse.scheme` says, in blocks of `block`.  Layout "packed" (CPU kernels) defines `packed`
+    as uint8, 1-D, and `scale`, with the zero points, as `lowering.cpu.layout` draws them; "experts"
+    is the same for one weight [E, N, K]; "rows" (GPU kernels) leaves all as they are but that each
+    part begins at a block boundary, and defines `zero`, too, where there are zero points.  Further
+    parts of "experts", and those of "stack" (its counterpart of GPU kernels), joined by rows, are
+    one more expert: [E + 1, N, K].
     """
 
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, ...], ...]
     block: tuple[int, int]
     layout: Layout
+    packing: str
     packed: int
     scale: int
+    zero: int | None = None
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """The values that it defines."""
+        values = (self.packed, self.scale, self.zero)
+        return tuple(v for v in values if v is not None)
 
 
 @dataclass(frozen=True)
@@ -239,11 +251,13 @@ class Plan:
                 ),
                 prepares=tuple(
                     Prepare(
-                        tuple((codes, scale) for codes, scale in p["parts"]),
+                        tuple(tuple(map(int, part)) for part in p["parts"]),
                         (p["block"][0], p["block"][1]),
                         _load_layout(p["layout"]),
+                        str(p["packing"]),
                         p["packed"],
                         p["scale"],
+                        p["zero"],
                     )
                     for p in data["prepares"]
                 ),

@@ -13,8 +13,7 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
-from qfuse.lowering.cpu.layout import WeightLayout
-from qfuse.lowering.cpu.weights import pack_experts, pack_weight
+from qfuse.lowering.cpu.weights import Part, empty_weight, layout_of, pack_experts, pack_weight
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.weights import append_expert, join_rows, joined_rows
 
@@ -106,13 +105,15 @@ class Program:
         }
         for i, prepare in enumerate(plan.prepares):
             parts = []
-            for at, (codes, scale) in enumerate(prepare.parts):
+            for at, part in enumerate(prepare.parts):
                 # Whatever is joined to a stack of experts is written into the stack itself.
                 get = _with_room if prepare.layout == "stack" and at == 0 else _parameter
-                found = get(parameters, by_value[codes], target)
-                parts.append((found, _parameter(parameters, by_value[scale], target)))
-            packed, scales = _ARRANGE[prepare.layout](parts, prepare.block)
-            constants[prepare.packed], constants[prepare.scale] = packed, scales
+                codes, *others = part
+                found = [get(parameters, by_value[codes], target)]
+                found += [_parameter(parameters, by_value[value], target) for value in others]
+                parts.append(tuple(found))
+            made = _ARRANGE[prepare.layout](parts, prepare)
+            constants.update(zip(prepare.made, made, strict=True))
             if progress is not None:
                 progress(i + 1, len(plan.prepares))
         for literal in plan.literals:
@@ -145,8 +146,7 @@ class Program:
             if value in read or value not in packed:
                 constants[value] = torch.empty(type_.shape, dtype=DTYPES[type_.dtype])
         for prepare in plan.prepares:
-            made = _empty_weight(prepare, types)
-            constants[prepare.packed], constants[prepare.scale] = made
+            constants.update(zip(prepare.made, _empty_weight(prepare, types), strict=True))
         for literal in plan.literals:
             constants[literal.value] = _literal(literal.data, literal.type)
         used = {k.name: kernels[k.name] for k in plan.kernels}
@@ -268,26 +268,27 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.device, where, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _pack_experts(
-    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], block: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pack(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
+    return pack_weight(parts, prepare.block, prepare.packing)
+
+
+def _pack_experts(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
+    (codes, scale, *others), *more = parts
+    zero = others[0] if others else None
+    return pack_experts(codes, scale, prepare.block, prepare.packing, zero, more)
+
+
+def _join(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
+    return join_rows([(codes, scale) for codes, scale in parts], prepare.block)
+
+
+def _append_expert(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
     (codes, scale), *more = parts
-    return pack_experts(codes, scale, block, join_rows(more, block) if more else None)
+    one = [(codes_, scale_) for codes_, scale_ in more]
+    return codes, append_expert(codes, scale, one, prepare.block)
 
 
-def _append_expert(
-    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], block: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    (codes, scale), *more = parts
-    return codes, append_expert(codes, scale, more, block)
-
-
-_ARRANGE = {
-    "packed": pack_weight,
-    "experts": _pack_experts,
-    "rows": join_rows,
-    "stack": _append_expert,
-}
+_ARRANGE = {"packed": _pack, "experts": _pack_experts, "rows": _join, "stack": _append_expert}
 """What puts a weight into each layout."""
 
 
@@ -328,30 +329,29 @@ def _with_room(
     return room
 
 
-def _empty_weight(
-    prepare: Prepare, types: Mapping[int, TensorType]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a prepared weight's codes and scales would be, without contents."""
-    codes, scale = (types[value] for value in prepare.parts[0])
+def _empty_weight(prepare: Prepare, types: Mapping[int, TensorType]) -> tuple[torch.Tensor, ...]:
+    """What a prepared weight's values would be, without contents."""
+    parts = [[types[value] for value in part] for part in prepare.parts]
     if prepare.layout in ("experts", "stack"):
-        experts = codes.shape[0] + (len(prepare.parts) > 1)
-        scale_shape = (experts, *scale.shape[1:])
+        experts = parts[0][0].shape[0] + (len(parts) > 1)
         if prepare.layout == "stack":
-            stack = torch.empty(experts, *codes.shape[1:], dtype=DTYPES[codes.dtype])
-            return stack, torch.empty(scale_shape, dtype=DTYPES[scale.dtype])
-        layout = WeightLayout((codes.shape[1],), codes.shape[2], *prepare.block)
-        packed = torch.empty(experts * layout.packed_bytes, dtype=torch.uint8)
-        return packed, torch.empty(scale_shape)
-    rows, k = [types[c].shape[0] for c, _ in prepare.parts], codes.shape[1]
+            shapes = [((experts, *t.shape[1:]), DTYPES[t.dtype]) for t in parts[0]]
+            return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in shapes)
+        of_one = [_meta(t)[0] for t in parts[0]]
+        return empty_weight(layout_of([of_one], prepare.block, prepare.packing), experts)
     if prepare.layout == "packed":
-        layout = WeightLayout(tuple(rows), k, *prepare.block)
-        return torch.empty(layout.packed_bytes, dtype=torch.uint8), torch.empty(layout.scale_shape)
-    _, total = joined_rows(rows, prepare.block[0])
-    scale_rows = sum(types[s].shape[0] for _, s in prepare.parts)
-    return (
-        torch.empty(total, k, dtype=DTYPES[codes.dtype]),
-        torch.empty(scale_rows, scale.shape[1], dtype=DTYPES[scale.dtype]),
+        of_parts = [[_meta(t) for t in part] for part in parts]
+        return empty_weight(layout_of(of_parts, prepare.block, prepare.packing))
+    _, total = joined_rows([codes.shape[0] for codes, *_ in parts], prepare.block[0])
+    rows = [total, *(sum(part[i].shape[0] for part in parts) for i in range(1, len(parts[0])))]
+    return tuple(
+        torch.empty(n, *t.shape[1:], dtype=DTYPES[t.dtype])
+        for n, t in zip(rows, parts[0], strict=True)
     )
+
+
+def _meta(type_: TensorType) -> torch.Tensor:
+    return torch.empty(type_.shape, dtype=DTYPES[type_.dtype], device="meta")
 
 
 def _tensor_type(parameter: Argument) -> TensorType:

@@ -332,7 +332,10 @@ def result_shape(
 
 
 def kernel_rows(kernel: KernelType, tensors: Sequence[torch.Tensor]) -> int:
-    """M: the extents of the first result but its last, multiplied."""
+    """M: the extents that the kernel names, or those of the first result but its last."""
+    if kernel.rows is not None:
+        operand, dims = kernel.rows
+        return math.prod(tensors[operand].shape[:dims])
     first = tensors[len(kernel.operands)]
     return math.prod(first.shape[:-1])
 

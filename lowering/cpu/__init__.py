@@ -7,12 +7,15 @@
 | signature.py | an outlined kernel function as pointers and types |
 | emit.py | writing MLIR text |
 | lanes.py | vectors of f32: conversions, reductions |
-| fp8.py | decoding and encoding FP8, block scales |
+| fp8.py | decoding and encoding FP8 |
+| quantized.py | which quantized tensors there are; from values to codes and scales |
+| dequantize.py | expanding rows of a quantized tensor |
 | math_functions.py | exp, tanh, erf |
 | region.py | epilogue regions and activations on vectors |
 | rowwise.py | the frame of row-wise kernels, quantizing a row |
 | elementwise.py | element-wise operations, glu, rope, quantize, dequantize |
 | norm.py | rms_norm |
+| tensor_scale.py | tensor_scale |
 | select_experts.py | select_experts |
 | routing.py | route, combine |
 | combine.py | adding up the rows of a token's experts |
@@ -20,7 +23,11 @@
 | group_matmul.py | products by the weights of experts |
 | group_combine.py | those that add up their rows |
 | product_kernel.py | what both share: what is supported, tiles, chunks of rows |
-| product.py | packing x, decoding and multiplying |
+| product.py | steps, runs and blocks: what is multiplied, and how sums are scaled |
+| direct.py, tiled.py | the loops for few rows of x, and for many |
+| codes.py | from packed weights to steps |
+| scales.py | scales of packed weights |
+| pack_x.py | packing x |
 | epilogue.py | from totals to results |
 
 | these need no MLIR | |

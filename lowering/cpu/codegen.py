@@ -21,12 +21,16 @@ from qfuse.lowering.cpu import (
     norm,
     routing,
     select_experts,
+    tensor_scale,
 )
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.signature import Built, read_signature
 
-_MODULES = (matmul, group_matmul, group_combine, norm, elementwise, routing, select_experts)
+_MODULES = (
+    *(matmul, group_matmul, group_combine, norm, elementwise, tensor_scale),
+    *(routing, select_experts),
+)
 
 _FAMILIES: dict[str, ModuleType] = {op: family for family in _MODULES for op in family.OPS}
 

@@ -2,7 +2,7 @@
 
 | level | instructions the kernels ask for |
 |---|---|
-| avx512 | AVX-512 F, BW, VL, BF16 and VBMI, by name (intrinsics) |
+| avx512 | AVX-512 F, BW, VL, BF16, VBMI and VNNI, by name (intrinsics) |
 | avx2 | plain vector operations; LLVM finds AVX2, FMA and F16C |
 | generic | plain vector operations on whatever x86-64 this is |
 
@@ -19,7 +19,10 @@ from qfuse.dialects.errors import QfuseError
 LEVELS = ("avx512", "avx2", "generic")
 
 _NEEDED = {
-    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512vbmi", "fma", "f16c"),
+    "avx512": (
+        *("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512vbmi", "avx512_vnni"),
+        *("fma", "f16c"),
+    ),
     "avx2": ("avx2", "fma", "f16c"),
     "generic": (),
 }

@@ -1,6 +1,7 @@
 """Row-wise kernels without a reduction: element-wise operations, glu, rope, (de)quantize."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from qfuse.dialects.activations import build_glu
 from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
@@ -9,15 +10,15 @@ from qfuse.dialects.elementwise_ops import glu_of
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC, segments, shape_text
-from qfuse.lowering.cpu.emit import I8, LANES, Index, Value
-from qfuse.lowering.cpu.fp8 import FORMATS, decode
+from qfuse.lowering.cpu.dequantize import dequantize_error, expand_row
+from qfuse.lowering.cpu.emit import LANES, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.quantized import activation_error
 from qfuse.lowering.cpu.region import emit_scalars
 from qfuse.lowering.cpu.rowwise import (
     Piece,
     Segment,
     build_row_entry,
-    each_piece,
     emit_outputs,
     for_segments,
     pieces,
@@ -31,46 +32,22 @@ _TRANSCENDENTAL_COST = 10
 _ELEMENTWISE = {f"qfuse.{name}": name for name in ELEMENTWISE}
 
 
-def qtensor_error(value: Shaped) -> str | None:
-    """Why CPU kernels cannot read or write this quantized tensor, or None."""
-    scheme = value.scheme
-    assert scheme is not None
-    if value.dtype not in FORMATS:
-        return f"storage type {value.dtype} has no CPU kernel; use {' or '.join(FORMATS)}"
-    if scheme.scale != "f32":
-        return f"scales of type {scheme.scale} have no CPU kernel; convert them to f32"
-    if scheme.packing != "none" or scheme.zero_point != "none":
-        return "packed elements and zero points have no CPU kernel; use plain FP8"
-    if scheme.scale_layout != "row_major":
-        return "scales must lie row_major"
-    return None
-
-
-def activation_error(value: Shaped) -> str | None:
-    """As `qtensor_error`, for a tensor quantized per row and group."""
-    assert value.scheme is not None
-    if why := qtensor_error(value):
-        return why
-    if value.scheme.block[0] != 1:
-        return f"blocks of {list(value.scheme.block)} span rows; use [1, group]"
-    return None
-
-
 def refuse(op: ir.Operation) -> str | None:
     operands = [shaped(v.type) for v in op.operands]
     results = [shaped(r.type) for r in op.results]
     for value in (*operands, *results):
         if value.shape and value.shape[-1] == DYNAMIC:
             return f"the last dimension of {value} is dynamic; it must be static"
+    for value in results:
         if value.quantized and (why := activation_error(value)):
             return why
-    if op.name == "qfuse.quantize" and len(operands) == 2:
-        return "quantization by a given scale has no CPU kernel; use dynamic scales"
     if op.name in _ELEMENTWISE:
         if len(operands) > 1:
             return _broadcast_error(operands, results[0])
         if operands[0].shape != results[0].shape:
             return f"operand {operands[0]} and result {results[0]} differ in shape"
+    if op.name == "qfuse.dequantize" and (why := dequantize_error(operands[0])):
+        return why
     if op.name == "qfuse.rope":
         return _rope_error(*operands)
     return None
@@ -220,38 +197,29 @@ def _rope(signature: Signature) -> tuple[EmitRow, int, int]:
 
 
 def _quantize(signature: Signature) -> tuple[EmitRow, int, int]:
-    (x,), (result,) = signature.operands, signature.results
+    x, *given = signature.operands
+    (result,) = signature.results
 
     def emit(lanes: Lanes, row: Value) -> None:
         def compute(piece: Piece) -> Value:
             at = lanes.f.address((row, x.width), piece.column)
             return lanes.load(x.data, at, x.dtype, piece.mask)
 
-        emit_outputs(lanes, row, x.width, compute, None, result.target())
+        scale = lanes.f.load(given[0].data, 0, "f32") if given else None
+        emit_outputs(lanes, row, x.width, compute, None, replace(result.target(), given=scale))
 
     return emit, x.width, _COPY_COST + _ENCODE_COST
 
 
 def _dequantize(signature: Signature) -> tuple[EmitRow, int, int]:
     (q,), (result,) = signature.operands, signature.results
-    source = q.target()
-    fmt = FORMATS[q.dtype]
 
     def emit(lanes: Lanes, row: Value) -> None:
-        f = lanes.f
+        def store(piece: Piece, value: Value) -> None:
+            at = lanes.f.address((row, q.width), piece.column)
+            lanes.store(value, result.data, at, result.dtype, piece.mask)
 
-        def emit_segment(segment: Segment) -> None:
-            at = f.address((row, source.groups), segment.number)
-            scale = lanes.splat(source.scales, at, "f32")
-
-            def expand(piece: Piece) -> None:
-                at = f.address((row, q.width), piece.column)
-                value = decode(f, f.load(q.data, at, I8, piece.mask), fmt)
-                lanes.store(f.mul(value, scale), result.data, at, result.dtype, piece.mask)
-
-            each_piece(f, segment, expand)
-
-        for_segments(f, q.width, source.group, emit_segment)
+        expand_row(lanes, q, row, store)
 
     return emit, q.width, _COPY_COST
 

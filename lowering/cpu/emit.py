@@ -16,7 +16,7 @@ LANES = 16
 # many elements, larger than any memory, and the kernels do their own index arithmetic.
 _UNBOUNDED = 1 << 40
 
-_STORAGE = {"f32": "f32", "bf16": "i16", "f16": "i16", "f8E4M3FN": "i8", "f8E5M2": "i8"}
+_STORAGE = {"bf16": "i16", "f16": "i16", "f8E4M3FN": "i8", "f8E5M2": "i8", "f8E8M0FNU": "i8"}
 
 
 def buffer(dtype: str) -> str:
@@ -133,6 +133,10 @@ class Function:
         signed = ", ".join(str(v - 256 if v > 127 else v) for v in values)
         return self.constant(f"dense<[{signed}]>", vector("i8", len(values)))
 
+    def words(self, values: Sequence[int]) -> Value:
+        signed = ", ".join(str(v - 65536 if v > 32767 else v) for v in values)
+        return self.constant(f"dense<[{signed}]>", vector("i16", len(values)))
+
     # -- arithmetic ----------------------------------------------------------------------------
 
     def binary(self, name: str, a: Value, b: Value) -> Value:
@@ -157,7 +161,7 @@ class Function:
 
     def compare(self, predicate: str, a: Value, b: Value) -> Value:
         kind = "cmpf" if "f32" in a.type else "cmpi"
-        type_ = a.type.replace("f32", "i1").replace("i32", "i1") if "<" in a.type else "i1"
+        type_ = f"{a.type.rpartition('x')[0]}xi1>" if "<" in a.type else "i1"
         return self.op(f"arith.{kind} {predicate}, {a}, {b} : {a.type}", type_)
 
     def select(self, condition: Value, a: Value, b: Value) -> Value:
@@ -323,6 +327,15 @@ class Function:
             assert [v.type for v in loop.yielded] == [v.type for v in carried]
             self.line(f"scf.yield {', '.join(map(str, loop.yielded))} : {types}")
         self.line("}")
+
+    @contextmanager
+    def each(self, count: int) -> Iterator[Index]:
+        """The numbers below `count`; no loop for a single one."""
+        if count == 1:
+            yield 0
+            return
+        with self.loop(0, count) as loop:
+            yield loop.iv
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:

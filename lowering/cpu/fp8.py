@@ -1,4 +1,4 @@
-"""FP8 elements: exact decoding, rounding to nearest even, and the scale of a block.
+"""FP8 elements: exact decoding, and rounding to nearest even.
 
     value = sign * 2^(exponent - bias) * 1.mantissa,   subnormal where the exponent field is 0
 
@@ -7,7 +7,6 @@ e4m3fn has no infinity and one NaN per sign (0x7f, 0xff); e5m2 has both, as IEEE
 
 from dataclasses import dataclass
 
-from qfuse.dialects.quantization_ops import AMAX_FLOOR
 from qfuse.dialects.types import STORAGE_MAX
 from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Value, vector
 
@@ -101,19 +100,23 @@ def decode_to_bf16(f: Function, codes: Value, fmt: Format) -> tuple[Value, Value
     first result holds bytes 0-7 of the codes, the second bytes 8-15.
     """
     table = [fmt.f32_bits(code) >> 16 for code in range(128)]
-    lower = [bits & 0xFF for bits in table]
-    upper = [bits >> 8 for bits in table]
     wide = vector("i8", 64)
-    low = _lookup(f, lower, codes)
-    high = _lookup(f, upper, codes)
+    low = lookup(f, [bits & 0xFF for bits in table], codes)
+    high = lookup(f, [bits >> 8 for bits in table], codes)
     high = f.binary("ori", high, f.binary("andi", codes, f.isplat(0x80, wide)))
+    return interleave_bytes(f, low, high)
+
+
+def interleave_bytes(f: Function, low: Value, high: Value) -> tuple[Value, Value]:
+    """Lower and upper bytes of 64 bf16 as two vectors of them."""
+    bf16 = vector("bf16", 32)
     first = f.shuffle(low, high, _UNPACK_LOW)
     second = f.shuffle(low, high, _UNPACK_HIGH)
-    bf16 = vector("bf16", 32)
     return f.bitcast(first, bf16), f.bitcast(second, bf16)
 
 
-def _lookup(f: Function, table: list[int], codes: Value) -> Value:
+def lookup(f: Function, table: list[int], codes: Value) -> Value:
+    """Bytes of a table of 128, by the lower seven bits of 64 codes."""
     first, second = f.bytes(table[:64]), f.bytes(table[64:])
     t = codes.type
     return f.op(
@@ -146,16 +149,3 @@ def encode(f: Function, value: Value, fmt: Format) -> Value:
     code = f.select(is_nan, f.isplat(0x7F), code)
     sign = f.binary("andi", f.binary("shrui", bits, f.isplat(24)), f.isplat(0x80))
     return f.cast("arith.trunci", f.binary("ori", code, sign), I8)
-
-
-def block_scale(f: Function, amax_bits: Value, fmt: Format) -> tuple[Value, Value]:
-    """(scale, its inverse in all lanes) of a block, from the bits of its largest magnitude.
-
-    A NaN in the block is the largest of all as an integer, so scale and inverse become NaN, and
-    with them every code of the block.  An infinity gives scale inf and inverse 0: NaN codes for
-    the infinities and zeros for the rest, as the same formula does in torch.
-    """
-    amax_bits = f.binary("maxsi", amax_bits, f.bitcast(f.scalar(AMAX_FLOOR), "i32"))
-    amax = f.bitcast(amax_bits, "f32")
-    maximum = f.scalar(fmt.maximum)
-    return f.div(amax, maximum), f.broadcast(f.div(maximum, amax))

@@ -28,11 +28,11 @@ from qfuse.dialects.matmul_op import inputs_of
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.combine import KeptRows
+from qfuse.lowering.cpu.direct import build_direct
 from qfuse.lowering.cpu.emit import I32, LANES, Function, Index, Value
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, WeightLayout, round_up
-from qfuse.lowering.cpu.product import build_direct
+from qfuse.lowering.cpu.layout import round_up
 from qfuse.lowering.cpu.product_kernel import (
     ProductKernel,
     Rows,
@@ -41,7 +41,7 @@ from qfuse.lowering.cpu.product_kernel import (
     refuse_product,
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
-from qfuse.lowering.cpu.signature import Built, Signature
+from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
 
 OPS = ("qfuse.group_matmul",)
 
@@ -51,15 +51,6 @@ _BEYOND = 2**31 - 1  # fills a table: no task has this number
 def refuse(op: ir.Operation) -> str | None:
     if why := refuse_product(op):
         return why
-    w = shaped(op.operands[1].type)
-    assert w.scheme is not None
-    block = w.scheme.block
-    parts = list(ir.DenseI64ArrayAttr(op.attributes["parts"]))
-    if len(parts) > 1 and block[0] % GROUP:
-        return (
-            f"w: blocks of {list(block)} have no CPU kernel where the weight of an expert has "
-            f"{len(parts)} parts; rows must then be a multiple of {GROUP}, as in [128, 128]"
-        )
     given = inputs_of(op, op.operands)
     routing = [v for v in (given["tokens"], given.get("slots")) if v is not None]
     if any(shaped(v.type).shape[1] == DYNAMIC for v in routing):
@@ -75,10 +66,8 @@ class GroupKernel(ProductKernel):
     """The entry of a product by the weights of experts."""
 
     def __init__(self, signature: Signature, level: str, kept: KeptRows | None = None) -> None:
-        w = signature.operands[1].shaped
-        assert w.scheme is not None
         parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
-        layout = WeightLayout(parts, w.shape[2], *w.scheme.block, joined=True)
+        layout = weight_layout(signature.operands[1].shaped, parts)
         super().__init__(signature, level, layout, kept)
         self.inputs = inputs_of(signature.op, signature.operands)
         self.experts = signature.operands[1].shaped.shape[0]

@@ -3,7 +3,8 @@
 Every entry of a kernel takes the same arguments, each a 64-bit slot:
 
     data pointers    for each argument, then each result of the kernel function: one pointer for
-                     a plain tensor, data and scales for a quantized one (`parameters`)
+                     a plain tensor; data, scales and, if there are any and it is not packed,
+                     zero points for a quantized one (`parameters`)
     shared           scratch that all threads see: what one phase leaves to the next
     slots            scratch of the threads, `Entry.slot_bytes` each
     counters         int64, zero at the start of each phase: [0] next task, [8] next free slot,
@@ -33,7 +34,7 @@ class Parameter:
     source: Literal["operand", "result"]
     index: int
     """Which argument or result of the kernel function."""
-    part: Literal["data", "scale"] = "data"
+    part: Literal["data", "scale", "zero"] = "data"
     packed: bool = False
     """The pointer is to a weight as `weights.pack_weight` lays it out."""
 
@@ -114,9 +115,13 @@ class CompiledKernel:
     def entry(self, m: int) -> Entry:
         return next(e for e in self.entries if e.serves(m))
 
+    def computes(self, m: int) -> bool:
+        """Whether there is anything to do for `m` rows: for none there seldom is."""
+        return m > 0 or any(e.serves(m) for e in self.entries)
+
     def scratch_bytes(self, m: int, threads: int) -> int:
         """Scratch memory that a launch for `m` rows on up to `threads` threads works in."""
-        if m == 0:
+        if not self.computes(m):
             return 0
         entry = self.entry(m)
         rows = entry.task_rows(m, threads)

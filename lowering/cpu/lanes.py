@@ -84,17 +84,17 @@ class Lanes:
 
     def sum(self, value: Value) -> Value:
         """Sum of the lanes, halving the vector each time: one order everywhere."""
-        return self._halve(value, "addf", "f32")
+        return self._halve(value, "addf")
 
     def count(self, value: Value) -> Value:
         """Sum of the lanes of an i32 vector."""
-        return self._halve(value, "addi", "i32")
+        return self._halve(value, "addi")
 
     def largest(self, value: Value) -> Value:
         """Largest lane of an i32 vector."""
-        return self._halve(value, "maxsi", "i32")
+        return self._halve(value, "maxsi")
 
-    def _halve(self, value: Value, name: str, element: str) -> Value:
+    def _halve(self, value: Value, name: str) -> Value:
         f = self.f
         width = LANES
         while width > 1:
@@ -102,4 +102,9 @@ class Lanes:
             low = f.shuffle(value, value, range(width))
             high = f.shuffle(value, value, range(width, 2 * width))
             value = f.binary(name, low, high)
-        return f.op(f"vector.extract {value}[0] : {element} from {value.type}", element)
+        return self.first(value)
+
+    def first(self, value: Value) -> Value:
+        """The first lane."""
+        element = value.type.rpartition("x")[2].rstrip(">")
+        return self.f.op(f"vector.extract {value}[0] : {element} from {value.type}", element)

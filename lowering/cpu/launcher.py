@@ -83,7 +83,7 @@ class Launch:
         self.pointers = slots
         self._kernel = kernel  # keeps the code mapped
         self._steps: list[Callable[[], object]] = []
-        if m == 0:
+        if not compiled.computes(m):
             return
         entry = compiled.entry(m)
         rows = entry.task_rows(m, threads)

@@ -1,4 +1,4 @@
-"""Products of FP8 weights: which are supported, and the entries of their kernels.
+"""Products of quantized weights: which are supported, and the entries of their kernels.
 
 | entry | rows of x | how |
 |---|---|---|
@@ -14,10 +14,9 @@ Without AVX-512 there are run1, for one row, and run.
 """
 
 from qfuse.dialects.bindings import ir
+from qfuse.lowering.cpu.direct import build_direct
 from qfuse.lowering.cpu.emit import Function, Index
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
-from qfuse.lowering.cpu.layout import WeightLayout
-from qfuse.lowering.cpu.product import build_direct
 from qfuse.lowering.cpu.product_kernel import (
     MULTIPLICATIONS_PER_BYTE,
     ProductKernel,
@@ -26,7 +25,7 @@ from qfuse.lowering.cpu.product_kernel import (
     refuse_product,
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
-from qfuse.lowering.cpu.signature import Built, Signature
+from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
 
 OPS = ("qfuse.matmul",)
 
@@ -36,10 +35,9 @@ def refuse(op: ir.Operation) -> str | None:
 
 
 def build(signature: Signature, level: str) -> Built:
-    w = signature.operands[1].shaped
-    assert w.scheme is not None
     parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
-    kernel = _Kernel(signature, level, WeightLayout(parts, w.shape[1], *w.scheme.block))
+    layout = weight_layout(signature.operands[1].shaped, parts)
+    kernel = _Kernel(signature, level, layout)
     functions: list[Function] = list(kernel.epilogues)
     entries: list[Entry] = []
     low = 1

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
-from qfuse.lowering.cpu.elementwise import activation_error, optional_results
+from qfuse.lowering.cpu.elementwise import optional_results
 from qfuse.lowering.cpu.emit import LANES, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.quantized import activation_error
 from qfuse.lowering.cpu.rowwise import Piece, build_row_entry, emit_outputs
 from qfuse.lowering.cpu.signature import Built, Signature
 

@@ -10,45 +10,45 @@ from dataclasses import dataclass
 from typing import Any
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.types import shaped
+from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.combine import KeptRows
-from qfuse.lowering.cpu.elementwise import activation_error, qtensor_error
+from qfuse.lowering.cpu.cpu import LEVELS
 from qfuse.lowering.cpu.emit import Function, Index, Value
 from qfuse.lowering.cpu.epilogue import WidthGroup, build_epilogue, result_error, width_groups
-from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.kernel import Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, WeightLayout, layout_error
-from qfuse.lowering.cpu.product import Product, build_decode, build_tile, clear, pack_rows
+from qfuse.lowering.cpu.layout import GROUP, WeightLayout
+from qfuse.lowering.cpu.pack_x import PackedX, pack_rows
+from qfuse.lowering.cpu.product import LINE, Product, clear
+from qfuse.lowering.cpu.quantized import activation_error, qtensor_error
 from qfuse.lowering.cpu.region import region_error
-from qfuse.lowering.cpu.signature import Signature
+from qfuse.lowering.cpu.signature import Signature, weight_layout
+from qfuse.lowering.cpu.tiled import build_decode, build_scale, build_tile
 
 MULTIPLICATIONS_PER_BYTE = 16
 """Multiplications done in the time of one byte of memory traffic."""
 
-_SHARES = 8  # two columns of strips, four quarters: see `build_tile`
 _WIDE = 1024
 _CHUNK_ROWS = 512  # rows that one decoding of a block serves
 
 
 def refuse_product(op: ir.Operation) -> str | None:
-    """Why a product, by one weight or by those of experts, has no CPU kernel."""
+    """Why a product, by one weight or by those of experts, has no CPU kernel at any level."""
     x, w = (shaped(v.type) for v in list(op.operands)[:2])
     if not w.quantized:
-        return f"the weight is plain {w.dtype}; CPU products read FP8 weights with block scales"
-    assert w.scheme is not None
-    if why := qtensor_error(w) or layout_error(w.scheme.block):
+        return f"the weight is plain {w.dtype}; CPU products read quantized weights"
+    parts = tuple(ir.DenseI64ArrayAttr(op.attributes["parts"]))
+    layout = weight_layout(w, parts)
+    if why := qtensor_error(w) or layout.error():
         return f"w: {why}"
     if x.shape[-1] == DYNAMIC:
         return "the last dimension of x is dynamic; it must be static"
     if x.scheme and (why := activation_error(x)):
         return f"x: {why}"
-    if x.scheme and x.scheme.group != w.scheme.group:
-        return (
-            f"x is scaled per {x.scheme.group} and w per {w.scheme.group} elements of K, for which "
-            "there is no CPU kernel; quantize x as w is"
-        )
+    for level in LEVELS:
+        if why := product_of(x, w, level, layout).error():
+            return why
     if why := region_error(op.regions[0].blocks[0]):
         return f"epilogue: {why}"
     for result in op.results:
@@ -56,6 +56,10 @@ def refuse_product(op: ir.Operation) -> str | None:
         if value.quantized and (why := activation_error(value) or result_error(value)):
             return f"result {value}: {why}"
     return None
+
+
+def product_of(x: Shaped, w: Shaped, level: str, layout: WeightLayout) -> Product:
+    return Product(level, layout, w.dtype, x.dtype, x.scheme.group if x.scheme else None)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class ProductKernel:
         self.signature = signature
         self.level = level
         self.layout = layout
-        self.product = Product(level, layout, FORMATS[w.dtype], x.dtype, x.shaped.quantized)
+        self.product = product_of(x.shaped, w.shaped, level, layout)
         self.unit = self.product.tile_rows[0]
         self.groups = width_groups(signature, layout.parts)
         quantized = {i for i, r in enumerate(signature.results) if r.shaped.quantized}
@@ -124,6 +128,7 @@ class ProductKernel:
         self.multiply = {
             rows: build_tile(self.product, rows, self.wide_tile) for rows in self.product.tile_rows
         }
+        self.scale = build_scale(self.product, self.wide_tile) if self.product.scaled_once else None
 
     def tiles(self, width: int) -> int:
         """How many tiles of this width there are."""
@@ -146,39 +151,49 @@ class ProductKernel:
 
     def pack(self, f: Function, rows: list[Index], target: Value, at: Index, stride: Index) -> None:
         """Rows of x to target[at], as `pack_rows` does."""
-        x = self.signature.operands[0]
-        pack_rows(self.product, Lanes(f, self.level), x.data, x.scale, rows, target, at, stride)
+        x, to = self.signature.operands[0], PackedX(target, at, stride)
+        pack_rows(self.product, Lanes(f, self.level), x, rows, to)
 
     def direct(
         self, f: Function, product: Function, tile: Tile, rows: Rows, totals: Totals
     ) -> None:
         """The sums of a tile by `product`, a function of `build_direct`."""
         for i, part in enumerate(tile.group.parts):
-            first, count, scales = self._position(f, tile, part)
+            first, count = self._groups(f, tile, part)
             with f.loop(0, count) as each:
-                column = f.address((tile.number, tile.width), (each.iv, GROUP))
+                group = f.iadd(first, each.iv)
+                of_scales = self._scales(f, tile, part, group, f.imul(each.iv, GROUP))
                 at = f.address(totals.at, (i, totals.area), (each.iv, GROUP))
-                place = [f.iadd(first, each.iv), *scales, column, rows.at, rows.stride, at]
+                place = [group, *of_scales, rows.at, rows.stride, at]
                 f.call(product, [*self._sources(f, rows), *place])
 
     def tiled(self, f: Function, tile: Tile, rows: Rows, decoded: Index, totals: Totals) -> None:
         """The sums of a tile of `wide_tile` columns; its blocks are decoded to slots[decoded]."""
         p, layout, unit = self.product, self.layout, self.unit
         slots = f.params[-4]
-        weight = self.signature.operands[1].data
+        weight, w_scale = self._sources(f, rows)[:2]
         for i, part in enumerate(tile.group.parts):
-            first, groups, scales = self._position(f, tile, part)
+            first, groups = self._groups(f, tile, part)
+            of_scales = self._scales(f, tile, part, first, 0)
             sums = f.address(totals.at, (i, totals.area))
-            padded = f.imul(f.idiv(f.iadd(rows.count, unit - 1), unit), unit)
-            clear(f, slots, sums, f.imul(padded, tile.width))
+            units = f.idiv(f.iadd(rows.count, unit - 1), unit)
+            clear(f, slots, sums, f.imul(f.imul(units, unit), tile.width))
             with f.loop(0, layout.k_blocks) as block:
-                start = f.address((first, layout.group_bytes), (block.iv, GROUP * layout.bk))
+                start = f.address((first, layout.group_bytes), (block.iv, layout.block_bytes))
+                column = f.imul(block.iv, layout.block)
                 with f.loop(0, groups) as each:
                     source = f.address(start, (each.iv, layout.group_bytes))
                     to = f.address(decoded, (each.iv, GROUP * p.block_steps))
-                    f.call(self.decode, [weight, slots, source, to])
-                position = [*scales, f.imul(tile.number, tile.width), block.iv]
+                    group = f.iadd(first, each.iv)
+                    f.call(self.decode, [weight, w_scale, slots, source, to, group, column])
+                position = [*of_scales, block.iv]
                 self._multiply_block(f, position, rows, decoded, sums, start, groups)
+            if self.scale is not None:
+                with f.loop(0, units) as turn:
+                    x_at = f.address(rows.at, (turn.iv, p.block_elements(unit)))
+                    out_at = f.address(sums, (turn.iv, unit * self.wide_tile))
+                    place = [*of_scales, x_at, out_at, groups]
+                    f.call(self.scale, [*self._sources(f, rows), *place])
 
     def tiled_entry(self, slot_bytes: int = 0, **fields: Any) -> Entry:
         """An entry `run` before which `pack` packs x in units, with slots for `tiled`."""
@@ -198,20 +213,31 @@ class ProductKernel:
 
     @property
     def tiled_functions(self) -> list[Function]:
-        return [self.decode, *self.multiply.values()]
+        scale = [self.scale] if self.scale is not None else []
+        return [self.decode, *self.multiply.values(), *scale]
 
-    def _position(self, f: Function, tile: Tile, part: int) -> tuple[Index, Index, list[Index]]:
-        """(first group of the packed weight, groups, scale rows) of a tile of a part."""
+    def _groups(self, f: Function, tile: Tile, part: int) -> tuple[Index, Index]:
+        """The first group, of all of the packed weight, of a tile of a part, and how many."""
         layout = self.layout
         per_tile = tile.width // GROUP
         first = f.imul(tile.number, per_tile)
         count: Index = 1
         if per_tile > 1:
             count = f.imin(per_tile, f.isub(layout.groups(part), first))
-        before = f.imul(tile.expert, layout.packed_bytes // layout.group_bytes)
-        group = f.address(before, layout.first_group(part), first)
-        scale_row = f.address((tile.expert, layout.scale_shape[0]), layout.first_scale_row(part))
-        return group, count, [scale_row, f.iadd(scale_row, layout.scale_rows(part) - 1)]
+        before = f.imul(tile.expert, layout.all_groups)
+        return f.address(before, layout.first_group(part), first), count
+
+    def _scales(
+        self, f: Function, tile: Tile, part: int, group: Index, offset: Index
+    ) -> list[Index]:
+        """`ScaleSource.first`, `last` and `column` for column `offset` of a tile, in `group`."""
+        layout = self.layout
+        if not layout.by_block:
+            return [group, 0, 0]
+        before = (tile.expert, layout.scale_shape[0])
+        first = f.address(before, layout.first_scale_row(part))
+        last = f.iadd(first, layout.scale_rows(part) - 1)
+        return [first, last, f.address((tile.number, tile.width), offset)]
 
     def _sources(self, f: Function, rows: Rows) -> list[Value]:
         """The arguments that `product.source_params` names."""
@@ -234,8 +260,9 @@ class ProductKernel:
         *_, kb = position
         x_block = f.address(rows.at, (kb, rows.stride))
         # Cache lines of the next block for each call, strip column and quarter.
-        shares = f.imul(f.idiv(f.iadd(rows.count, unit - 1), unit), _SHARES)
-        lines = f.idiv(f.iadd(f.isub(shares, 1), self.layout.bk), shares)
+        shares = f.imul(f.idiv(f.iadd(rows.count, unit - 1), unit), self.product.shares)
+        block_lines = self.layout.block_bytes // LINE
+        lines = f.idiv(f.iadd(f.isub(shares, 1), block_lines), shares)
 
         def rows_by_block(size: int, turn: Index) -> None:
             x_at = f.address(x_block, (turn, self.product.block_elements(unit)))

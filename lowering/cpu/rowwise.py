@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from qfuse.dialects.types import Shaped
-from qfuse.lowering.cpu.emit import LANES, Function, Index, Value, buffer
-from qfuse.lowering.cpu.fp8 import FORMATS, block_scale, encode
+from qfuse.lowering.cpu.emit import I8, LANES, Function, Index, Value, buffer
 from qfuse.lowering.cpu.kernel import TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.quantized import dynamic_quantizer, given_quantizer
 
 MAX_IN_REGISTERS = 16
 """Vectors of one segment that are kept in registers between the two passes of quantizing."""
@@ -145,6 +145,8 @@ class QuantizedTarget:
     codes: Value
     scales: Value
     shaped: Shaped
+    given: Value | None = None
+    """A scale for all of it, f32, where it is not to be computed."""
 
     @property
     def group(self) -> int:
@@ -152,7 +154,13 @@ class QuantizedTarget:
         return min(self.shaped.scheme.block[1], self.shaped.shape[-1])
 
     @property
-    def groups(self) -> int:
+    def numbers(self) -> int:
+        assert self.shaped.scheme is not None
+        return self.shaped.scheme.numbers
+
+    @property
+    def row_numbers(self) -> int:
+        """Numbers among the scales of a row."""
         return self.shaped.scale_shape[-1]
 
 
@@ -170,16 +178,49 @@ def emit_quantized(
     operand.  Long groups compute their values twice rather than keep them.
     """
     f = lanes.f
-    fmt = FORMATS[target.shaped.dtype]
     base = f.imul(row, target.shaped.shape[-1])
+    scale_at = f.address((row, target.row_numbers), (segment.number, target.numbers))
+    short = segment.length <= MAX_IN_REGISTERS * LANES
+    kept = [(piece, compute(piece)) for piece in pieces(f, segment)] if short else []
+    if target.given is None:
+        quantizer = dynamic_quantizer(lanes, target.shaped, _largest(lanes, segment, kept, compute))
+    else:
+        quantizer = given_quantizer(lanes, target.shaped, target.given)
+    quantizer.store_scale(target.scales, scale_at)
+
+    def store_piece(piece: Piece, value: Value) -> Value:
+        finish(piece, value)
+        codes = quantizer.encode(value)
+        f.store(codes, target.codes, f.iadd(base, piece.column), piece.mask)
+        return codes if piece.mask is None else f.select(piece.mask, codes, f.isplat(0, I8))
+
+    if short:
+        codes = [store_piece(piece, value) for piece, value in kept]
+        if target.numbers == 2:
+            quantizer.store_sum(codes, target.scales, f.iadd(scale_at, 1))
+        return
+
+    def compute_again(piece: Piece, carried: list[Value]) -> list[Value]:
+        store_piece(piece, compute(piece))
+        return []
+
+    for_pieces(f, segment, [], compute_again)
+
+
+def _largest(
+    lanes: Lanes,
+    segment: Segment,
+    kept: list[tuple[Piece, Value]],
+    compute: Callable[[Piece], Value],
+) -> Value:
+    """Bits of the largest magnitude of a segment, whose values were kept or are to be computed."""
+    f = lanes.f
 
     def magnitude(piece: Piece, value: Value) -> Value:
         bits = lanes.magnitude(value)
         return bits if piece.mask is None else f.select(piece.mask, bits, f.isplat(0))
 
-    short = segment.length <= MAX_IN_REGISTERS * LANES
-    if short:
-        kept = [(piece, compute(piece)) for piece in pieces(f, segment)]
+    if kept:
         largest = magnitude(*kept[0])
         for piece, value in kept[1:]:
             largest = f.binary("maxsi", largest, magnitude(piece, value))
@@ -189,24 +230,7 @@ def emit_quantized(
             return [f.binary("maxsi", carried[0], magnitude(piece, compute(piece)))]
 
         largest = for_pieces(f, segment, [f.isplat(0)], raise_maximum)[0]
-    scale, inverse = block_scale(f, lanes.largest(largest), fmt)
-    f.store(scale, target.scales, f.address((row, target.groups), segment.number))
-
-    def store_piece(piece: Piece, value: Value) -> None:
-        finish(piece, value)
-        codes = encode(f, f.mul(value, inverse), fmt)
-        f.store(codes, target.codes, f.iadd(base, piece.column), piece.mask)
-
-    if short:
-        for piece, value in kept:
-            store_piece(piece, value)
-    else:
-
-        def compute_again(piece: Piece, carried: list[Value]) -> list[Value]:
-            store_piece(piece, compute(piece))
-            return []
-
-        for_pieces(f, segment, [], compute_again)
+    return lanes.largest(largest)
 
 
 def emit_outputs(

@@ -9,9 +9,11 @@ from qfuse.dialects.matmul_op import INPUTS
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.emit import Function, Value, buffer
 from qfuse.lowering.cpu.kernel import Entry, Parameter
+from qfuse.lowering.cpu.layout import WeightLayout
 from qfuse.lowering.cpu.rowwise import QuantizedTarget
 
 Source = Literal["operand", "result"]
+Component = Literal["data", "scale", "zero"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Tensor:
     shaped: Shaped
     data: Value
     scale: Value | None = None
+    zero: Value | None = None
 
     @property
     def dtype(self) -> str:
@@ -57,6 +60,15 @@ class Built:
     entries: list[Entry]
 
 
+def weight_layout(w: Shaped, parts: tuple[int, ...]) -> WeightLayout:
+    """How a quantized weight, [N, K] or of experts [E, N, K], of such parts is packed."""
+    scheme, experts = w.scheme, len(w.shape) == 3
+    assert scheme is not None
+    zeros = scheme.zero_point != "none"
+    scale = "bytes" if scheme.scale == "i8" else scheme.scale
+    return WeightLayout(parts, w.shape[-1], *scheme.block, scheme.packing, scale, zeros, experts)
+
+
 def read_signature(kernel: func.FuncOp) -> Signature:
     """Raises QfuseError if the function is not one qfuse operation and a return."""
     name = kernel.name.value
@@ -76,16 +88,20 @@ def read_signature(kernel: func.FuncOp) -> Signature:
     def pointers(source: Source, index: int, type_: ir.Type) -> Tensor:
         value = shaped(type_)
         is_packed = source == "operand" and index in packed
-        stem = f"%{source}{index}"
-        pointer = Value(stem, buffer(value.dtype))
-        parameters.append(Parameter(source, index, "data", is_packed))
-        data.append(pointer)
-        if value.scheme is None:
-            return Tensor(value, pointer)
-        scale = Value(f"{stem}_scale", buffer(value.scheme.scale))
-        parameters.append(Parameter(source, index, "scale", is_packed))
-        data.append(scale)
-        return Tensor(value, pointer, scale)
+        types: dict[Component, str] = {"data": value.data_dtype}
+        if value.scheme is not None:
+            by_row = is_packed and not weight_layout(value, (value.shape[-2],)).by_block
+            scale = "f32" if is_packed else value.scheme.scale
+            types["scale"] = "i8" if by_row else scale
+            if value.scheme.zero_point != "none" and not is_packed:
+                types["zero"] = "i8"
+        components = []
+        for part, dtype in types.items():
+            suffix = "" if part == "data" else f"_{part}"
+            components.append(Value(f"%{source}{index}{suffix}", buffer(dtype)))
+            parameters.append(Parameter(source, index, part, is_packed))
+        data.extend(components)
+        return Tensor(value, *components)
 
     arguments = [pointers("operand", i, a.type) for i, a in enumerate(block.arguments)]
     returned = [pointers("result", i, v.type) for i, v in enumerate(terminator.operands)]

@@ -20,7 +20,7 @@ from qfuse.lowering.cpu import weights
     m=st.integers(1, 40),
     n=st.integers(1, 200),
     k=st.integers(1, 300),
-    block=st.sampled_from([(128, 128), (16, 32), (64, 256)]),
+    block=st.sampled_from([(128, 128), (16, 32), (64, 256), (1, 64)]),
     dtype=st.sampled_from([E4M3, E5M2]),
     out=st.sampled_from(["bfloat16", "float16", "float32"]),
     by_columns=st.booleans(),

@@ -30,6 +30,8 @@ TORCH = {
     "f16": torch.float16,
     "f8E4M3FN": torch.float8_e4m3fn,
     "f8E5M2": torch.float8_e5m2,
+    "f8E8M0FNU": torch.float8_e8m0fnu,
+    "i8": torch.int8,
     "i32": torch.int32,
     "i64": torch.int64,
 }
@@ -207,7 +209,7 @@ def run(
     guarded, out = [], []
     for r in results:
         pieces = [(r.shape[-1], TORCH[r.dtype])]
-        pieces += [(r.scale_shape[-1], torch.float32)] if r.quantized else []
+        pieces += [(r.scale_shape[-1], TORCH[r.scheme.scale])] if r.scheme else []
         leading = rows if len(r.shape) > 1 else []
         tensors = []
         for width, dtype in pieces:

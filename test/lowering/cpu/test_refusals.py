@@ -31,21 +31,41 @@ def scheme(value: Shaped, **changes: str) -> Shaped:
 
 REFUSED = {
     "plain weight": (matmul_text(plain(-1, 128), plain(64, 128), [Y]), "the weight is plain bf16"),
-    "row scales": (
-        matmul_text(plain(-1, 128), quantized(64, 128, block=(1, 128)), [Y]),
-        "rows must be a multiple of 16",
-    ),
     "narrow blocks": (
-        matmul_text(plain(-1, 128), quantized(64, 128, block=(128, 16)), [Y]),
-        "columns a multiple of 32",
+        matmul_text(plain(-1, 128), quantized(64, 128, block=(128, 8)), [Y]),
+        "w: blocks of [128, 8] have no CPU kernel; columns must be a multiple of 16",
     ),
-    "e8m0 scales": (
-        matmul_text(plain(-1, 128), scheme(W, scale="f8E8M0FNU"), [Y]),
-        "scales of type f8E8M0FNU",
+    "wide blocks": (
+        matmul_text(plain(-1, 4096), quantized(64, 4096, block=(1, 2048)), [Y]),
+        "at most 1024, or all 4096",
     ),
-    "int8": (
-        matmul_text(plain(-1, 128), replace(W, dtype="i8"), [Y]),
-        "storage type i8 has no CPU kernel",
+    "odd runs": (
+        matmul_text(plain(-1, 128), quantized(64, 128, block=(1, 48)), [Y]),
+        "runs of 48 columns with one scale",
+    ),
+    "odd blocks": (
+        matmul_text(
+            replace(quantized(-1, 320, block=(1, 32)), dtype="i8"),
+            replace(quantized(64, 320, block=(1, 160)), dtype="i8"),
+            [Y],
+        ),
+        "runs of 32 columns with one scale, in blocks of 160",
+    ),
+    "odd groups of x": (
+        matmul_text(quantized(-1, 480, block=(1, 96)), quantized(64, 480, block=(1, 480)), [Y]),
+        "x is scaled per 96 columns, for which there is no CPU kernel with this w",
+    ),
+    "sums beyond i32": (
+        matmul_text(
+            replace(quantized(-1, 1 << 17, block=(1, 1 << 17)), dtype="i8"),
+            replace(quantized(64, 1 << 17, block=(1, 1 << 17)), dtype="i8"),
+            [Y],
+        ),
+        "may not fit in i32",
+    ),
+    "scales of w by column": (
+        matmul_text(plain(-1, 128), scheme(W, scale_layout="col_major"), [Y]),
+        "w: scales must lie row_major",
     ),
     "scales of x by column": (
         matmul_text(scheme(X, scale_layout="col_major"), W, [Y]),
@@ -108,11 +128,11 @@ REFUSED = {
         group_text(
             plain(-1, 2, 128),
             quantized(4, 128, 128, block=(32, 128)),
-            [plain(-1, 2, 64)] * 2,
+            [plain(-1, 2, 32), plain(-1, 2, 96)],
             yields=["%acc0", "%acc1"],
-            parts=[64, 64],
+            parts=[32, 96],
         ),
-        "where the weight of an expert has 2 parts; rows must then be a multiple of 64",
+        "parts of [32, 96] rows have no CPU kernel in the weight of an expert",
     ),
     "an unknown number of choices": (
         group_text(
@@ -145,21 +165,21 @@ REFUSED = {
         ),
         "all its extents but the first must be static",
     ),
-    "quantized to int8": (
-        kernel_text("quantize", [plain(-1, 128)], [replace(X, dtype="i8")]),
-        "storage type i8",
+    "quantized scales by column": (
+        kernel_text("quantize", [plain(-1, 128)], [scheme(X, scale_layout="col_major")]),
+        "scales must lie row_major",
     ),
-    "norm quantized with e8m0": (
+    "norm quantized with scales by column": (
         kernel_text(
             "rms_norm",
             [plain(-1, 128), plain(128)],
-            [scheme(X, scale="f8E8M0FNU")],
+            [scheme(X, scale_layout="col_major")],
             'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
             + segment_sizes("operand", [True, True, False])
             + ", "
             + segment_sizes("result", [False, True, False]),
         ),
-        "scales of type f8E8M0FNU",
+        "scales must lie row_major",
     ),
 }
 

@@ -1,0 +1,148 @@
+"""Products for many rows of x: one decoded block of the weight serves all of them."""
+
+from qfuse.lowering.cpu.emit import I32, Function, Index, Value
+from qfuse.lowering.cpu.layout import GROUP
+from qfuse.lowering.cpu.product import (
+    LANES,
+    LINE,
+    STRIPS,
+    Product,
+    add_run,
+    first_sums,
+    index_params,
+    load_rows,
+    load_step,
+    load_strip,
+    multiply,
+    scale_source,
+    scale_totals,
+    source_params,
+)
+
+
+def build_decode(p: Product) -> Function:
+    """One K block of one group of the weight to [64/strips][steps][strips * 16] at slots[to].
+
+    Called as decode(w, w_scale, slots, from, to, group, column): from is a byte of the weight, the
+    block is that of the columns from `column` on; group and column are read for zero points only.
+    """
+    w, w_scale, _, slots = source_params(p)
+    from_, to, group, column = index = index_params("from", "to", "group", "column")
+    f = Function("decode_block", [w, w_scale, slots, *index])
+    width = p.tile_strips * LANES
+    layout = p.layout
+    source = scale_source(p, f, w_scale, group, group, 0)
+    slices = layout.block // layout.columns
+    runs = p.runs if p.decodes_zeros else 1
+    with f.each(runs) as run:
+        zeros: list[Value | None] = [None] * STRIPS
+        if p.decodes_zeros:
+            zeros = [source.zeros(s, f.address(column, (run, p.run))) for s in range(STRIPS)]
+        with f.loop(0, slices // runs) as loop:
+            number = f.address((run, slices // runs), loop.iv)
+            at = f.address(from_, (number, layout.slice_bytes))
+            for s in range(STRIPS):
+                strip = load_strip(p, f, w, f.iadd(at, s * layout.strip_bytes))
+                columns, place = divmod(s, p.tile_strips)
+                out = f.address(
+                    to,
+                    columns * p.block_steps * width + place * LANES,
+                    (number, p.slice_steps * width),
+                )
+                steps = p.codes.steps(f, strip, zeros[s])
+                for h, step in enumerate(steps):
+                    f.store(step, slots, f.iadd(out, h * width))
+    return f
+
+
+def build_tile(p: Product, rows: int, stride: int) -> Function:
+    """`rows` rows of packed x by a decoded K block of a tile of columns.
+
+    Called as tile(sources..., scale_row, last_scale_row, column, kb, x_at, w_at, out_at, from,
+    groups, turn, lines): the block of x at x[x_at], packed in tile_rows[0] rows, the decoded block
+    at slots[w_at], the totals [rows][stride] at slots[out_at].
+
+    The block was decoded from w[from]; the next one is prefetched meanwhile, spread over the
+    calls, so that the memory works while the multipliers do: each column of strips fetches
+    `lines` cache lines in each part of its steps, and this is call number `turn`.
+    """
+    names = ("scale_row", "last", "column", "kb", "x_at", "w_at", "out_at")
+    index = index_params(*names, "from", "groups", "turn", "lines")
+    f = Function(f"tile{rows}", [*source_params(p), *index])
+    w, w_scale, x, slots = f.params[: len(f.params) - len(index)]
+    scale_row, last, column, kb, x_at, w_at, out_at, from_, groups, turn, lines = index
+    strips = p.tile_strips
+    width = strips * LANES
+    steps = p.block_steps // p.parts
+    unit = p.tile_rows[0]
+    one_run = p.runs == 1
+    x_stride = steps * unit if one_run else p.run_elements(unit)
+    of_rows = load_rows(p, f, x, x_at, unit, rows) if one_run else []
+    per_group = GROUP // width
+    with f.loop(0, f.imul(groups, per_group)) as columns:
+        group, place = (g(columns.iv, per_group) for g in (f.idiv, f.imod))
+        next_block = f.address(from_, (group, p.layout.group_bytes), p.layout.block_bytes)
+        share = f.imul(f.address((turn, per_group), place), p.parts)
+        weights_at = f.address(w_at, (columns.iv, p.block_steps * width))
+        at_column = f.iadd(column, f.imul(columns.iv, width))
+        source = scale_source(p, f, w_scale, scale_row, last, at_column)
+        out, start = f.address(out_at, (columns.iv, width)), f.imul(kb, p.layout.block)
+        sums = first_sums(p, f, of_rows, strips)
+        with f.loop(0, p.parts, carried=sums) as part:
+            if p.prefetches:
+                ahead = f.imul(f.iadd(share, part.iv), f.imul(lines, LINE))
+                with f.loop(0, lines) as line:
+                    f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
+            x_part = f.address(x_at, (part.iv, x_stride))
+            w_part = f.address(weights_at, (part.iv, steps * width))
+            if one_run:
+                part.yielded = _multiply_steps(p, f, x, x_part, slots, w_part, part.carried)
+            else:
+                of_rows = load_rows(p, f, x, x_part, unit, rows)
+                sums = first_sums(p, f, of_rows, strips)
+                sums = _multiply_steps(p, f, x, x_part, slots, w_part, sums)
+                scales = source.of_strips(strips, f.address(start, (part.iv, p.run)))
+                add_run(p, f, scales, of_rows, sums, slots, out, stride)
+        if one_run:
+            scales = source.of_strips(strips, start)
+            add_run(p, f, scales, of_rows, part.results, slots, out, stride)
+    return f
+
+
+def _multiply_steps(
+    p: Product, f: Function, x: Value, x_at: Index, slots: Value, w_at: Index, sums: list[Value]
+) -> list[Value]:
+    """sums [rows][strips] plus the products of a part of a block, decoded at slots[w_at]."""
+    strips, unit = p.tile_strips, p.tile_rows[0]
+    width = strips * LANES
+    with f.loop(0, p.block_steps // p.parts, carried=sums) as loop:
+        sums = list(loop.carried)
+        step_at = f.address(w_at, (loop.iv, width))
+        weights = [f.load(slots, f.iadd(step_at, s * LANES), I32) for s in range(strips)]
+        x_step = f.address(x_at, (loop.iv, unit))
+        for i in range(0, len(sums), strips):
+            of_row = load_step(f, x, f.iadd(x_step, i // strips))
+            for s in range(strips):
+                sums[i + s] = multiply(p, f, sums[i + s], weights[s], of_row)
+        loop.yielded = sums
+    return loop.results
+
+
+def build_scale(p: Product, stride: int) -> Function:
+    """The whole totals of a unit of rows, after the last block, become f32.
+
+    Called as scale(sources..., scale_row, last_scale_row, column, x_at, out_at, groups), with the
+    arguments of `build_tile`.
+    """
+    index = index_params("scale_row", "last", "column", "x_at", "out_at", "groups")
+    f = Function("scale", [*source_params(p), *index])
+    _, w_scale, x, slots = f.params[: len(f.params) - len(index)]
+    scale_row, last, column, x_at, out_at, groups = index
+    unit = p.tile_rows[0]
+    of_rows = load_rows(p, f, x, x_at, unit, unit)
+    with f.loop(0, groups) as group:
+        of_group = f.imul(group.iv, GROUP)
+        source = scale_source(p, f, w_scale, scale_row, last, f.iadd(column, of_group))
+        scales = source.of_strips(STRIPS, 0)
+        scale_totals(f, scales, of_rows, slots, f.iadd(out_at, of_group), stride)
+    return f
