@@ -230,7 +230,7 @@ class GroupMatmulCombineOp(
             return why
         row = Shaped((*slots.shape, out.shape[-1]), "f32")
         return epilogue_error(
-            self.operation, slots.shape, _parts(self.operation), extra, [row]
+            self.operation, slots.shape, _parts(self.operation), extra, outs=[row]
         ) or _sum_error(row, slots, given["weights"], given["residual"], out)
 
 
