@@ -255,7 +255,7 @@ class GroupMatmulCombineOp(
         row = Shaped((*slots.shape, out.shape[-1]), "f32")
         experts = shaped(self.w.type).shape[0]
         return epilogue_error(
-            self.operation, slots.shape, _parts(self.operation), extra, experts, [row]
+            self.operation, slots.shape, _parts(self.operation), extra, experts, outs=[row]
         ) or _sum_error(row, slots, given["weights"], given["residual"], out)
 
 

@@ -94,9 +94,9 @@ class KeptRows:
         return 4 // self.element_bytes
 
     def store(self, lanes: Lanes, value: Value, shared: Value, row: Index, column: Index) -> None:
-        if self.dtype != "f32":
-            value = lanes.f.bitcast(lanes.narrow(value, self.dtype), self._stored)
-        lanes.f.store(lanes.f.bitcast(value, self._stored), shared, self._at(lanes.f, row, column))
+        f = lanes.f
+        bits = value if self.dtype == "f32" else lanes.narrow(value, self.dtype)
+        f.store(f.bitcast(bits, self._stored), shared, self._at(f, row, column))
 
     def load(self, lanes: Lanes, shared: Value, row: Index, column: Index) -> Value:
         """A vector as f32; where no expert made the row, anything."""

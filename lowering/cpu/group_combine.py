@@ -5,9 +5,8 @@ many there are:
 
 | rows | who |
 |---|---|
-| few | the thread that does the last task of a tile of columns, while they are in its cache |
-| many | a phase of its own, token by token: a tile alone would take long, and there may be more
-         threads than tiles |
+| few | the thread that does the last task of a tile of columns, before it takes another |
+| many | a phase of its own, token by token: a tile would take one thread long |
 
 Tasks are those of `qfuse.group_matmul` in both cases, so that no core waits for another's expert.
 Each tile counts those that are done in a counter of its own.  After all others each tile has one
@@ -30,7 +29,7 @@ __all__ = ["OPS", "build", "refuse"]
 OPS = ("qfuse.group_matmul_combine",)
 
 _SHARE = 4
-"""Adding up a tile takes this part of one task's time at most, where a thread does it between."""
+"""How many times as long one task takes as adding up a tile, where a thread does that between."""
 
 _PHASE_ELEMENTS = 16384
 """Elements of the result that a thread takes at once in the phase that adds up."""

@@ -27,7 +27,10 @@ def test_logits_follow_the_reference(checkpoints, architecture):
     assert torch.equal(got.argmax(-1), expected.argmax(-1))
 
 
-WHERE_IT_FIRES = {"shared-expert": {"architecture": "deepseek_v3"}}
+WHERE_IT_FIRES = {
+    "shared-expert": {"architecture": "deepseek_v3"},
+    "combine": {"architecture": "mixtral"},
+}
 """Checkpoints for fusions that a dense model has no use for."""
 
 
