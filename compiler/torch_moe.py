@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, linear, silu
 
-from qfuse.compiler.block_scaled import quantized_linear
+from qfuse.compiler.quantized_linear import quantized_linear
 from qfuse.dialects.errors import QfuseError
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
