@@ -7,14 +7,14 @@ from the scales' and so loads ragged layers wrong without a word.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from qfuse.compiler.block_scaled import FP8_MAX
-from qfuse.compiler.frontend.linear import scale_shape
+from qfuse.compiler.frontend.lazy_tensors import Entry
+from qfuse.compiler.frontend.linear import LinearFormat, scale_shape
 from qfuse.dialects.errors import QfuseError
 
 try:
@@ -31,20 +31,13 @@ SINGLE = "model.safetensors"
 SCALE_SUFFIX = "_scale_inv"
 """`weight` + this names a weight's scales: multipliers, whatever `inv` suggests."""
 
+SCALE_SUFFIXES = (SCALE_SUFFIX, "_scale")
+"""Ends of the names of scales, by different writers; all are multipliers."""
+
 # Scales are f32 by the format's definition; released checkpoints also store bf16 and, where every
 # scale is a power of two, e8m0.  All of them widen to f32 exactly.
 SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
 PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-_METHODS = "fp8 (block-scaled weights, dynamic activations), or none"
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The FP8 format of a checkpoint: extents of a weight block, and modules left as they are."""
-
-    weight_block: tuple[int, int] = (128, 128)
-    skip: tuple[str, ...] = ("lm_head",)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,51 +53,60 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+class Quantization(Protocol):
+    """What a config says about how its linear layers are quantized.
+
+    Layers go by their names in the file; `rows` and `columns` are N and K.
+    """
+
+    def planned(self, name: str, rows: int, columns: int) -> LinearFormat | None:
+        """The format that the config alone gives a layer; None: plain."""
+        ...
+
+    def stored(
+        self, checkpoint: "Checkpoint", name: str, rows: int, columns: int
+    ) -> LinearFormat | None:
+        """The format of a layer in the file; raises QfuseError if it cannot be read exactly."""
+        ...
+
+    def load(
+        self, checkpoint: "Checkpoint", name: str, rows: int, columns: int, format: LinearFormat
+    ) -> dict[str, Entry]:
+        """The tensors of a layer to which `stored` gave this format, by `LinearFormat.shapes`."""
+        ...
+
+
 def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization | None:
     """What `quantization_config` says, None if it is absent; raises QfuseError on other formats."""
+    # imported here, because both read a `Checkpoint`
+    from qfuse.compiler.frontend.compressed import CompressedTensors
+    from qfuse.compiler.frontend.fp8 import Fp8
+
     entry = config.get("quantization_config")
     if entry is None:
         return None
     if not isinstance(entry, dict):
         raise QfuseError(f"{source}: quantization_config is not an object")
     method = entry.get("quant_method")
-    if method != "fp8":
-        raise QfuseError(
-            f"{source}: quant_method {json.dumps(method)} is not supported; supported: {_METHODS}"
-        )
-    scheme = entry.get("activation_scheme", "dynamic")
-    if scheme != "dynamic":
-        raise QfuseError(
-            f"{source}: activation_scheme {json.dumps(scheme)} is not supported; supported: "
-            '"dynamic" (a scale per token and group of K)'
-        )
-    block = entry.get("weight_block_size")
-    if (
-        not isinstance(block, list)
-        or len(block) != 2
-        or not all(type(extent) is int and extent > 0 for extent in block)
-    ):
-        raise QfuseError(
-            f"{source}: weight_block_size is {json.dumps(block)}, not two positive integers; "
-            "supported: block-scaled weights such as [128, 128]"
-        )
-    skip = entry.get("modules_to_not_convert") or entry.get("ignored_layers") or []
-    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
-        raise QfuseError(
-            f"{source}: modules_to_not_convert is {json.dumps(skip)}, not a list of names"
-        )
-    return Quantization((block[0], block[1]), tuple(skip))
+    if method == "fp8":
+        return Fp8.read(entry, source)
+    if method == "compressed-tensors":
+        return CompressedTensors.read(entry, source)
+    raise QfuseError(
+        f"{source}: quant_method {json.dumps(method)} is not supported; "
+        "supported: fp8, compressed-tensors, or none"
+    )
 
 
 class Checkpoint:
-    """An opened checkpoint directory: its config and, by name, its tensors.
+    """An opened checkpoint directory: its config and, by name, its tensors.  A `Source`.
 
     Opening reads the headers of all its files and so finds truncated ones.  Raises QfuseError
     when the directory is no checkpoint, a file is corrupt or its quantization is unknown.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = self.path = Path(directory)
         if not self.directory.is_dir():
             what = "is not a directory" if self.directory.exists() else "does not exist"
             raise QfuseError(
@@ -140,10 +142,35 @@ class Checkpoint:
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             raise QfuseError(f"tensor {name} of {path} cannot be read: {error}") from error
 
+    def checked(
+        self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+    ) -> torch.Tensor:
+        """A tensor as stored; raises QfuseError if its shape or dtype is another."""
+        tensor = self.raw(name)
+        self._check(name, tensor, shape, dtypes)
+        return tensor
+
+    def scale_of(self, weight: str) -> str | None:
+        """The name of the scales of a weight, None if the file has none."""
+        names = (weight + suffix for suffix in SCALE_SUFFIXES)
+        return next((name for name in names if name in self), None)
+
+    def multipliers(self, name: str) -> torch.Tensor:
+        """Scales as f32, exactly; raises QfuseError unless all are finite."""
+        scale = self.raw(name)
+        self._check(name, scale, tuple(scale.shape), SCALE_DTYPES)
+        values = scale.float()
+        if not values.isfinite().all():
+            raise QfuseError(
+                f"tensor {name} of {self.file_of(name)} has values that are not finite; "
+                "what they scale would be NaN"
+            )
+        return values
+
     def plain(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An unquantized tensor of the given shape, converted to `dtype` if it is another float."""
         tensor = self.raw(name)
-        if tensor.dtype in FP8_MAX and name + SCALE_SUFFIX not in self:
+        if tensor.dtype in FP8_MAX and self.scale_of(name) is None:
             raise QfuseError(
                 f"tensor {name + SCALE_SUFFIX} is missing from {self._listing}: "
                 f"{name} is {dtype_name(tensor.dtype)}, which needs its scales"
@@ -155,23 +182,53 @@ class Checkpoint:
         self, name: str, shape: tuple[int, int], block: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """FP8 weight `name` [N, K] as stored, and its scales as f32 [ceil(N/bn), ceil(K/bk)]."""
-        weight, scale = self.raw(name), self.raw(name + SCALE_SUFFIX)
+        weight = self.raw(name)
+        scale = self.scale_of(name) or name + SCALE_SUFFIX
+        stored, expected = tuple(self.raw(scale).shape), scale_shape(*shape, block)
         self._check(name, weight, shape, tuple(FP8_MAX))
-        expected = scale_shape(*shape, block)
-        if tuple(scale.shape) != expected:
+        if stored != expected:
             raise QfuseError(
-                f"tensor {name + SCALE_SUFFIX} of {self.file_of(name + SCALE_SUFFIX)} has shape "
-                f"{list(scale.shape)}; a weight {list(shape)} in blocks of {list(block)} needs "
+                f"tensor {scale} of {self.file_of(scale)} has shape "
+                f"{list(stored)}; a weight {list(shape)} in blocks of {list(block)} needs "
                 f"ceil-div shape {list(expected)}"
             )
-        self._check(name + SCALE_SUFFIX, scale, expected, SCALE_DTYPES)
-        multipliers = scale.float()
-        if not multipliers.isfinite().all():
-            raise QfuseError(
-                f"tensor {name + SCALE_SUFFIX} of {self.file_of(name + SCALE_SUFFIX)} has values "
-                "that are not finite; the weight they scale would be NaN"
-            )
-        return weight, multipliers
+        return weight, self.multipliers(scale)
+
+    def linear_format(self, name: str, rows: int, columns: int) -> LinearFormat | None:
+        """How the linear layer `name` [N, K] is stored; None if it is not quantized."""
+        if self.quantization is not None:
+            return self.quantization.stored(self, name, rows, columns)
+        for suffix in (*SCALE_SUFFIXES, "_packed"):
+            if f"{name}.weight{suffix}" in self:
+                raise QfuseError(
+                    f"{self.directory}: the file has {name}.weight{suffix}, but config.json "
+                    "has no quantization_config to say what it means"
+                )
+        return None
+
+    def load_linear(
+        self, name: str, rows: int, columns: int, format: LinearFormat
+    ) -> dict[str, Entry]:
+        """The tensors of a quantized linear layer, named as in `LinearFormat.shapes`."""
+        assert self.quantization is not None
+        return self.quantization.load(self, name, rows, columns, format)
+
+    def buffer(self, name: str, computed: torch.Tensor) -> torch.Tensor:
+        """A buffer that transformers computes: as computed."""
+        return computed
+
+    def stored_dtype(self, name: str) -> torch.dtype | None:
+        """The dtype of a tensor in the file."""
+        return self.raw(name).dtype if name in self else None
+
+    def generation(self) -> Mapping[str, Any]:
+        """What the checkpoint says about generating text, apart from its config."""
+        path = self.directory / "generation_config.json"
+        return read_json(path) if path.is_file() else {}
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self._handles)
 
     def _check(
         self,
