@@ -95,7 +95,7 @@ class FakeQuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = layer.bias
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias, requires_grad=False)
         self.input_scale = input_scale
         self._quantized = layer.quantized_input
 
@@ -144,10 +144,11 @@ def _dequantized(source: Source, dtype: torch.dtype, simulate_activations: bool)
     replaced: set[str] = set()
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
-            leaves = (WEIGHT, SCALE, ZERO_POINT, INPUT_SCALE)
-            weight, *parts, input_scale = (loaded.get(f"{name}.{leaf}") for leaf in leaves)
-            replaced |= {f"{name}.{leaf}" for leaf in leaves}
-            values = module.dequantize(weight, *parts).to(dtype)
+            own = {leaf: f"{name}.{leaf}" for leaf in (WEIGHT, SCALE, ZERO_POINT, INPUT_SCALE)}
+            replaced |= set(own.values())
+            codes, scales = loaded[own[WEIGHT]], loaded[own[SCALE]]
+            zero_points, input_scale = loaded.get(own[ZERO_POINT]), loaded.get(own[INPUT_SCALE])
+            values = module.dequantize(codes, scales, zero_points).to(dtype)
             tensors[f"{name}.{WEIGHT}"] = values
             if simulate_activations:
                 dense: nn.Module = FakeQuantizedLinear(module, values, input_scale)

@@ -8,13 +8,23 @@ from the scales' and so loads ragged layers wrong without a word.
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from qfuse.compiler.block_scaled import FP8_MAX
+from qfuse.compiler.frontend.compressed import CompressedTensors
+from qfuse.compiler.frontend.fp8 import Fp8
 from qfuse.compiler.frontend.lazy_tensors import Entry
-from qfuse.compiler.frontend.linear import LinearFormat, scale_shape
+from qfuse.compiler.frontend.linear import LinearFormat
+from qfuse.compiler.frontend.stored_tensors import (
+    PLAIN_DTYPES,
+    SCALE_SUFFIXES,
+    Quantization,
+    Tensors,
+)
+from qfuse.compiler.frontend.stored_tensors import SCALE_SUFFIX as SCALE_SUFFIX
+from qfuse.compiler.frontend.stored_tensors import dtype_name as dtype_name
 from qfuse.dialects.errors import QfuseError
 
 try:
@@ -27,17 +37,6 @@ except ImportError as error:
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-SCALE_SUFFIX = "_scale_inv"
-"""`weight` + this names a weight's scales: multipliers, whatever `inv` suggests."""
-
-SCALE_SUFFIXES = (SCALE_SUFFIX, "_scale")
-"""Ends of the names of scales, by different writers; all are multipliers."""
-
-# Scales are f32 by the format's definition; released checkpoints also store bf16 and, where every
-# scale is a power of two, e8m0.  All of them widen to f32 exactly.
-SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
-PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,35 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-class Quantization(Protocol):
-    """What a config says about how its linear layers are quantized.
-
-    Layers go by their names in the file; `rows` and `columns` are N and K.
-    """
-
-    def planned(self, name: str, rows: int, columns: int) -> LinearFormat | None:
-        """The format that the config alone gives a layer; None: plain."""
-        ...
-
-    def stored(
-        self, checkpoint: "Checkpoint", name: str, rows: int, columns: int
-    ) -> LinearFormat | None:
-        """The format of a layer in the file; raises QfuseError if it cannot be read exactly."""
-        ...
-
-    def load(
-        self, checkpoint: "Checkpoint", name: str, rows: int, columns: int, format: LinearFormat
-    ) -> dict[str, Entry]:
-        """The tensors of a layer to which `stored` gave this format, by `LinearFormat.shapes`."""
-        ...
-
-
 def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization | None:
     """What `quantization_config` says, None if it is absent; raises QfuseError on other formats."""
-    # imported here, because both read a `Checkpoint`
-    from qfuse.compiler.frontend.compressed import CompressedTensors
-    from qfuse.compiler.frontend.fp8 import Fp8
-
     entry = config.get("quantization_config")
     if entry is None:
         return None
@@ -98,7 +70,7 @@ def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization |
     )
 
 
-class Checkpoint:
+class Checkpoint(Tensors):
     """An opened checkpoint directory: its config and, by name, its tensors.  A `Source`.
 
     Opening reads the headers of all its files and so finds truncated ones.  Raises QfuseError
@@ -121,7 +93,7 @@ class Checkpoint:
         self._handles: dict[Path, Any] = {}
         self._open_files()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def names(self) -> Iterable[str]:
@@ -142,31 +114,6 @@ class Checkpoint:
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             raise QfuseError(f"tensor {name} of {path} cannot be read: {error}") from error
 
-    def checked(
-        self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-    ) -> torch.Tensor:
-        """A tensor as stored; raises QfuseError if its shape or dtype is another."""
-        tensor = self.raw(name)
-        self._check(name, tensor, shape, dtypes)
-        return tensor
-
-    def scale_of(self, weight: str) -> str | None:
-        """The name of the scales of a weight, None if the file has none."""
-        names = (weight + suffix for suffix in SCALE_SUFFIXES)
-        return next((name for name in names if name in self), None)
-
-    def multipliers(self, name: str) -> torch.Tensor:
-        """Scales as f32, exactly; raises QfuseError unless all are finite."""
-        scale = self.raw(name)
-        self._check(name, scale, tuple(scale.shape), SCALE_DTYPES)
-        values = scale.float()
-        if not values.isfinite().all():
-            raise QfuseError(
-                f"tensor {name} of {self.file_of(name)} has values that are not finite; "
-                "what they scale would be NaN"
-            )
-        return values
-
     def plain(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An unquantized tensor of the given shape, converted to `dtype` if it is another float."""
         tensor = self.raw(name)
@@ -177,22 +124,6 @@ class Checkpoint:
             )
         self._check(name, tensor, shape, PLAIN_DTYPES)
         return tensor.to(dtype)
-
-    def quantized(
-        self, name: str, shape: tuple[int, int], block: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """FP8 weight `name` [N, K] as stored, and its scales as f32 [ceil(N/bn), ceil(K/bk)]."""
-        weight = self.raw(name)
-        scale = self.scale_of(name) or name + SCALE_SUFFIX
-        stored, expected = tuple(self.raw(scale).shape), scale_shape(*shape, block)
-        self._check(name, weight, shape, tuple(FP8_MAX))
-        if stored != expected:
-            raise QfuseError(
-                f"tensor {scale} of {self.file_of(scale)} has shape "
-                f"{list(stored)}; a weight {list(shape)} in blocks of {list(block)} needs "
-                f"ceil-div shape {list(expected)}"
-            )
-        return weight, self.multipliers(scale)
 
     def linear_format(self, name: str, rows: int, columns: int) -> LinearFormat | None:
         """How the linear layer `name` [N, K] is stored; None if it is not quantized."""
@@ -217,10 +148,6 @@ class Checkpoint:
         """A buffer that transformers computes: as computed."""
         return computed
 
-    def stored_dtype(self, name: str) -> torch.dtype | None:
-        """The dtype of a tensor in the file."""
-        return self.raw(name).dtype if name in self else None
-
     def generation(self) -> Mapping[str, Any]:
         """What the checkpoint says about generating text, apart from its config."""
         path = self.directory / "generation_config.json"
@@ -229,22 +156,6 @@ class Checkpoint:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self._handles)
-
-    def _check(
-        self,
-        name: str,
-        tensor: torch.Tensor,
-        shape: tuple[int, ...],
-        dtypes: tuple[torch.dtype, ...],
-    ) -> None:
-        where = f"tensor {name} of {self.file_of(name)}"
-        if tuple(tensor.shape) != tuple(shape):
-            raise QfuseError(
-                f"{where} has shape {list(tensor.shape)}; the config asks for {list(shape)}"
-            )
-        if tensor.dtype not in dtypes:
-            wanted = ", ".join(map(dtype_name, dtypes))
-            raise QfuseError(f"{where} is {dtype_name(tensor.dtype)}; supported here: {wanted}")
 
     def _open_files(self) -> None:
         index = self.directory / INDEX
@@ -283,8 +194,3 @@ class Checkpoint:
             ) from error
         self._handles[path] = handle
         return names
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float8_e4m3fn`, as torch spells it."""
-    return str(dtype).removeprefix("torch.")

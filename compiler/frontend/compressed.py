@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from qfuse.compiler.block_scaled import FP8_MAX
-from qfuse.compiler.frontend.checkpoint import Checkpoint, dtype_name
 from qfuse.compiler.frontend.fp8 import per_channel, static_scale
 from qfuse.compiler.frontend.lazy_tensors import Entry
 from qfuse.compiler.frontend.linear import (
@@ -24,6 +23,7 @@ from qfuse.compiler.frontend.linear import (
     LinearFormat,
     scale_shape,
 )
+from qfuse.compiler.frontend.stored_tensors import Tensors, dtype_name
 from qfuse.compiler.packed_weights import pack_nibbles
 from qfuse.dialects.errors import QfuseError
 
@@ -97,48 +97,58 @@ class CompressedTensors:
 
     def planned(self, name: str, rows: int, columns: int) -> LinearFormat | None:
         scheme = self._scheme(name)
-        return None if scheme is None else self._format(scheme, name, columns)
+        return None if scheme is None else self.format_of(scheme, name, columns)
 
-    def stored(
-        self, checkpoint: Checkpoint, name: str, rows: int, columns: int
-    ) -> LinearFormat | None:
+    def stored(self, tensors: Tensors, name: str, rows: int, columns: int) -> LinearFormat | None:
         scheme = self._scheme(name)
         if scheme is None:
             for leaf in ("weight_scale", "weight_packed"):
-                if f"{name}.{leaf}" in checkpoint:
+                if f"{name}.{leaf}" in tensors:
                     raise QfuseError(
-                        f"{checkpoint.directory}: the file has {name}.{leaf}, but no group of "
+                        f"{tensors.path}: the file has {name}.{leaf}, but no group of "
                         "config.json's quantization_config targets it"
                     )
             return None
-        dtype = checkpoint.stored_dtype(f"{name}.weight_scale") or torch.bfloat16
-        return self._format(scheme, name, columns, dtype)
+        dtype = tensors.stored_dtype(f"{name}.weight_scale") or torch.bfloat16
+        return self.format_of(scheme, name, columns, dtype)
 
     def load(
-        self, checkpoint: Checkpoint, name: str, rows: int, columns: int, format: LinearFormat
+        self, tensors: Tensors, name: str, rows: int, columns: int, format: LinearFormat
     ) -> dict[str, Entry]:
         scheme = self._scheme(name)
         assert scheme is not None
+        return self.load_as(scheme, tensors, name, rows, columns, format)
+
+    def load_as(
+        self,
+        scheme: Any,
+        tensors: Tensors,
+        name: str,
+        rows: int,
+        columns: int,
+        format: LinearFormat,
+    ) -> dict[str, Entry]:
+        """`load`, for a layer of the given scheme."""
         for leaf in ("weight_g_idx", "weight_global_scale"):
-            if f"{name}.{leaf}" in checkpoint:
+            if f"{name}.{leaf}" in tensors:
                 raise QfuseError(
-                    f"tensor {name}.{leaf} of {checkpoint.file_of(f'{name}.{leaf}')} is not "
+                    f"tensor {name}.{leaf} of {tensors.file_of(f'{name}.{leaf}')} is not "
                     "supported; supported: groups of neighbouring columns, scales of one level"
                 )
         loaded: dict[str, Entry] = {
-            WEIGHT: self._weight(checkpoint, self._stored(scheme, name), name, rows, columns),
-            SCALE: _scales(checkpoint, f"{name}.weight_scale", rows, columns, format),
+            WEIGHT: self._weight(tensors, self._stored(scheme, name), name, rows, columns),
+            SCALE: _scales(tensors, f"{name}.weight_scale", rows, columns, format),
         }
         zero = f"{name}.weight_zero_point"
         if format.zero_points:
-            loaded[ZERO_POINT] = _zero_points(checkpoint, zero, rows, columns, format)
-        elif zero in checkpoint:
+            loaded[ZERO_POINT] = _zero_points(tensors, zero, rows, columns, format)
+        elif zero in tensors:
             raise QfuseError(
-                f"tensor {zero} of {checkpoint.file_of(zero)} is not expected: "
+                f"tensor {zero} of {tensors.file_of(zero)} is not expected: "
                 f"{self._source} says that the weights are symmetric"
             )
         if format.input_format == "static":
-            loaded[INPUT_SCALE] = static_scale(checkpoint, f"{name}.input_scale")
+            loaded[INPUT_SCALE] = static_scale(tensors, f"{name}.input_scale")
         return loaded
 
     def _scheme(self, name: str) -> Any:
@@ -166,9 +176,10 @@ class CompressedTensors:
             raise self._refuse(name, what, legal)
         return stored
 
-    def _format(
+    def format_of(
         self, scheme: Any, name: str, columns: int, scale_dtype: torch.dtype = torch.bfloat16
     ) -> LinearFormat:
+        """The format that a group gives a layer; raises QfuseError if it cannot be read exactly."""
         stored, weights = self._stored(scheme, name), scheme.weights
         if scheme.output_activations is not None:
             raise self._refuse(name, "quantized outputs", "weights and inputs")
@@ -231,21 +242,21 @@ class CompressedTensors:
         )
 
     def _weight(
-        self, checkpoint: Checkpoint, stored: _Stored, name: str, rows: int, columns: int
+        self, tensors: Tensors, stored: _Stored, name: str, rows: int, columns: int
     ) -> Entry:
         full = f"{name}.{stored.leaf}"
         if stored.leaf == "weight":
-            codes = checkpoint.checked(full, (rows, columns), (stored.dtype,))
+            codes = tensors.checked(full, (rows, columns), (stored.dtype,))
             return codes if stored.packing == "none" else lambda: _nibbles(codes, full)
         shape = f"{name}.weight_shape"
-        if shape in checkpoint and checkpoint.raw(shape).tolist() != [rows, columns]:
+        if shape in tensors and tensors.raw(shape).tolist() != [rows, columns]:
             raise QfuseError(
-                f"tensor {shape} of {checkpoint.file_of(shape)} says "
-                f"{checkpoint.raw(shape).tolist()}; the config asks for {[rows, columns]}"
+                f"tensor {shape} of {tensors.file_of(shape)} says "
+                f"{tensors.raw(shape).tolist()}; the config asks for {[rows, columns]}"
             )
         bits = 8 if stored.packing == "none" else 4
         width = -(-columns * bits // (stored.dtype.itemsize * 8))
-        packed = checkpoint.checked(full, (rows, width), (stored.dtype,)).view(torch.int8)
+        packed = tensors.checked(full, (rows, width), (stored.dtype,)).view(torch.int8)
         used = packed[:, : columns * bits // 8]
         if bits == 4:  # eight codes a word, the first in the low bits: as two a byte
             return used if used.is_contiguous() else used.contiguous
@@ -257,28 +268,26 @@ class CompressedTensors:
         )
 
 
-def _scales(
-    checkpoint: Checkpoint, name: str, rows: int, columns: int, format: LinearFormat
-) -> Entry:
+def _scales(tensors: Tensors, name: str, rows: int, columns: int, format: LinearFormat) -> Entry:
     """The scales of a weight as the format types them; a single one is repeated for each row."""
     if format.weight_block == (1, columns):
-        return per_channel(checkpoint, name, rows).to(format.scale_dtype)
+        return per_channel(tensors, name, rows).to(format.scale_dtype)
     expected = scale_shape(rows, columns, format.weight_block)
     if format.packing == "fp4":
-        exponents = checkpoint.checked(name, expected, (torch.uint8,))
+        exponents = tensors.checked(name, expected, (torch.uint8,))
         if (exponents == 255).any():
-            raise QfuseError(f"tensor {name} of {checkpoint.file_of(name)} has scales that are NaN")
+            raise QfuseError(f"tensor {name} of {tensors.file_of(name)} has scales that are NaN")
         return exponents.view(torch.float8_e8m0fnu)
-    checkpoint.checked(name, expected, _SCALES[format.weight_dtype])
-    return checkpoint.multipliers(name).to(format.scale_dtype)
+    tensors.checked(name, expected, _SCALES[format.weight_dtype])
+    return tensors.multipliers(name).to(format.scale_dtype)
 
 
 def _zero_points(
-    checkpoint: Checkpoint, name: str, rows: int, columns: int, format: LinearFormat
+    tensors: Tensors, name: str, rows: int, columns: int, format: LinearFormat
 ) -> torch.Tensor:
     """Zero points, packed along N as the weight is along K, as int8; codes have the same offset."""
     groups = scale_shape(rows, columns, format.weight_block)[1]
-    packed = checkpoint.checked(name, (-(-rows // 8), groups), (torch.int32,))
+    packed = tensors.checked(name, (-(-rows // 8), groups), (torch.int32,))
     shifts = 4 * torch.arange(8, dtype=torch.int32)[:, None]
     return ((packed[:, None] >> shifts) & 15).flatten(0, 1)[:rows].to(torch.int8)
 

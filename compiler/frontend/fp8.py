@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from qfuse.compiler.block_scaled import FP8_MAX
-from qfuse.compiler.frontend.checkpoint import Checkpoint
 from qfuse.compiler.frontend.lazy_tensors import Entry
 from qfuse.compiler.frontend.linear import INPUT_SCALE, SCALE, WEIGHT, LinearFormat
+from qfuse.compiler.frontend.stored_tensors import Tensors
 from qfuse.dialects.errors import QfuseError
 
 _INPUT_SCALES = ("activation_scale", "input_scale")
@@ -80,34 +80,32 @@ class Fp8:
             raise QfuseError(f"modules_to_not_convert {skip}: {error}") from error
         return self._format(columns) if converts else None
 
-    def stored(
-        self, checkpoint: Checkpoint, name: str, rows: int, columns: int
-    ) -> LinearFormat | None:
+    def stored(self, tensors: Tensors, name: str, rows: int, columns: int) -> LinearFormat | None:
         weight = f"{name}.weight"
-        if checkpoint.scale_of(weight) is None:
+        if tensors.scale_of(weight) is None:
             return None
-        dtype = checkpoint.stored_dtype(weight)
+        dtype = tensors.stored_dtype(weight)
         # another type is refused with its name when the tensors are loaded
         return self._format(columns, dtype if dtype in FP8_MAX else torch.float8_e4m3fn)
 
     def load(
-        self, checkpoint: Checkpoint, name: str, rows: int, columns: int, format: LinearFormat
+        self, tensors: Tensors, name: str, rows: int, columns: int, format: LinearFormat
     ) -> dict[str, Entry]:
         weight = f"{name}.weight"
         if self.weight_block is None:
-            codes = checkpoint.checked(weight, (rows, columns), tuple(FP8_MAX))
-            scale = per_channel(checkpoint, checkpoint.scale_of(weight) or "", rows)
+            codes = tensors.checked(weight, (rows, columns), tuple(FP8_MAX))
+            scale = per_channel(tensors, tensors.scale_of(weight) or "", rows)
         else:
-            codes, scale = checkpoint.quantized(weight, (rows, columns), self.weight_block)
+            codes, scale = tensors.quantized(weight, (rows, columns), self.weight_block)
         loaded: dict[str, Entry] = {WEIGHT: codes, SCALE: scale}
-        given = [f"{name}.{leaf}" for leaf in _INPUT_SCALES if f"{name}.{leaf}" in checkpoint]
+        given = [f"{name}.{leaf}" for leaf in _INPUT_SCALES if f"{name}.{leaf}" in tensors]
         if self.static:
             missing = f"{name}.{_INPUT_SCALES[0]}"
-            loaded[INPUT_SCALE] = static_scale(checkpoint, given[0] if given else missing)
+            loaded[INPUT_SCALE] = static_scale(tensors, given[0] if given else missing)
         elif given:
             raise QfuseError(
-                f"tensor {given[0]} of {checkpoint.file_of(given[0])} is a static scale, but "
-                f'{checkpoint.directory / "config.json"} says activation_scheme "dynamic"'
+                f"tensor {given[0]} of {tensors.file_of(given[0])} is a static scale, but "
+                f'{tensors.path / "config.json"} says activation_scheme "dynamic"'
             )
         return loaded
 
@@ -118,28 +116,28 @@ class Fp8:
         return LinearFormat(block, (1, block[1]), "none", self.input_format, dtype)
 
 
-def per_channel(checkpoint: Checkpoint, name: str, rows: int) -> torch.Tensor:
+def per_channel(tensors: Tensors, name: str, rows: int) -> torch.Tensor:
     """Scales of a weight [N, K], one in all or one per row, as f32 [N, 1].
 
     One scale for all rows is as many equal ones, exactly.
     """
-    scale = checkpoint.multipliers(name)
+    scale = tensors.multipliers(name)
     if scale.numel() == 1:
         return scale.reshape(1, 1).repeat(rows, 1)
     if tuple(scale.shape) not in ((rows,), (rows, 1)):
         raise QfuseError(
-            f"tensor {name} of {checkpoint.file_of(name)} has shape {list(scale.shape)}; "
+            f"tensor {name} of {tensors.file_of(name)} has shape {list(scale.shape)}; "
             f"one scale, or one for each of {rows} rows, is expected"
         )
     return scale.reshape(rows, 1)
 
 
-def static_scale(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def static_scale(tensors: Tensors, name: str) -> torch.Tensor:
     """The calibrated scale of an input, f32 [1]."""
-    scale = checkpoint.multipliers(name)
+    scale = tensors.multipliers(name)
     if scale.numel() != 1 or float(scale) <= 0:
         raise QfuseError(
-            f"tensor {name} of {checkpoint.file_of(name)} has shape {list(scale.shape)} and "
+            f"tensor {name} of {tensors.file_of(name)} has shape {list(scale.shape)} and "
             f"least value {float(scale.min())}; one positive scale is expected"
         )
     return scale.reshape(1)

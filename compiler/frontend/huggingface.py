@@ -20,12 +20,7 @@ import torch
 from torch import nn
 
 from qfuse.compiler.block_scaled import FP8_MAX
-from qfuse.compiler.frontend.checkpoint import (
-    Checkpoint,
-    Quantization,
-    read_json,
-    read_quantization,
-)
+from qfuse.compiler.frontend.checkpoint import Checkpoint, read_json, read_quantization
 from qfuse.compiler.frontend.experts import (
     Experts,
     check_config,

@@ -31,7 +31,7 @@ class LinearFormat:
         """Shape and dtype of each tensor but the bias, by its name in `QuantizedLinear`."""
         scales = scale_shape(rows, columns, self.weight_block)
         numbers = {"q4_k": 16, "q6_k": 18}.get(self.packing, 1)
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             WEIGHT: ((rows, columns * BITS[self.packing] // 8), self.weight_dtype),
             SCALE: ((scales[0], scales[1] * numbers), self.scale_dtype),
         }
@@ -54,6 +54,12 @@ class QuantizedLinear(nn.Module):
     `weight_zero_point` and `input_scale`.  `input_block` [1, g] quantizes the input per token and
     group of g, as `input_format` says; () leaves it as it is.
     """
+
+    weight: nn.Parameter
+    weight_scale_inv: nn.Parameter
+    bias: nn.Parameter | None
+    weight_zero_point: nn.Parameter | None
+    input_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -177,19 +183,22 @@ def quantize_linears(
 
     Weights become float8_e4m3fn with one f32 scale per `weight_block`; with `quantize_input` the
     inputs are quantized on the fly per token and group of `weight_block[1]`.  Modules whose
-    qualified name ends in one of `skip` stay.  A layer that is FP8 already (transformers'
-    `FP8Linear`) keeps its codes, scales and block.  Raises QfuseError on a weight that is not
+    qualified name ends in one of `skip` stay.  A layer that another library quantized (see
+    quantized_modules.py) keeps its codes and scales.  Raises QfuseError on a weight that is not
     finite.
     """
+    # imported here, because it makes layers of this file
+    from qfuse.compiler.frontend.quantized_modules import adopt, without_decompression
+
     if len(weight_block) != 2 or min(weight_block) < 1:
         raise QfuseError(f"weight_block {list(weight_block)} is not two positive extents")
 
     def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+        if (adopted := adopt(name, linear)) is not None:
+            return adopted
         if any(name == s or name.endswith(f".{s}") for s in skip):
             return None
         weight = linear.weight.detach()
-        if weight.dtype in torch_ops.FP8_MAX:
-            return _adopt(name, linear)
         if weight.is_meta:
             return empty_quantized_linear(linear, block_format(weight_block))
         if not weight.isfinite().all():
@@ -198,25 +207,7 @@ def quantize_linears(
         input_block = (1, weight_block[1]) if quantize_input else ()
         return QuantizedLinear(codes, scale, linear.bias, weight_block, input_block)
 
-    return replace_linears(model, convert)
-
-
-def _adopt(name: str, linear: nn.Linear) -> QuantizedLinear:
-    """The layer that shares the tensors of transformers' `FP8Linear`."""
-    scale = getattr(linear, "weight_scale_inv", None)
-    block = getattr(linear, "block_size", None)
-    if scale is None or block is None or getattr(linear, "activation_scale", None) is not None:
-        raise QfuseError(
-            f"{name} is an FP8 layer with no block scales or with static activations; "
-            "supported: weight_scale_inv per block, dynamic activations"
-        )
-    return QuantizedLinear(
-        linear.weight.detach(),
-        scale.detach().float(),
-        linear.bias,
-        (block[0], block[1]),
-        (1, block[1]),
-    )
+    return without_decompression(replace_linears(model, convert))
 
 
 def replace_linears(
