@@ -5,7 +5,7 @@
 own quantization of activations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,10 +41,16 @@ def eager_model(source: Source, dtype: torch.dtype = torch.bfloat16) -> PreTrain
 def reference_model(source: Source, *, simulate_activations: bool = False) -> PreTrained:
     """The transformers model in f32 throughout.
 
-    With `simulate_activations`, the input of each quantized layer is quantized as the checkpoint
-    says (per token and group of K) and dequantized again, both in f32.
+    With `simulate_activations`, the input of each quantized layer is quantized as that layer does
+    it and dequantized again, both in f32.
     """
     return _dequantized(source, torch.float32, simulate_activations)
+
+
+def count_elements(source: Source) -> int:
+    """Elements of all tensors of the dequantized model."""
+    model = empty_model(source.config, source.path, source)
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 @torch.inference_mode()
@@ -170,11 +176,11 @@ def _dequantized(source: Source, dtype: torch.dtype, simulate_activations: bool)
         elif isinstance(module, DenseExperts):
             model.set_submodule(name, experts[name])
     tensors |= {name: loaded[name] for name in loaded if name not in replaced}
-    _assign(model, tensors)
+    assign(model, tensors)
     return model.eval().requires_grad_(False)
 
 
-def _assign(model: PreTrained, tensors: dict[str, torch.Tensor]) -> None:
+def assign(model: PreTrained, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put real tensors in the place of all meta parameters and buffers."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")

@@ -23,7 +23,7 @@ from qfuse.compiler.frontend.linear import (
     LinearFormat,
     scale_shape,
 )
-from qfuse.compiler.frontend.stored_tensors import Tensors, dtype_name
+from qfuse.compiler.frontend.stored_tensors import Tensors
 from qfuse.compiler.packed_weights import pack_nibbles
 from qfuse.dialects.errors import QfuseError
 
@@ -220,14 +220,13 @@ class CompressedTensors:
         if args is None:
             return (), "dynamic"
         strategy, what = _value(args.strategy), f"{_value(args.type)}{args.num_bits}"
-        wanted = {torch.float8_e4m3fn: "float8", torch.int8: "int8"}[stored.weight_dtype]
+        wanted = "float8" if stored.weight_dtype in FP8_MAX else "int8"
         if what != wanted or stored.packing == "fp4" or not args.symmetric:
             how = "" if args.symmetric else "asymmetric "
+            weights = {"int4": "int4", "fp4": "float4"}.get(stored.packing, wanted)
+            legal = "" if stored.packing == "fp4" else f", or symmetric {wanted}"
             raise self._refuse(
-                name,
-                f"{how}{what} inputs beside {stored.packing} weights of "
-                f"{dtype_name(stored.weight_dtype)}",
-                f"no quantization of inputs, or symmetric {wanted}",
+                name, f"{how}{what} inputs beside {weights} weights", f"plain inputs{legal}"
             )
         if args.dynamic is True and strategy == "token":
             return (1, columns), "dynamic"

@@ -42,7 +42,8 @@ class _Type:
 
 
 def _bytes(start: int, stop: int, blocks: Bytes) -> torch.Tensor:
-    return blocks[..., start:stop].flatten(1).view(torch.int8)
+    # of one block a row, flatten would make a view with gaps
+    return blocks[..., start:stop].flatten(1).contiguous().view(torch.int8)
 
 
 def _nibbles(start: int, blocks: Bytes) -> torch.Tensor:

@@ -106,10 +106,10 @@ def _adopt_fp8(name: str, linear: Any) -> QuantizedLinear:
         static,
         "e8m0" if scale == torch.float8_e8m0fnu else "dynamic",
     )
-    shape = tuple(linear.weight.shape)
-    format = fp8.stored(tensors, name, *shape)
+    rows, columns = linear.weight.shape
+    format = fp8.stored(tensors, name, rows, columns)
     assert format is not None
-    return _from_entries(format, fp8.load(tensors, name, *shape, format), linear.bias)
+    return _from_entries(format, fp8.load(tensors, name, rows, columns, format), linear.bias)
 
 
 def _adopt_compressed(name: str, linear: Any) -> QuantizedLinear:
@@ -126,7 +126,10 @@ def _adopt_compressed(name: str, linear: Any) -> QuantizedLinear:
         )
     kind = scheme.format or infer_module_format(nn.Linear, scheme)
     kind = getattr(kind, "value", kind)
-    state = {**dict(linear.named_parameters(recurse=False)), **dict(linear.named_buffers(recurse=False))}
+    state = {
+        **dict(linear.named_parameters(recurse=False)),
+        **dict(linear.named_buffers(recurse=False)),
+    }
     state = {leaf: tensor.detach() for leaf, tensor in state.items()}
     if status < QuantizationStatus.COMPRESSED:
         state = BaseCompressor.get_value_from_registry(kind).compress(state, scheme)

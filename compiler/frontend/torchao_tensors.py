@@ -74,7 +74,8 @@ def _int8(weight: Any) -> Read:
     columns = codes.shape[1]
     block, scale = _rows(weight.scale, weight.block_size, codes.shape)
     tensors = {WEIGHT: codes.contiguous(), SCALE: scale}
-    input_block, kind = (), "dynamic"
+    input_block: tuple[int, ...] = ()
+    kind = "dynamic"
     if kwargs is not None:
         if getattr(kwargs.mapping_type, "name", "SYMMETRIC") != "SYMMETRIC":
             raise _Unsupported("inputs quantized asymmetrically; supported: symmetric INT8")
@@ -164,7 +165,7 @@ def _input(granularity: Any, columns: int) -> tuple[tuple[int, ...], str]:
         return (1, columns), "dynamic"
     if kind == "PerTensor":
         return (1, columns), "tensor"
-    block = getattr(granularity, "block_size", ())
+    block: Any = getattr(granularity, "block_size", ())
     if kind == "PerBlock" and len(block) == 2 and block[0] == 1:
         return (1, int(block[1])), "dynamic"
     raise _Unsupported(f"inputs quantized {granularity}; supported: PerRow, PerTensor, 1 x group")
