@@ -94,12 +94,11 @@ def test_presets(saved, preset):
     assert tuple(layer.input_block) == format.input_block
 
     exact, ours = reference(path, IDS), logits(path, IDS)
-    # only inputs are rounded: INT8 has 7 bits for the largest of a row, E4M3 four for every
-    # number, and 14 layers of random weights let such errors grow
-    bits = {(): 1e-5, INT8: 0.04, E4M3: 0.1}
+    # only inputs are rounded: INT8 has 7 bits for the largest of a row, E4M3 four for every number
+    bits = {(): 1e-5, INT8: 0.01, E4M3: 0.02}
     assert error(ours, exact) < bits[layer.weight.dtype if layer.input_block else ()]
-    # the same computation, but for the order of f32 sums
-    assert error(ours, reference(path, IDS, simulate_activations=True)) < 1e-4
+    # the same computation, but for the order of f32 sums, which may move a code to its neighbour
+    assert error(ours, reference(path, IDS, simulate_activations=True)) < 4e-3
 
 
 @pytest.mark.parametrize("preset", UP_FORMATS)

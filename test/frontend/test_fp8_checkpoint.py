@@ -51,7 +51,7 @@ def test_per_tensor(editable, stored):
     assert tensors[f"{UP}.weight_scale_inv"].shape == (200, 1)
     assert (layers(net)[UP].input_block, layers(net)[UP].input_format) == ([1, 128], "dynamic")
     # E4M3 keeps four bits of inputs
-    assert error(logits(model.path, IDS), reference(model.path, IDS)) < 0.1
+    assert error(logits(model.path, IDS), reference(model.path, IDS)) < 0.03
 
 
 def test_per_channel(editable):
@@ -73,8 +73,8 @@ def test_static_inputs(editable, leaf):
     assert (layer.input_format, layer.input_block) == ("static", [1, 128])
     assert torch.equal(tensors[f"{UP}.input_scale"], torch.tensor([0.01]))
     simulated = reference(model.path, IDS, simulate_activations=True)
-    # the same computation, but for the order of f32 sums
-    assert error(logits(model.path, IDS), simulated) < 1e-4
+    # the same computation, but for the order of f32 sums, which may move a code
+    assert error(logits(model.path, IDS), simulated) < 4e-3
 
 
 def test_static_inputs_beside_blocks(editable):
@@ -106,7 +106,7 @@ def test_scales_of_powers_of_two(editable):
     assert layers(net)[UP].input_format == "e8m0"
     scale = tensors[f"{UP}.weight_scale_inv"]
     assert scale.dtype == torch.float32 and torch.equal(scale.log2(), scale.log2().round())
-    assert error(logits(model.path, IDS), reference(model.path, IDS)) < 0.1
+    assert error(logits(model.path, IDS), reference(model.path, IDS)) < 0.03
 
 
 def test_written_by_transformers(tmp_path):

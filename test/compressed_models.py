@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf_models import deviation
 
 WIDTHS = {
     "hidden_size": 128,
@@ -33,9 +34,9 @@ def quantized_model(groups: dict[str, Any], ignore: list[str] | None = None, **c
     config = AutoConfig.for_model("qwen3", **(WIDTHS | choices))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+                parameter.normal_(0, deviation(name, parameter.shape[-1]))
     quantization = QuantizationConfig(
         config_groups=groups, ignore=["lm_head"] if ignore is None else ignore
     )

@@ -46,8 +46,19 @@ def transformers_model(architecture: str, seed: int = 0, **choices: Any) -> Any:
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
             else:
-                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+                parameter.normal_(0, deviation(name, parameter.shape[-1]))
     return model
+
+
+def deviation(name: str, columns: int) -> float:
+    """Standard deviation of a weight, by what a trained model's residual stream is made of.
+
+    Embeddings outweigh what a block adds, so that a code of an input that a rounding moved to its
+    neighbour shows little in the logits, and not as much as everything.
+    """
+    if "embed_tokens" in name:
+        return 1.0
+    return (0.05 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0) * columns**-0.5
 
 
 def write(
