@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.source import AttrSource
+from torch._guards import TracingContext
 
 from qfuse.compiler.frontend import torchao_tensors
 from qfuse.compiler.frontend.linear import (
@@ -49,7 +50,7 @@ class OpenedWeight:
 def open_weights(
     gm: fx.GraphModule, inputs: Sequence[Any], names: Sequence[str], remark: Callable[..., None]
 ) -> tuple[fx.GraphModule, list[Any], list[str], Expand]:
-    """A graph without weights of torchao, its inputs, their names, and how calls get them.
+    """A graph without weights of torchao, its example inputs, their names, and how calls get them.
 
     A weight that cannot be read, or that something else than linear layers reads, stays; `remark`
     says why.  Without any such weight, the graph stays as it is.
@@ -80,11 +81,15 @@ def open_weights(
             expanded += opened[i].of(value) if i in opened else [value]
         return expanded
 
+    examples: list[Any] = []
+    for i, value in enumerate(inputs):
+        examples += map(_static, opened[i].of(value)) if i in opened else [value]
+
     new = fx.GraphModule(gm, graph)
     new.meta = dict(gm.meta)
     if (sources := getattr(gm, "_param_name_to_source", None)) is not None:
         new._param_name_to_source = sources
-    return new, expand(inputs), new_names, expand
+    return new, examples, new_names, expand
 
 
 def _open(
@@ -143,6 +148,14 @@ def _arguments(
         parts.get(ZERO_POINT),
         parts.get(INPUT_SCALE),
     )
+
+
+def _static(tensor: torch.Tensor) -> torch.Tensor:
+    """What AOTAutograd traces with: it would take the extents of a tensor new to it for dynamic."""
+    context = TracingContext.try_get()
+    if context is None or context.fake_mode is None:
+        return tensor
+    return context.fake_mode.from_tensor(tensor, static_shapes=True)
 
 
 def _leaf(weight: str, leaf: str) -> str:

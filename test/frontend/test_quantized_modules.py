@@ -208,6 +208,7 @@ def test_torch_compile_sees_torchao(kind, seen):
     assert str(imported.module).count('"torch.qfuse.quantized_linear"') == 2
     assert {"up.weight", "up.weight_scale_inv", "up.bias"} <= set(imported.parameters)
     assert [spec.name for spec in imported.inputs] == ["l_x_"]
+    assert "<[?" not in str(imported.module)  # the extents of weights, and of this x, are known
 
 
 @torch.no_grad()
