@@ -85,7 +85,18 @@ def qfuse_backend(
     except Exception as error:  # whatever AOTAutograd cannot trace, torch may still run
         _remark("AOTAutograd cannot trace the graph", error)
         return original.forward
-    return compiled if gm is original else lambda *args: compiled(*expand(args))
+    if gm is original:
+        return compiled
+
+    def opened(*args: Any) -> Any:
+        try:
+            arguments = expand(args)
+        except QfuseError as error:
+            _remark("a call runs on torch", error)
+            return original.forward(*args)
+        return compiled(*arguments)
+
+    return opened
 
 
 class GraphProgram:

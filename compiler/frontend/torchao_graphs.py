@@ -26,7 +26,8 @@ from qfuse.dialects.errors import QfuseError
 _LINEAR = (torch._C._nn.linear, torch.nn.functional.linear)
 
 Expand = Callable[[Sequence[Any]], list[Any]]
-"""Makes the arguments of the opened graph from those of the original."""
+"""Makes the arguments of the opened graph from those of the original; raises QfuseError if a
+weight of the call does not have the format of the graph's, which no guard of Dynamo's tells."""
 
 
 class OpenedWeight:
@@ -40,10 +41,13 @@ class OpenedWeight:
     def of(self, weight: torch.Tensor) -> list[torch.Tensor]:
         """The tensors, made anew if the weight is not the one that it was."""
         if _stamp(weight) != self._stamp:
-            format, self.tensors = torchao_tensors.read(self.name, weight)
+            format, tensors = torchao_tensors.read(self.name, weight)
             if format != self.format:
-                raise QfuseError(f"{self.name} changed its format between calls; compile it again")
-            self._stamp = _stamp(weight)
+                raise QfuseError(
+                    f"the weight of {self.name} is quantized in another way than the one that the "
+                    "graph was compiled for"
+                )
+            self.tensors, self._stamp = tensors, _stamp(weight)
         return list(self.tensors.values())
 
 

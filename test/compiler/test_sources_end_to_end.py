@@ -152,6 +152,7 @@ def test_torchao(kind, tokens, caplog):
     from torchao.quantization import quantize_
 
     torch.manual_seed(0)
+    torch._dynamo.reset()
     model = Mlp().eval().requires_grad_(False)
     quantize_(model, torchao_configs()[kind])
     x = torch.randn(tokens, 256)

@@ -226,6 +226,18 @@ def test_torch_compile_notices_another_weight(seen):
 
 
 @torch.no_grad()
+def test_torch_compile_notices_another_format(seen, caplog):
+    """Zero points are data, on which Dynamo has no guard: another model shares the graph."""
+    x, models = torch.randn(5, 128).bfloat16(), [AO["int4"](), AO["int4-zeros"]()]
+    with caplog.at_level(logging.WARNING, logger="qfuse"):
+        for model in models:
+            torch.testing.assert_close(
+                torch.compile(model, backend="qfuse")(x), model(x), rtol=5e-2, atol=5e-2
+            )
+    assert "remark: a call runs on torch: the weight of up is quantized in another" in caplog.text
+
+
+@torch.no_grad()
 def test_torch_compile_leaves_what_it_cannot_read(seen, caplog):
     model = ao(torchao.Int8DynamicActivationIntxWeightConfig())
     x = torch.randn(5, 128).bfloat16()
