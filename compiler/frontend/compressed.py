@@ -52,10 +52,7 @@ _STORED = {
 }
 """By the format of a group and the type and bits of its weights."""
 
-_SCALES = {
-    torch.float8_e4m3fn: (torch.float32, torch.bfloat16, torch.float16),
-    torch.int8: (torch.float32, torch.bfloat16, torch.float16),
-}
+_SCALES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class CompressedTensors:
@@ -277,8 +274,9 @@ def _scales(tensors: Tensors, name: str, rows: int, columns: int, format: Linear
         if (exponents == 255).any():
             raise QfuseError(f"tensor {name} of {tensors.file_of(name)} has scales that are NaN")
         return exponents.view(torch.float8_e8m0fnu)
-    tensors.checked(name, expected, _SCALES[format.weight_dtype])
-    return tensors.multipliers(name).to(format.scale_dtype)
+    stored = tensors.checked(name, expected, _SCALES)
+    exact = tensors.multipliers(name)
+    return stored if stored.dtype == format.scale_dtype else exact.to(format.scale_dtype)
 
 
 def _zero_points(

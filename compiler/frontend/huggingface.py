@@ -187,8 +187,10 @@ def quantize_like(model: PreTrained, source: Source) -> None:
     All experts become modules of qfuse; the first of a layer says what all of them are.
     """
 
+    experts = transformers_experts(model)
+
     def format_of(name: str, rows: int, columns: int) -> LinearFormat | None:
-        if name in transformers_experts(model):
+        if name in experts:
             name = _matrices(model, name, 1)[0][0].removesuffix(".weight")
         return source.linear_format(_stored(model, name), rows, columns)
 

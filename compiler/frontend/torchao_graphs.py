@@ -109,7 +109,7 @@ def _open(
             return None
     try:
         return OpenedWeight(layer, weight)
-    except QfuseError as error:
+    except Exception as error:  # torchao's tensors change from release to release
         remark("a linear layer runs on torch", error)
         return None
 
