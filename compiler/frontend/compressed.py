@@ -183,6 +183,8 @@ class CompressedTensors:
         packed = stored.leaf == "weight_packed" and stored.packing == "int4"
         if not weights.symmetric and not packed:
             raise self._refuse(name, "asymmetric weights", "zero points of pack-quantized int4")
+        if stored.packing != "none" and columns % 2:
+            raise self._refuse(name, f"{columns} columns of four bits", "an even number")
         block = self._block(weights, name, columns)
         if stored.packing == "fp4":
             scale_dtype = torch.float8_e8m0fnu
