@@ -16,10 +16,12 @@
 |---|---|
 | compilation.py | `compile`: the whole flow on one page |
 | options.py | what can be chosen, and the environment variables |
-| frontend/ | Hugging Face checkpoints and torch modules to MLIR; the torch.compile backend |
+| frontend/ | checkpoints, GGUF files and torch modules to MLIR; the torch.compile backend |
 | torch_ops.py, torch_moe.py | our torch operators |
 | torch_glu.py | gated linear units on tensors |
 | block_scaled.py | the arithmetic of block-scaled FP8 tensors that they share |
+| quantized_linear.py | a linear layer of any quantization scheme, from its definition |
+| block_scaled.py, packed_weights.py | the arithmetic of quantized tensors that they share |
 | gpu_attention.py | attention over caches on a GPU, without waiting for it |
 | torch_ir.py | reading the torch dialect |
 | operators.py | operators to call on tensors directly |

@@ -82,8 +82,8 @@ def compile(
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
 
-    `model` is a directory with a Hugging Face checkpoint, or a torch module together with
-    `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
+    `model` is a directory with a Hugging Face checkpoint, a GGUF file, or a torch module together
+    with `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
     `max_len` is the number of tokens its KV caches hold (by default what the model was trained
     for, 2048 at most), and `logits` is "last" or "all" of the
     tokens of a call.  `blas` says which products go to cuBLAS: "auto" those that are estimated

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from qfuse.compiler.block_scaled import quantized_linear
+from qfuse.compiler.quantized_linear import quantized_linear
 from qfuse.compiler.torch_glu import apply_glu, make_glu
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import Glu

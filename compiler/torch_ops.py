@@ -1,6 +1,6 @@
 """The operators qfuse adds to torch: what a graph means before, beside and without the compiler.
 
-    qfuse::quantized_linear   a linear layer over block-scaled FP8 weights
+    qfuse::quantized_linear   a linear layer of any quantization scheme (quantized_linear.py)
     qfuse::kv_update          write new keys or values into a cache, functionally
     qfuse::attention          causal attention over the part of a cache in use
     qfuse::select_experts     a router, from its logits on (torch_moe.py)
@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from qfuse.compiler import gpu_attention, torch_moe
 from qfuse.compiler.block_scaled import FP8_MAX as FP8_MAX
 from qfuse.compiler.block_scaled import quantize_blocks as quantize_blocks
-from qfuse.compiler.block_scaled import quantized_linear
+from qfuse.compiler.quantized_linear import quantized_linear
 
 NAMESPACE = "qfuse"
 
@@ -106,7 +106,7 @@ def on_host(tensor: torch.Tensor) -> bool:
 
 
 def _fake_linear(
-    x: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor | list[int] | None
+    x: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor | list[int] | str | None
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -124,7 +124,8 @@ def _fake_attention(
 OPERATORS: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
     (
         "quantized_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, "
-        "int[] weight_block, int[] input_block) -> Tensor",
+        "int[] weight_block, int[] input_block, str packing='none', str input_format='dynamic', "
+        "Tensor? zero_point=None, Tensor? input_scale=None) -> Tensor",
         quantized_linear,
         _fake_linear,
     ),

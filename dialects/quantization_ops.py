@@ -45,7 +45,8 @@ class PackOp(Op, name="pack", traits=[ext.Pure]):
     zero: ext.Operand[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
-        return _components_error(self.operation.operands, shaped(self.out.type))
+        components = [shaped(v.type) for v in self.operation.operands]
+        return components_error(components, shaped(self.out.type))
 
 
 class UnpackOp(Op, name="unpack", traits=[ext.Pure]):
@@ -61,7 +62,8 @@ class UnpackOp(Op, name="unpack", traits=[ext.Pure]):
     zero: ext.Result[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
-        return _components_error(self.operation.results, shaped(self.quantized.type))
+        components = [shaped(v.type) for v in self.operation.results]
+        return components_error(components, shaped(self.quantized.type))
 
 
 class QuantizeOp(Op, name="quantize", traits=[ext.Pure]):
@@ -278,12 +280,12 @@ def _static_error(scale: Shaped, out: Shaped) -> str | None:
     return None
 
 
-def _components_error(components: Sequence[ir.Value], value: Shaped) -> str | None:
+def components_error(components: Sequence[Shaped], value: Shaped) -> str | None:
     """Why stored elements, scales and zero points are not those of `value`, or None."""
     if why := scheme_error(value):
         return why
     assert value.scheme is not None
-    data, scales, *zeros = (shaped(c.type) for c in components)
+    data, scales, *zeros = components
     if data.dtype != value.data_dtype:
         stored = f"the type stores {value.data_dtype}"
         if value.data_dtype != value.dtype:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from qfuse.compiler.compilation import Progress, compile
 from qfuse.compiler.frontend import baseline
-from qfuse.compiler.frontend.checkpoint import Checkpoint
+from qfuse.compiler.frontend.source import Source, open_source
 from qfuse.compiler.options import cache_dir
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.report import Report
@@ -37,7 +37,7 @@ class DemoResult:
     largest difference of a logit from the unfused program's, relative to the largest logit;
     `rel_err_vs_fp32` the Frobenius norm of the difference from transformers in f32 with
     dequantized weights and unquantized activations, relative to the reference's;
-    `rel_err_vs_fp32_quantized` the same with the checkpoint's activation quantization simulated.
+    `rel_err_vs_fp32_quantized` the same with the model's activation quantization simulated.
     Both compare the logits at every decoded token.  Fields are None where memory did not suffice.
     """
 
@@ -70,16 +70,16 @@ def checkpoint(arch: str | None = None) -> Path:
 
 
 def run(
-    directory: Path, console: Console, progress: Progress, *, tokens: int = NEW_TOKENS
+    model: Path, console: Console, progress: Progress, *, tokens: int = NEW_TOKENS
 ) -> DemoResult:
-    """Run the demo on a checkpoint; prints to `console`."""
-    checkpoint = Checkpoint(directory)
-    prompt = _prompt(checkpoint, PROMPT_TOKENS)
+    """Run the demo on a checkpoint directory or a GGUF file; prints to `console`."""
+    source = open_source(model)
+    prompt = _prompt(source, PROMPT_TOKENS)
     room = PROMPT_TOKENS + tokens
     start = time.perf_counter()
-    fused = compile(directory, max_len=room, progress=progress)
+    fused = compile(model, max_len=room, progress=progress)
     seconds = time.perf_counter() - start
-    unfused = compile(directory, max_len=room, disable=["all"], progress=progress)
+    unfused = compile(model, max_len=room, disable=["all"], progress=progress)
 
     generated = fused.generate(prompt, tokens, eos=())
     equal = generated == unfused.generate(prompt, tokens, eos=())
@@ -92,11 +92,11 @@ def run(
     del unfused
 
     sequence = [*prompt, *generated[:-1]]
-    exact = _reference(checkpoint, sequence, len(prompt), simulate_activations=False)
-    simulated = _reference(checkpoint, sequence, len(prompt), simulate_activations=True)
-    speed, eager_speed = measure(fused, checkpoint, prompt, tokens)
+    exact = _reference(source, sequence, len(prompt), simulate_activations=False)
+    simulated = _reference(source, sequence, len(prompt), simulate_activations=True)
+    speed, eager_speed = measure(fused, source, prompt, tokens)
     result = DemoResult(
-        model=str(directory),
+        model=str(model),
         kernels_before=before["launches"],
         kernels_after=after["launches"],
         kernels_per_moe_layer_before=per_layer[0],
@@ -135,15 +135,15 @@ def decode_profile(exe: Executable) -> dict[str, Any]:
 
 
 def measure(
-    fused: Executable, checkpoint: Checkpoint, prompt: Sequence[int], tokens: int
+    fused: Executable, source: Source, prompt: Sequence[int], tokens: int
 ) -> tuple[float, float | None]:
     """Decoded tokens per second, of `fused` and of eager bf16: medians over alternating rounds.
 
     Prefill is not counted.  These machines are shared, so only the ratio of the two means much.
     """
     eager = None
-    if _fits(checkpoint, 2):
-        eager = baseline.eager_model(checkpoint)
+    if _fits(source, 2):
+        eager = baseline.eager_model(source)
     ours: list[float] = []
     theirs: list[float] = []
     start = time.perf_counter()
@@ -172,19 +172,18 @@ def _eager_speed(model: Any, prompt: Sequence[int], tokens: int) -> float:
 
 
 def _reference(
-    checkpoint: Checkpoint, sequence: Sequence[int], prompt: int, *, simulate_activations: bool
+    source: Source, sequence: Sequence[int], prompt: int, *, simulate_activations: bool
 ) -> torch.Tensor | None:
     """f32 logits at the last prompt token and all that follow; None if f32 does not fit."""
-    if not _fits(checkpoint, 4):
+    if not _fits(source, 4):
         return None
-    model = baseline.reference_model(checkpoint, simulate_activations=simulate_activations)
+    model = baseline.reference_model(source, simulate_activations=simulate_activations)
     return baseline.logits(model, sequence)[prompt - 1 :]
 
 
-def _fits(checkpoint: Checkpoint, bytes_per_element: int) -> bool:
+def _fits(source: Source, bytes_per_element: int) -> bool:
     """Whether the dequantized model leaves memory to spare."""
-    stored = sum(f.stat().st_size for f in checkpoint.directory.glob("*.safetensors"))
-    return stored * bytes_per_element * 1.2 < _available()  # FP8: about a byte per element
+    return baseline.count_elements(source) * bytes_per_element * 1.2 < _available()
 
 
 def _available() -> int:
@@ -203,8 +202,8 @@ def _rel_err(value: torch.Tensor, reference: torch.Tensor | None) -> float | Non
     return float(torch.linalg.norm(value - reference) / torch.linalg.norm(reference))
 
 
-def _prompt(checkpoint: Checkpoint, count: int) -> list[int]:
-    vocabulary = int(checkpoint.config["vocab_size"])
+def _prompt(source: Source, count: int) -> list[int]:
+    vocabulary = int(source.config["vocab_size"])
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, (count,), generator=generator).tolist()
 

@@ -53,7 +53,7 @@ def _compile(args: argparse.Namespace) -> int:
     if args.emit != "artifact":
         raise QfuseError(f"--emit={args.emit} needs --config-only")
     if args.model is None:
-        raise QfuseError("name a checkpoint directory, or a config.json with --config-only")
+        raise QfuseError("name a checkpoint, or a config.json with --config-only")
     if args.output is None:
         raise QfuseError("name the file to write with -o")
     from qfuse.compiler.compilation import compile
@@ -219,8 +219,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qfuse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="compile a small FP8 model, compare, and report")
-    demo.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint of your own")
+    demo = commands.add_parser("demo", help="compile a small model, compare, and report")
+    demo.add_argument(
+        "--model", type=Path, metavar="MODEL", help="a checkpoint directory or GGUF file of yours"
+    )
     demo.add_argument(
         "--arch",
         choices=("qwen3", "qwen3-moe", "mixtral", "deepseek-v3"),
@@ -232,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compile_ = commands.add_parser("compile", help="compile a checkpoint into one file")
     add = compile_.add_argument
-    add("model", nargs="?", type=Path, metavar="DIR", help="a Hugging Face checkpoint")
+    add("model", nargs="?", type=Path, metavar="MODEL", help="a checkpoint directory or GGUF file")
     add("--target", default="cpu", help="cpu (default), cuda:sm_90, ...")
     add("-o", dest="output", type=Path, metavar="FILE", help="where to write")
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")

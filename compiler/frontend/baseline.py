@@ -5,40 +5,53 @@
 own quantization of activations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from qfuse.compiler.block_scaled import dequantize_blocks, quantize_blocks
-from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, Checkpoint
+from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX
 from qfuse.compiler.frontend.experts import (
     Experts,
     QuantizedExperts,
     transformers_experts,
 )
 from qfuse.compiler.frontend.huggingface import empty_model, load_parameters, quantize_like
-from qfuse.compiler.frontend.linear import QuantizedLinear
+from qfuse.compiler.frontend.linear import (
+    INPUT_SCALE,
+    SCALE,
+    WEIGHT,
+    ZERO_POINT,
+    QuantizedLinear,
+)
+from qfuse.compiler.frontend.source import Source
 from qfuse.compiler.frontend.step import PreTrained
 from qfuse.compiler.torch_glu import apply_glu
 
 
-def eager_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.bfloat16) -> PreTrained:
+def eager_model(source: Source, dtype: torch.dtype = torch.bfloat16) -> PreTrained:
     """The transformers model with its weights dequantized to `dtype`, on torch's own kernels.
 
     Activations are not quantized: no eager implementation of that would be fast on a CPU.
     """
-    return _dequantized(checkpoint, dtype, simulate_activations=False)
+    return _dequantized(source, dtype, simulate_activations=False)
 
 
-def reference_model(checkpoint: Checkpoint, *, simulate_activations: bool = False) -> PreTrained:
+def reference_model(source: Source, *, simulate_activations: bool = False) -> PreTrained:
     """The transformers model in f32 throughout.
 
-    With `simulate_activations`, the input of each quantized layer is quantized as the checkpoint
-    says (per token and group of K) and dequantized again, both in f32.
+    With `simulate_activations`, the input of each quantized layer is quantized as that layer does
+    it and dequantized again, both in f32.
     """
-    return _dequantized(checkpoint, torch.float32, simulate_activations)
+    return _dequantized(source, torch.float32, simulate_activations)
+
+
+def count_elements(source: Source) -> int:
+    """Elements of all tensors of the dequantized model."""
+    model = empty_model(source.config, source.path, source)
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 @torch.inference_mode()
@@ -82,18 +95,20 @@ class GreedyDecoder:
 
 
 class FakeQuantizedLinear(nn.Module):
-    """A dense linear layer whose input goes through FP8 and back, per token and group."""
+    """A dense linear layer whose input is quantized and dequantized again, as `layer` does it."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, input_block: list[int]
+        self, layer: QuantizedLinear, weight: torch.Tensor, input_scale: torch.Tensor | None
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.input_block = input_block
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias, requires_grad=False)
+        self.input_scale = input_scale
+        self._quantized = layer.quantized_input
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(_through_fp8(x, self.input_block), self.weight, self.bias)
+        x = self._quantized(x, self.input_scale)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class ReferenceExperts(nn.Module):
@@ -137,27 +152,23 @@ def _through_fp8(x: torch.Tensor, input_block: list[int]) -> torch.Tensor:
     return dequantize_blocks(codes, scale, input_block).view(x.shape).to(x.dtype)
 
 
-def _dequantized(
-    checkpoint: Checkpoint, dtype: torch.dtype, simulate_activations: bool
-) -> PreTrained:
-    model = empty_model(
-        checkpoint.config, checkpoint.directory, checkpoint, dtype=dtype, implementation="sdpa"
-    )
+def _dequantized(source: Source, dtype: torch.dtype, simulate_activations: bool) -> PreTrained:
+    model = empty_model(source.config, source.path, source, dtype=dtype, implementation="sdpa")
     experts = transformers_experts(model)
-    quantize_like(model, checkpoint)
-    loaded = load_parameters(model, checkpoint)
+    quantize_like(model, source)
+    loaded = load_parameters(model, source)
     tensors: dict[str, torch.Tensor] = {}
     replaced: set[str] = set()
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
-            weight, scale = f"{name}.weight", f"{name}.weight{SCALE_SUFFIX}"
-            replaced |= {weight, scale}
-            values = dequantize_blocks(loaded[weight], loaded[scale], module.weight_block)
-            tensors[weight] = values.to(dtype)
+            own = {leaf: f"{name}.{leaf}" for leaf in (WEIGHT, SCALE, ZERO_POINT, INPUT_SCALE)}
+            replaced |= set(own.values())
+            codes, scales = loaded[own[WEIGHT]], loaded[own[SCALE]]
+            zero_points, input_scale = loaded.get(own[ZERO_POINT]), loaded.get(own[INPUT_SCALE])
+            values = module.dequantize(codes, scales, zero_points).to(dtype)
+            tensors[f"{name}.{WEIGHT}"] = values
             if simulate_activations:
-                dense: nn.Module = FakeQuantizedLinear(
-                    tensors[weight], module.bias, module.input_block
-                )
+                dense: nn.Module = FakeQuantizedLinear(module, values, input_scale)
             else:
                 dense = nn.Linear(
                     module.in_features, module.out_features, module.bias is not None, "meta", dtype
@@ -177,11 +188,11 @@ def _dequantized(
                 original = ReferenceExperts(original, module, block)
             model.set_submodule(name, original)
     tensors |= {name: loaded[name] for name in loaded if name not in replaced}
-    _assign(model, tensors)
+    assign(model, tensors)
     return model.eval().requires_grad_(False)
 
 
-def _assign(model: PreTrained, tensors: dict[str, torch.Tensor]) -> None:
+def assign(model: PreTrained, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put real tensors in the place of all meta parameters and buffers."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")

@@ -7,14 +7,24 @@ from the scales' and so loads ragged layers wrong without a word.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qfuse.compiler.block_scaled import FP8_MAX
-from qfuse.compiler.frontend.linear import scale_shape
+from qfuse.compiler.frontend.compressed import CompressedTensors
+from qfuse.compiler.frontend.fp8 import Fp8
+from qfuse.compiler.frontend.lazy_tensors import Entry
+from qfuse.compiler.frontend.linear import LinearFormat
+from qfuse.compiler.frontend.stored_tensors import (
+    PLAIN_DTYPES,
+    SCALE_SUFFIXES,
+    Quantization,
+    Tensors,
+)
+from qfuse.compiler.frontend.stored_tensors import SCALE_SUFFIX as SCALE_SUFFIX
+from qfuse.compiler.frontend.stored_tensors import dtype_name as dtype_name
 from qfuse.dialects.errors import QfuseError
 
 try:
@@ -27,24 +37,6 @@ except ImportError as error:
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-SCALE_SUFFIX = "_scale_inv"
-"""`weight` + this names a weight's scales: multipliers, whatever `inv` suggests."""
-
-# Scales are f32 by the format's definition; released checkpoints also store bf16 and, where every
-# scale is a power of two, e8m0.  All of them widen to f32 exactly.
-SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
-PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-_METHODS = "fp8 (block-scaled weights, dynamic activations), or none"
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The FP8 format of a checkpoint: extents of a weight block, and modules left as they are."""
-
-    weight_block: tuple[int, int] = (128, 128)
-    skip: tuple[str, ...] = ("lm_head",)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,43 +60,25 @@ def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization |
     if not isinstance(entry, dict):
         raise QfuseError(f"{source}: quantization_config is not an object")
     method = entry.get("quant_method")
-    if method != "fp8":
-        raise QfuseError(
-            f"{source}: quant_method {json.dumps(method)} is not supported; supported: {_METHODS}"
-        )
-    scheme = entry.get("activation_scheme", "dynamic")
-    if scheme != "dynamic":
-        raise QfuseError(
-            f"{source}: activation_scheme {json.dumps(scheme)} is not supported; supported: "
-            '"dynamic" (a scale per token and group of K)'
-        )
-    block = entry.get("weight_block_size")
-    if (
-        not isinstance(block, list)
-        or len(block) != 2
-        or not all(type(extent) is int and extent > 0 for extent in block)
-    ):
-        raise QfuseError(
-            f"{source}: weight_block_size is {json.dumps(block)}, not two positive integers; "
-            "supported: block-scaled weights such as [128, 128]"
-        )
-    skip = entry.get("modules_to_not_convert") or entry.get("ignored_layers") or []
-    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
-        raise QfuseError(
-            f"{source}: modules_to_not_convert is {json.dumps(skip)}, not a list of names"
-        )
-    return Quantization((block[0], block[1]), tuple(skip))
+    if method == "fp8":
+        return Fp8.read(entry, source)
+    if method == "compressed-tensors":
+        return CompressedTensors.read(entry, source)
+    raise QfuseError(
+        f"{source}: quant_method {json.dumps(method)} is not supported; "
+        "supported: fp8, compressed-tensors, or none"
+    )
 
 
-class Checkpoint:
-    """An opened checkpoint directory: its config and, by name, its tensors.
+class Checkpoint(Tensors):
+    """An opened checkpoint directory: its config and, by name, its tensors.  A `Source`.
 
     Opening reads the headers of all its files and so finds truncated ones.  Raises QfuseError
     when the directory is no checkpoint, a file is corrupt or its quantization is unknown.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = self.path = Path(directory)
         if not self.directory.is_dir():
             what = "is not a directory" if self.directory.exists() else "does not exist"
             raise QfuseError(
@@ -119,7 +93,7 @@ class Checkpoint:
         self._handles: dict[Path, Any] = {}
         self._open_files()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def names(self) -> Iterable[str]:
@@ -143,7 +117,7 @@ class Checkpoint:
     def plain(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An unquantized tensor of the given shape, converted to `dtype` if it is another float."""
         tensor = self.raw(name)
-        if tensor.dtype in FP8_MAX and name + SCALE_SUFFIX not in self:
+        if tensor.dtype in FP8_MAX and self.scale_of(name) is None:
             raise QfuseError(
                 f"tensor {name + SCALE_SUFFIX} is missing from {self._listing}: "
                 f"{name} is {dtype_name(tensor.dtype)}, which needs its scales"
@@ -151,43 +125,37 @@ class Checkpoint:
         self._check(name, tensor, shape, PLAIN_DTYPES)
         return tensor.to(dtype)
 
-    def quantized(
-        self, name: str, shape: tuple[int, int], block: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """FP8 weight `name` [N, K] as stored, and its scales as f32 [ceil(N/bn), ceil(K/bk)]."""
-        weight, scale = self.raw(name), self.raw(name + SCALE_SUFFIX)
-        self._check(name, weight, shape, tuple(FP8_MAX))
-        expected = scale_shape(*shape, block)
-        if tuple(scale.shape) != expected:
-            raise QfuseError(
-                f"tensor {name + SCALE_SUFFIX} of {self.file_of(name + SCALE_SUFFIX)} has shape "
-                f"{list(scale.shape)}; a weight {list(shape)} in blocks of {list(block)} needs "
-                f"ceil-div shape {list(expected)}"
-            )
-        self._check(name + SCALE_SUFFIX, scale, expected, SCALE_DTYPES)
-        multipliers = scale.float()
-        if not multipliers.isfinite().all():
-            raise QfuseError(
-                f"tensor {name + SCALE_SUFFIX} of {self.file_of(name + SCALE_SUFFIX)} has values "
-                "that are not finite; the weight they scale would be NaN"
-            )
-        return weight, multipliers
+    def linear_format(self, name: str, rows: int, columns: int) -> LinearFormat | None:
+        """How the linear layer `name` [N, K] is stored; None if it is not quantized."""
+        if self.quantization is not None:
+            return self.quantization.stored(self, name, rows, columns)
+        for suffix in (*SCALE_SUFFIXES, "_packed"):
+            if f"{name}.weight{suffix}" in self:
+                raise QfuseError(
+                    f"{self.directory}: the file has {name}.weight{suffix}, but config.json "
+                    "has no quantization_config to say what it means"
+                )
+        return None
 
-    def _check(
-        self,
-        name: str,
-        tensor: torch.Tensor,
-        shape: tuple[int, ...],
-        dtypes: tuple[torch.dtype, ...],
-    ) -> None:
-        where = f"tensor {name} of {self.file_of(name)}"
-        if tuple(tensor.shape) != tuple(shape):
-            raise QfuseError(
-                f"{where} has shape {list(tensor.shape)}; the config asks for {list(shape)}"
-            )
-        if tensor.dtype not in dtypes:
-            wanted = ", ".join(map(dtype_name, dtypes))
-            raise QfuseError(f"{where} is {dtype_name(tensor.dtype)}; supported here: {wanted}")
+    def load_linear(
+        self, name: str, rows: int, columns: int, format: LinearFormat
+    ) -> dict[str, Entry]:
+        """The tensors of a quantized linear layer, named as in `LinearFormat.shapes`."""
+        assert self.quantization is not None
+        return self.quantization.load(self, name, rows, columns, format)
+
+    def buffer(self, name: str, computed: torch.Tensor) -> torch.Tensor:
+        """A buffer that transformers computes: as computed."""
+        return computed
+
+    def generation(self) -> Mapping[str, Any]:
+        """What the checkpoint says about generating text, apart from its config."""
+        path = self.directory / "generation_config.json"
+        return read_json(path) if path.is_file() else {}
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self._handles)
 
     def _open_files(self) -> None:
         index = self.directory / INDEX
@@ -226,8 +194,3 @@ class Checkpoint:
             ) from error
         self._handles[path] = handle
         return names
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float8_e4m3fn`, as torch spells it."""
-    return str(dtype).removeprefix("torch.")

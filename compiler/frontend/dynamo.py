@@ -26,6 +26,7 @@ from qfuse.compiler import torch_ops
 from qfuse.compiler.frontend.fx_import import Argument, import_graph, simplify, unused
 from qfuse.compiler.frontend.imported import Imported, TensorSpec
 from qfuse.compiler.frontend.recompose import recompose_linears
+from qfuse.compiler.frontend.torchao_graphs import open_weights
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 
@@ -58,7 +59,8 @@ def qfuse_backend(
         except QfuseError as error:  # a GPU that there are no kernels for
             _remark("a graph runs on torch", error)
             return gm.forward
-    names = _names(gm)
+    original = gm
+    gm, inputs, names, expand = open_weights(gm, example_inputs, _names(gm), _remark)
     _remark_graph_breaks()
 
     def inference(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
@@ -75,14 +77,26 @@ def qfuse_backend(
         return _boxed(graph.forward)
 
     try:
-        return aot_autograd(
+        compiled = aot_autograd(
             fw_compiler=forward, bw_compiler=backward, inference_compiler=inference
-        )(gm, list(example_inputs))
+        )(gm, inputs)
     except TorchDynamoException:  # how Dynamo asks itself to trace again
         raise
     except Exception as error:  # whatever AOTAutograd cannot trace, torch may still run
         _remark("AOTAutograd cannot trace the graph", error)
-        return gm.forward
+        return original.forward
+    if gm is original:
+        return compiled
+
+    def opened(*args: Any) -> Any:
+        try:
+            arguments = expand(args)
+        except QfuseError as error:
+            _remark("a call runs on torch", error)
+            return original.forward(*args)
+        return compiled(*arguments)
+
+    return opened
 
 
 class GraphProgram:

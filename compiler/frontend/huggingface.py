@@ -1,6 +1,7 @@
 """Hugging Face causal language models as one graph for prefill and decode.
 
     imported = import_checkpoint("/models/Qwen3-8B-FP8", max_len=4096)
+    imported = import_checkpoint("/models/Qwen3-8B-Q4_K_M.gguf")
     imported = import_config("config.json")       # the graph alone, no weights
 
 transformers builds the model on meta; its linear layers, experts, attention and cache are replaced
@@ -9,24 +10,17 @@ out, for every T >= 1.
 """
 
 import difflib
-import re
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from qfuse.compiler import torch_ops
-from qfuse.compiler.frontend.checkpoint import (
-    SCALE_SUFFIX,
-    Checkpoint,
-    Quantization,
-    read_json,
-    read_quantization,
-)
+from qfuse.compiler.block_scaled import FP8_MAX
+from qfuse.compiler.frontend.checkpoint import Checkpoint, read_json, read_quantization
 from qfuse.compiler.frontend.experts import (
     Biased,
     Experts,
@@ -35,16 +29,21 @@ from qfuse.compiler.frontend.experts import (
     load_experts,
     matrix_names,
     replace_experts,
+    transformers_experts,
 )
+from qfuse.compiler.frontend.fp8 import Fp8
 from qfuse.compiler.frontend.fx_import import import_graph
 from qfuse.compiler.frontend.imported import Imported, ModelInfo, TensorSpec
 from qfuse.compiler.frontend.latent_attention import take_pairs_apart
 from qfuse.compiler.frontend.lazy_tensors import Entry, LazyTensors
 from qfuse.compiler.frontend.linear import (
+    LinearFormat,
     QuantizedLinear,
+    block_format,
     empty_quantized_linear,
     replace_linears,
 )
+from qfuse.compiler.frontend.source import Source, open_source
 from qfuse.compiler.frontend.step import (
     ATTENTION,
     PREFIX,
@@ -72,22 +71,20 @@ DEFAULT_MAX_LEN = 2048
 def import_checkpoint(
     path: str | Path, *, max_len: int | None = None, logits: str = "last"
 ) -> Imported:
-    """Import a checkpoint directory; its tensors stay mapped files until they are packed.
+    """Import a checkpoint, a directory or a GGUF file; its tensors stay mapped until packed.
 
     `max_len` is the capacity of the caches, by default what the model was trained for but at most
     2048.  `logits` "last" gives [1, 1, V] for the last of the T tokens, "all" [1, T, V].
-    A linear layer is quantized exactly if the file has scales for it.  Raises QfuseError on
-    anything wrong with the checkpoint or not supported.
+    A linear layer is quantized exactly as the file has it.  Raises QfuseError on anything wrong
+    with the checkpoint or not supported.
     """
     started = time.perf_counter()
-    checkpoint = Checkpoint(path)
-    model = empty_model(checkpoint.config, checkpoint.directory, checkpoint)
-    quantize_like(model, checkpoint)
-    parameters = load_parameters(model, checkpoint)
+    source = open_source(path)
+    model = empty_model(source.config, source.path, source)
+    quantize_like(model, source)
+    parameters = load_parameters(model, source)
     loaded = time.perf_counter() - started
-    generation = checkpoint.directory / "generation_config.json"
-    ends = read_json(generation) if generation.is_file() else {}
-    return _import(model, parameters, max_len, logits, ends, {"load": loaded})
+    return _import(model, parameters, max_len, logits, source.generation(), {"load": loaded})
 
 
 def import_config(
@@ -99,7 +96,7 @@ def import_config(
 ) -> Imported:
     """Import the graph of a model from its config.json (or the directory of one), no weights.
 
-    The FP8 format is that of the config's `quantization_config`.  For a config without one,
+    The formats are those of the config's `quantization_config`.  For a config without one,
     `quantize="fp8"` stands for FP8 in 128x128 blocks with dynamic activations in every linear
     layer but `lm_head`, and None for no quantization.  All `parameters` are meta tensors.
     """
@@ -112,12 +109,12 @@ def import_config(
         raise QfuseError(f'quantize "{quantize}" is not supported; supported: fp8, None')
     quantization = read_quantization(config, source)
     if quantization is None and quantize == "fp8":
-        quantization = Quantization()
+        quantization = Fp8()
     model = empty_model(config, source)
     if quantization is None:
         replace_experts(model, lambda _: None)
     else:
-        _quantize_all(model, quantization)
+        _quantize(model, quantization.planned, source)
     parameters = dict(_tensors_of(model)) | _computed_buffers(model)
     loaded = time.perf_counter() - started
     return _import(model, LazyTensors(parameters), max_len, logits, {}, {"load": loaded})
@@ -126,14 +123,14 @@ def import_config(
 def empty_model(
     config: Mapping[str, Any],
     source: Path,
-    checkpoint: Checkpoint | None = None,
+    stored: Source | None = None,
     dtype: torch.dtype | None = None,
     implementation: str = ATTENTION,
 ) -> PreTrained:
     """The transformers model of a config on meta, in evaluation mode.
 
-    `source` is named in errors.  `dtype` is by default the config's, else the embedding's in the
-    checkpoint, else bfloat16.  `implementation` names the attention, as transformers does.
+    `source` is named in errors.  `dtype` is by default the config's, else that of the embedding in
+    `stored`, else bfloat16.  `implementation` names the attention, as transformers does.
     """
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -161,7 +158,7 @@ def empty_model(
         check_config(model_type, {**config, **parsed.to_dict()}, source)
         parsed._attn_implementation = implementation
         if dtype is None:
-            dtype = _model_dtype(parsed, source, checkpoint)
+            dtype = _model_dtype(parsed, source, stored)
         with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(parsed, dtype=dtype)
     except QfuseError:
@@ -186,59 +183,83 @@ def empty_model(
     return model.eval().requires_grad_(False)
 
 
-def quantize_like(model: PreTrained, checkpoint: Checkpoint) -> None:
-    """Make exactly those linear layers and experts FP8 that the checkpoint has scales for.
+def quantize_like(model: PreTrained, source: Source) -> None:
+    """Make exactly those linear layers and experts quantized that the file has so.
 
     All experts become modules of qfuse; the first of a layer says what all of them are.  They have
     biases where the checkpoint has some.
     """
 
-    def format_of(weight: str) -> tuple[tuple[int, int], torch.dtype] | None:
-        if weight + SCALE_SUFFIX not in checkpoint:
-            return None
-        if checkpoint.quantization is None:
-            raise QfuseError(
-                f"{checkpoint.directory}: the file has {weight + SCALE_SUFFIX}, but config.json "
-                "has no quantization_config to say what it means"
-            )
-        dtype = checkpoint.raw(weight).dtype
-        if dtype not in torch_ops.FP8_MAX:
-            dtype = torch.float8_e4m3fn  # refused with its name when the tensors are loaded
-        return checkpoint.quantization.weight_block, dtype
+    experts = transformers_experts(model)
 
-    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
-        quantized = format_of(_stored(model, f"{name}.weight"))
-        return None if quantized is None else empty_quantized_linear(linear, *quantized)
+    def format_of(name: str, rows: int, columns: int) -> LinearFormat | None:
+        if name in experts:
+            name = _matrices(model, name, 1)[0][0].removesuffix(".weight")
+        return source.linear_format(_stored(model, name), rows, columns)
 
     def biased(name: str, experts: int) -> Biased:
-        return biases_of(_matrices(model, name, experts), checkpoint)
+        assert isinstance(source, Checkpoint)
+        return biases_of(_matrices(model, name, experts), source)
+
+    _quantize(model, format_of, source.path, biased)
+
+
+def _quantize(
+    model: PreTrained,
+    format_of: Callable[[str, int, int], LinearFormat | None],
+    source: Path,
+    biased: Callable[[str, int], Biased] = lambda *_: (False, False),
+) -> None:
+    """Give every linear layer, and the gates of all experts, the format `format_of` has for it."""
+
+    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
+        format = format_of(name, linear.out_features, linear.in_features)
+        return None if format is None else empty_quantized_linear(linear, format)
+
+    def convert_experts(name: str) -> tuple[tuple[int, int], torch.dtype] | None:
+        _, columns, rows = model.get_submodule(name).down_proj.shape  # [E, H, I]: gate is [I, H]
+        format = format_of(name, rows, columns)
+        if format is None:
+            return None
+        if format != block_format(format.weight_block, format.weight_dtype) or (
+            format.weight_dtype not in FP8_MAX
+        ):
+            raise QfuseError(
+                f"{source}: experts {name} are quantized in a way that is not supported; "
+                "supported: FP8 in blocks, inputs quantized dynamically in the same groups"
+            )
+        return format.weight_block, format.weight_dtype
 
     replace_linears(model, convert)
-    replace_experts(model, lambda name: format_of(_matrices(model, name, 1)[0][0]), biased)
+    replace_experts(model, convert_experts, biased)
 
 
-def load_parameters(model: PreTrained, checkpoint: Checkpoint) -> LazyTensors:
+def load_parameters(model: PreTrained, source: Source) -> LazyTensors:
     """The tensor of every parameter and buffer of a meta model, checked, mapped from its file.
 
-    Stacked experts are copies, made each time they are read.
+    What lies otherwise in the file than the operators take it, such as stacked experts, is made
+    each time it is read.
     """
     loaded: dict[str, Entry] = {}
-    loaded |= _computed_buffers(model)
+    loaded |= {
+        name: source.buffer(name, buffer) for name, buffer in _computed_buffers(model).items()
+    }
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
-            weight = f"{name}.weight"
             shape = (module.out_features, module.in_features)
-            block = (module.weight_block[0], module.weight_block[1])
-            loaded[weight], loaded[weight + SCALE_SUFFIX] = checkpoint.quantized(
-                _stored(model, weight), shape, block
-            )
+            stored = _stored(model, name)
+            format = source.linear_format(stored, *shape)
+            assert format is not None
+            tensors = source.load_linear(stored, *shape, format)
+            loaded |= {f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()}
         elif isinstance(module, Experts):
+            assert isinstance(source, Checkpoint)
             files = _matrices(model, name, module.experts)
-            tensors = load_experts(module, files, checkpoint)
+            tensors = load_experts(module, files, source)
             loaded |= {f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()}
     for name, meta in _tensors_of(model).items():
         if name not in loaded:
-            loaded[name] = checkpoint.plain(_stored(model, name), tuple(meta.shape), meta.dtype)
+            loaded[name] = source.plain(_stored(model, name), tuple(meta.shape), meta.dtype)
     return LazyTensors(loaded)
 
 
@@ -258,37 +279,18 @@ def _matrices(model: PreTrained, name: str, experts: int) -> list[tuple[str, str
     return matrix_names(model.config.model_type, _stored(model, name), experts)
 
 
-def _model_dtype(config: Any, source: Path, checkpoint: Checkpoint | None) -> torch.dtype:
+def _model_dtype(config: Any, source: Path, stored: Source | None) -> torch.dtype:
     dtype = getattr(config, "dtype", None)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype, None)
-    if dtype is None and checkpoint is not None and "model.embed_tokens.weight" in checkpoint:
-        dtype = checkpoint.raw("model.embed_tokens.weight").dtype
+    if dtype is None and stored is not None:
+        dtype = stored.stored_dtype("model.embed_tokens.weight")
     dtype = dtype or torch.bfloat16
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise QfuseError(
             f"{source}: dtype {dtype} is not supported; supported: bfloat16, float16, float32"
         )
     return dtype
-
-
-def _quantize_all(model: PreTrained, quantization: Quantization) -> None:
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    skip = list(quantization.skip) or ["lm_head"]
-    block = quantization.weight_block
-
-    def quantized(name: str) -> bool:
-        try:
-            return bool(should_convert_module(name, skip))
-        except re.error as error:
-            raise QfuseError(f"modules_to_not_convert {skip}: {error}") from error
-
-    def convert(name: str, linear: nn.Linear) -> nn.Module | None:
-        return empty_quantized_linear(linear, block) if quantized(name) else None
-
-    replace_linears(model, convert)
-    replace_experts(model, lambda name: (block, torch.float8_e4m3fn) if quantized(name) else None)
 
 
 def _computed_buffers(model: PreTrained) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from qfuse.compiler import torch_ops
 from qfuse.compiler.frontend.fx_import import Argument, import_graph, simplify, unused
 from qfuse.compiler.frontend.imported import Imported, TensorSpec
+from qfuse.compiler.frontend.quantized_modules import adopted_linears
 from qfuse.compiler.frontend.recompose import recompose_linears
 from qfuse.dialects.errors import QfuseError
 
@@ -27,16 +28,20 @@ def import_module(
 
     Model and inputs may be on the kinds of device that `devices` names.
 
+    Linear layers that another library quantized (quantized_modules.py) are imported with their
+    codes and scales; `model` itself stays as it is.
     Parameters, buffers and constants become parameters of the program.  Raises QfuseError if
     torch cannot export the model, if it changes a buffer or an input, or if an operator cannot
     be imported.
     """
     training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), adopted_linears(model) as adopted:
             exported = torch.export.export(
-                model.eval(), tuple(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
+                adopted.eval(), tuple(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
             ).run_decompositions({})
+    except QfuseError:
+        raise
     except Exception as error:  # torch.export raises whatever the model's code does
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__

@@ -124,7 +124,12 @@ E4M3 as in `qfuse::quantized_linear`; eight bits as in ggml's products of q8_1."
 def _quantized_input(product: ir.Operation) -> Shaped:
     """The type of x quantized: stored as suits w, scaled as the attribute says."""
     x, w = (shaped(v.type) for v in list(product.operands)[:2])
-    return replace(x, dtype=_STORED_AS.get(w.dtype, w.dtype), scheme=_scheme(product))
+    return replace(x, dtype=stored_beside(w), scheme=_scheme(product))
+
+
+def stored_beside(w: Shaped) -> str:
+    """Element type of an x that is quantized for a product with w."""
+    return _STORED_AS.get(w.dtype, w.dtype)
 
 
 def _scheme(product: ir.Operation) -> Scheme:

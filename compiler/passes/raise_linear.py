@@ -1,8 +1,11 @@
 """Patterns of `qfuse-raise-torch` for quantized linear layers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
-from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME, stored_beside
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
     NotConstant,
@@ -13,20 +16,41 @@ from qfuse.compiler.torch_ir import (
 )
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import AddOp
-from qfuse.dialects.matmul_op import build_matmul
-from qfuse.dialects.quantization_ops import PackOp
-from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
+from qfuse.dialects.matmul_op import build_matmul, groups_nest
+from qfuse.dialects.quantization_ops import (
+    PackOp,
+    QuantizeOp,
+    TensorScaleOp,
+    components_error,
+)
+from qfuse.dialects.types import STORAGE_BITS, Scheme, Shaped, is_float, shaped
+
+STORED = {"none": None, "int4": "i4", "fp4": "f4E2M1FN", "q4_k": "i4", "q6_k": "i6"}
+"""Element type of a weight by the operator's `packing`; None for that of its codes."""
+
+INPUTS: dict[str, tuple[str, ...] | None] = {
+    "dynamic": ("f32",),
+    "e8m0": ("f8E8M0FNU",),
+    "q8_1": ("f16", "q8_1"),
+    "tensor": None,
+    "static": None,
+}
+"""Scale type and packing of x by the operator's `input_format`; None for one scale in all."""
 
 
 def quantized_linear(p: Pattern) -> None:
-    x, weight, scale, bias, weight_block, input_block = (p.value() for _ in range(6))
-    root = p.op("torch.operator", x, weight, scale, bias, weight_block, input_block)
+    x, weight, scale, bias = (p.value() for _ in range(4))
+    weight_block, input_block, packing, input_format = (p.value() for _ in range(4))
+    zero, input_scale = p.value(), p.value()
+    constants = (weight_block, input_block, packing, input_format)
+    root = p.op("torch.operator", x, weight, scale, bias, *constants, zero, input_scale)
     p.require(is_quantized_linear, root)
-    p.require(is_typed_product, root, x, weight, scale)
-    p.require(blocks_are_constant, root, weight_block, input_block)
-    p.require(weight_is_legal, root, weight, scale, weight_block)
-    p.require(input_has_same_groups, root, weight_block, input_block)
-    p.rewrite(root, make_product, x, weight, scale, bias, weight_block, input_block)
+    p.require(formats_are_constant, root, *constants)
+    p.require(is_typed_product, root, x, weight, scale, packing)
+    p.require(weight_is_legal, root, weight, scale, weight_block, packing, zero)
+    p.require(input_can_be_quantized, root, x, input_block, input_format, input_scale)
+    p.require(groups_nest_in_k, root, weight, scale, weight_block, input_block, packing)
+    p.rewrite(root, make_product, x, weight, scale, bias, *constants, zero, input_scale)
 
 
 def plain_linear(p: Pattern) -> None:
@@ -54,15 +78,26 @@ def is_quantized_linear(root: ir.Operation) -> Verdict:
     return None if name == "torch.qfuse.quantized_linear" else MISMATCH
 
 
+def formats_are_constant(_root: ir.Operation, *formats: ir.Value) -> Verdict:
+    try:
+        *blocks, packing, input_format = (constant_of(value) for value in formats)
+    except NotConstant:
+        return Refusal("the block shape or the format is not a constant")
+    for name, legal in ((packing, STORED), (input_format, INPUTS)):
+        if name not in legal:
+            return Refusal(f'"{name}" is not one of {", ".join(legal)}')
+    return None if all(len(b) in (0, 2) for b in blocks) else Refusal(f"blocks are {blocks}")
+
+
 def is_typed_product(
-    _root: ir.Operation, x: ir.Value, weight: ir.Value, scale: ir.Value
+    _root: ir.Operation, x: ir.Value, weight: ir.Value, scale: ir.Value, packing: ir.Value
 ) -> Verdict:
     types = [builtin_type(v.type) for v in (x, weight, scale)]
     if None in types:
         return MISMATCH
     x_type, w_type, _ = (shaped(t) for t in types)
     is_static = len(w_type.shape) == 2 and min(w_type.shape) > 0 and len(x_type.shape) > 1
-    if not is_float(x_type) or not is_static or x_type.shape[-1] != w_type.shape[1]:
+    if not is_float(x_type) or not is_static or x_type.shape[-1] != _logical(w_type, packing)[1]:
         return Refusal(
             f"x is {x_type} and weight {w_type}",
             "use float x [.., M, K] and a static weight [N, K]",
@@ -70,34 +105,59 @@ def is_typed_product(
     return None
 
 
-def blocks_are_constant(_root: ir.Operation, *blocks: ir.Value) -> Verdict:
-    try:
-        for block in blocks:
-            constant_of(block)
-    except NotConstant:
-        return Refusal("the block shape is not a constant")
-    return None
-
-
 def weight_is_legal(
-    _root: ir.Operation, weight: ir.Value, scale: ir.Value, weight_block: ir.Value
+    _root: ir.Operation,
+    weight: ir.Value,
+    scale: ir.Value,
+    weight_block: ir.Value,
+    packing: ir.Value,
+    zero: ir.Value,
 ) -> Verdict:
-    packed, scales = weight_type(weight, scale, weight_block), shaped(builtin_type(scale.type))
-    if why := scheme_error(packed):
-        return Refusal(why)
-    if scales.shape != packed.scale_shape:
-        return Refusal(f"the scales are {scales}, which does not fit {packed}")
+    packed = weight_type(weight, scale, weight_block, packing, zero)
+    components = [shaped(builtin_type(v.type)) for v in (weight, scale, zero) if not _is_none(v)]
+    why = components_error(components, packed)
+    return None if why is None else Refusal(why)
+
+
+def input_can_be_quantized(
+    _root: ir.Operation,
+    x: ir.Value,
+    input_block: ir.Value,
+    input_format: ir.Value,
+    input_scale: ir.Value,
+) -> Verdict:
+    block, kind = constant_of(input_block), constant_of(input_format)
+    if not block:
+        return None
+    whole = [1, shaped(builtin_type(x.type)).shape[-1]]
+    if block[0] != 1 or (INPUTS[kind] is None and block != whole):
+        wanted = whole if INPUTS[kind] is None else [1, "group"]
+        return Refusal(f"x is to be scaled in blocks of {block}", f"use {wanted}")
+    if kind != "static":
+        return None
+    type_ = None if _is_none(input_scale) else builtin_type(input_scale.type)
+    if type_ is None or shaped(type_) != Shaped((1,), "f32"):
+        return Refusal(f"the scale of x is {input_scale.type}", "give a tensor<1xf32>")
     return None
 
 
-def input_has_same_groups(
-    _root: ir.Operation, weight_block: ir.Value, input_block: ir.Value
+def groups_nest_in_k(
+    _root: ir.Operation,
+    weight: ir.Value,
+    scale: ir.Value,
+    weight_block: ir.Value,
+    input_block: ir.Value,
+    packing: ir.Value,
 ) -> Verdict:
-    """x is quantized per row in groups of the weight's block, or not at all."""
-    block, wanted = constant_of(input_block), [1, constant_of(weight_block)[1]]
-    if block in ([], wanted):
+    """The columns that share a scale of x are some of those that share one of w, or the reverse."""
+    block, w = constant_of(input_block), weight_type(weight, scale, weight_block, packing)
+    assert w.scheme is not None
+    if not block or groups_nest(block[1], w.scheme.group, w.shape[1]):
         return None
-    return Refusal(f"x is to be scaled in blocks of {block}", f"use {wanted}, as the weight is")
+    return Refusal(
+        f"x is to be scaled in blocks of {block}, the weight in groups of {w.scheme.group}",
+        "one must divide the other",
+    )
 
 
 def make_product(
@@ -109,19 +169,27 @@ def make_product(
     bias: ir.Value,
     weight_block: ir.Value,
     input_block: ir.Value,
+    packing: ir.Value,
+    input_format: ir.Value,
+    zero: ir.Value,
+    input_scale: ir.Value,
 ) -> None:
-    w_type = weight_type(weight, scale, weight_block)
-    packed = pack_weight(weight, scale, w_type)
+    w_type = weight_type(weight, scale, weight_block, packing, zero)
+    packed = pack_weight(weight, scale, w_type, zero)
     value = to_builtin(x)
     x_type = shaped(value.type)
+    group, scales = constant_of(input_block), INPUTS[constant_of(input_format)]
+    if group and scales is None:
+        given = None if constant_of(input_format) == "tensor" else input_scale
+        value = _quantize_whole(value, replace(x_type, dtype=stored_beside(w_type)), given)
     y_type = Shaped((*x_type.rows, w_type.shape[0]), x_type.dtype).type()
     product, block = build_matmul(value, packed, [y_type])
     with ir.InsertionPoint(block):
         build_yield(list(block.arguments))
-    if group := constant_of(input_block):
-        product.attributes[INPUT_SCHEME] = ir.Attribute.parse(str(Scheme(tuple(group), "f32")))
+    if group and scales is not None:
+        product.attributes[INPUT_SCHEME] = ir.Attribute.parse(str(Scheme(tuple(group), *scales)))
     y = product.results[0]
-    if not str(bias.type).startswith("!torch.none"):
+    if not _is_none(bias):
         y = ir.Operation.create(
             AddOp.OPERATION_NAME, results=[y_type], operands=[y, to_builtin(bias)]
         ).result
@@ -129,26 +197,66 @@ def make_product(
     rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])
 
 
-def weight_type(weight: ir.Value, scale: ir.Value, block: ir.Value) -> Shaped:
-    """The type of a weight of torch codes and scales, with a constant block."""
+def _quantize_whole(x: ir.Value, stored: Shaped, scale: ir.Value | None) -> ir.Value:
+    """x with one scale: the one given, or its own."""
+    if scale is None:
+        given = ir.Operation.create(
+            TensorScaleOp.OPERATION_NAME,
+            results=[Shaped((1,), "f32").type()],
+            operands=[x],
+            attributes={"storage": ir.TypeAttr.get(ir.Type.parse(stored.dtype))},
+        ).result
+    else:
+        given = to_builtin(scale)
+    quantized = replace(stored, scheme=Scheme((1, stored.shape[-1]), "f32"))
+    return ir.Operation.create(
+        QuantizeOp.OPERATION_NAME, results=[quantized.type()], operands=[x, given]
+    ).result
+
+
+def weight_type(
+    weight: ir.Value,
+    scale: ir.Value,
+    block: ir.Value,
+    packing: ir.Value | None = None,
+    zero: ir.Value | None = None,
+) -> Shaped:
+    """The type of a weight of torch codes and scales, with a constant block and packing."""
     codes, scales = (shaped(builtin_type(v.type)) for v in (weight, scale))
-    return Shaped(codes.shape, codes.dtype, Scheme(tuple(constant_of(block)), scales.dtype))
+    name = "none" if packing is None else constant_of(packing)
+    zeros = "none" if zero is None or _is_none(zero) else "int"
+    scheme = Scheme(tuple(constant_of(block)), scales.dtype, name, zeros)
+    return Shaped(_logical(codes, packing), STORED[name] or codes.dtype, scheme)
 
 
-def pack_weight(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
+def _logical(codes: Shaped, packing: ir.Value | None) -> tuple[int, ...]:
+    """The shape of a weight whose stored elements are `codes`."""
+    stored = STORED["none" if packing is None else constant_of(packing)]
+    bits = STORAGE_BITS[stored] if stored else 8
+    return (*codes.shape[:-1], codes.shape[-1] * 8 // bits)
+
+
+def pack_weight(
+    weight: ir.Value, scale: ir.Value, type_: Shaped, zero: ir.Value | None = None
+) -> ir.Value:
     """The quantized weight; made at the top of the function where its components allow it."""
-    if isinstance(weight, ir.BlockArgument) and isinstance(scale, ir.BlockArgument):
+    components = [v for v in (weight, scale, zero) if v is not None and not _is_none(v)]
+    if all(isinstance(v, ir.BlockArgument) for v in components):
         with ir.InsertionPoint.at_block_begin(weight.owner):
-            return _pack_here(weight, scale, type_)
-    return _pack_here(weight, scale, type_)
+            return _pack_here(components, type_)
+    return _pack_here(components, type_)
 
 
-def _pack_here(weight: ir.Value, scale: ir.Value, type_: Shaped) -> ir.Value:
+def _pack_here(components: Sequence[ir.Value], type_: Shaped) -> ir.Value:
     return ir.Operation.create(
         PackOp.OPERATION_NAME,
         results=[type_.type()],
-        operands=[to_builtin(weight), to_builtin(scale)],
+        operands=[to_builtin(v) for v in components],
     ).result
+
+
+def _is_none(value: ir.Value) -> bool:
+    return str(value.type).startswith("!torch.none")
 
 
 def _never(*_: object) -> None:

@@ -180,7 +180,8 @@ def test_compile_needs_inputs(block):
     ("dtype", "input_block", "kernels"),
     [
         (torch.float8_e5m2, (1, 128), 2),  # activations are E4M3 all the same
-        (torch.float8_e4m3fn, (1, 64), 0),  # no kernel scales x and w by different groups
+        (torch.float8_e4m3fn, (1, 64), 2),  # groups of x within those of w
+        (torch.float8_e4m3fn, (1, 96), 0),  # no kernel has groups that reach over others
         (torch.float8_e4m3fn, (), 1),
     ],
 )

@@ -69,20 +69,20 @@ def test_config_is_not_an_object(editable):
 def test_unknown_quant_method(editable):
     model = editable()
     model.quantization(quant_method="gptq")
-    refuse(model.path, 'quant_method "gptq" is not supported; supported: fp8')
+    refuse(model.path, 'quant_method "gptq" is not supported; supported: fp8, compressed-tensors')
 
 
-@pytest.mark.parametrize("block", [None, 128, [128], [128, 0], [128, "128"], [True, 128]])
+@pytest.mark.parametrize("block", [128, [128], [128, 0], [128, "128"], [True, 128]])
 def test_bad_weight_block_size(editable, block):
     model = editable()
     model.quantization(weight_block_size=block)
-    refuse(model.path, f"weight_block_size is {json.dumps(block)}, not two positive integers")
+    refuse(model.path, f"weight_block_size is {json.dumps(block)}; supported: two positive")
 
 
-def test_static_activations(editable):
+def test_unknown_activation_scheme(editable):
     model = editable()
-    model.quantization(activation_scheme="static")
-    refuse(model.path, 'activation_scheme "static" is not supported; supported: "dynamic"')
+    model.quantization(activation_scheme="local")
+    refuse(model.path, 'activation_scheme is "local"; supported: "dynamic" or "static"')
 
 
 def test_unsupported_model_type(editable):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qfuse.compiler import block_scaled, torch_ops
+from qfuse.compiler import block_scaled, quantized_linear, torch_ops
 
 FAST = settings(max_examples=25, deadline=None)
 
@@ -102,11 +102,11 @@ def test_quantized_linear(n, k, rows, block, quantize_input, bias, dtype, slab):
             dense[i, j] = codes[i, j].double() * scale[i // block[0], j // block[1]].double()
     expected = values @ dense.T + (0 if offset is None else offset.double())
 
-    original, block_scaled._SLAB_ELEMENTS = block_scaled._SLAB_ELEMENTS, slab
+    original, quantized_linear._SLAB_ELEMENTS = quantized_linear._SLAB_ELEMENTS, slab
     try:
         y = torch.ops.qfuse.quantized_linear(x, codes, scale, offset, list(block), group)
     finally:
-        block_scaled._SLAB_ELEMENTS = original
+        quantized_linear._SLAB_ELEMENTS = original
     assert y.dtype == dtype and y.shape == (2, rows, n)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)

@@ -12,12 +12,15 @@
 // CHECK:         "qfuse.add"(%[[Y]], %[[B]])
 // CHECK-NOT:     torch.operator
 func.func @linear_with_bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>, %b: !torch.vtensor<[1400],bf16>) -> !torch.vtensor<[1,?,1400],bf16> {
+  %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired at torch.operator}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %b, %wb, %xb) : (!torch.vtensor<[1,?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.vtensor<[1400],bf16>, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[1,?,1400],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %b, %wb, %xb, %packing, %dynamic, %none, %none) : (!torch.vtensor<[1,?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.vtensor<[1400],bf16>, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[1,?,1400],bf16>
   return %y : !torch.vtensor<[1,?,1400],bf16>
 }
 
@@ -28,12 +31,14 @@ func.func @linear_with_bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtens
 // CHECK:         "qfuse.matmul"
 // CHECK-NOT:     qfuse.input_scheme
 func.func @weight_only(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>) -> !torch.vtensor<[?,1400],bf16> {
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %none = torch.constant.none
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct : () -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired at torch.operator}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,1400],bf16>
   return %y : !torch.vtensor<[?,1400],bf16>
 }
 
@@ -43,10 +48,12 @@ func.func @weight_only(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[140
 // CHECK-LABEL: func.func @block_of_unknown_size
 // CHECK:         torch.operator
 func.func @block_of_unknown_size(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>, %n: !torch.int) -> !torch.vtensor<[?,1400],bf16> {
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %none = torch.constant.none
   %wb = torch.prim.ListConstruct %n, %n : (!torch.int, !torch.int) -> !torch.list<int>
-  // expected-remark @+1 {{quantized-linear: refused at torch.operator: the block shape is not a constant}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %wb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: the block shape or the format is not a constant}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %wb, %packing, %dynamic, %none, %none) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,1400],bf16>
   return %y : !torch.vtensor<[?,1400],bf16>
 }
 
@@ -229,19 +236,21 @@ func.func @scalar_of_another_type(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.v
 
 // -----
 
-// Groups of x that are not the weight's stay on torch, which computes what the operator says.
+// Groups of x that reach over the weight's stay on torch, which computes what the operator says.
 // CHECK-LABEL: func.func @other_groups
 // CHECK:         torch.operator
 // CHECK-NOT:     qfuse.matmul
 func.func @other_groups(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>) -> !torch.vtensor<[?,1400],bf16> {
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %none = torch.constant.none
   %int1 = torch.constant.int 1
-  %int64 = torch.constant.int 64
+  %int96 = torch.constant.int 96
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
-  %xb = torch.prim.ListConstruct %int1, %int64 : (!torch.int, !torch.int) -> !torch.list<int>
-  // expected-remark @+1 {{quantized-linear: refused at torch.operator: x is to be scaled in blocks of [1, 64]; use [1, 128], as the weight is}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  %xb = torch.prim.ListConstruct %int1, %int96 : (!torch.int, !torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: x is to be scaled in blocks of [1, 96], the weight in groups of 128; one must divide the other}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,1400],bf16>
   return %y : !torch.vtensor<[?,1400],bf16>
 }
 
@@ -251,14 +260,16 @@ func.func @other_groups(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[14
 // CHECK-LABEL: func.func @scales_that_do_not_fit
 // CHECK-NOT:     qfuse.matmul
 func.func @scales_that_do_not_fit(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[10,4],f32>, %b: !torch.vtensor<[11,4],bf16>) -> (!torch.vtensor<[?,1400],bf16>, !torch.vtensor<[?,1400],bf16>) {
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %none = torch.constant.none
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct : () -> !torch.list<int>
-  // expected-remark @+1 {{quantized-linear: refused at torch.operator: the scales are tensor<10x4xf32>, which does not fit}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[10,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  // expected-remark @+1 {{quantized-linear: refused at torch.operator: scale shape [10, 4] does not fit: blocks of [128, 128] over [1400, 512] need [11, 4]}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[10,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,1400],bf16>
   // expected-remark @+1 {{quantized-linear: refused at torch.operator: scale type bf16 does not go with f8E4M3FN}}
-  %z = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %b, %none, %wb, %xb) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],bf16>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,1400],bf16>
+  %z = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %b, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!torch.vtensor<[?,512],bf16>, !torch.vtensor<[1400,512],f8E4M3FN>, !torch.vtensor<[11,4],bf16>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,1400],bf16>
   return %y, %z : !torch.vtensor<[?,1400],bf16>, !torch.vtensor<[?,1400],bf16>
 }
 
