@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from qfuse.dialects.bindings import ir
 from qfuse.lowering.triton.builder import Builder
-from qfuse.lowering.triton.fp8 import decode
+from qfuse.lowering.triton.fp8 import decode, read_scale
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.product import MAX_DEPTH, Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
@@ -34,6 +34,8 @@ _MAX_PARTS = 2
 
 def gemv_error(product: Product, group: Group, gpu: Gpu) -> str | None:
     """Why there is no kernel of this kind for one row of `product`, or None."""
+    if product.packing != "none":
+        return f'it reads codes of whole bytes, not those of "{product.packing}"'
     for index in group.results:
         result = product.signature.results[index]
         if result.shaped.quantized and result.group > COLUMNS:
@@ -159,13 +161,13 @@ class Gemv:
                 mask = b.less(rows, b.sub(self.group.width, column))
                 at = b.mul(b.div(b.add(rows, first), scheme.block[0]), row_stride)
         if k is None:
-            return b.convert(b.load(b.offset(base, at), mask), "f32")
+            return read_scale(b, b.load(b.offset(base, at), mask), scheme.scale)
         _, groups, share = self.shape
         element = b.add(b.mul(self._spread(groups, 1), share), b.mul(k, self.config.depth))
         if self.product.k % self.config.depth:
             mask = b.both(mask, b.less(element, self.product.k))
         at = b.add(b.mul(b.div(element, scheme.block[1]), group_stride), at)
-        return b.convert(self._read(base, at, mask), "f32")
+        return read_scale(b, self._read(base, at, mask), scheme.scale)
 
     def _both(self, x: ir.Value | None, w: ir.Value | None) -> ir.Value | None:
         """The product of two scales, either of which may be missing."""
