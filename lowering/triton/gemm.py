@@ -27,6 +27,7 @@ from qfuse.lowering.triton.gemv import Gemv
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Launch, Variant
 from qfuse.lowering.triton.operands import Operands, Rows
+from qfuse.lowering.triton.packed_gemv import gemv_of
 from qfuse.lowering.triton.product import Group, Product, read_product
 from qfuse.lowering.triton.signature import Pointers, Signature, Tensor, open_launch
 from qfuse.lowering.triton.tile import Tile
@@ -153,7 +154,7 @@ class ProductKernel:
     def _emit(self, b: Builder, pointers: Pointers) -> None:
         config = self.config
         operands = (
-            Gemv(b, pointers, self.product, self.group, config)
+            gemv_of(b, pointers, self.product, self.group, config)
             if config.gemv
             else Operands(b, pointers, self.product, self.group, config, self.gpu)
         )

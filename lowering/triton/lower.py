@@ -4,14 +4,32 @@ from types import ModuleType
 
 from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.triton import gemm, group_gemm, norm, rope, routing, rowwise, select_experts
+from qfuse.lowering.triton import (
+    gemm,
+    group_gemm,
+    norm,
+    rope,
+    routing,
+    rowwise,
+    select_experts,
+    tensor_scale,
+)
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import TritonKernel
 from qfuse.lowering.triton.signature import read_signature
 
 _FAMILIES: dict[str, ModuleType] = {
     op: family
-    for family in (gemm, group_gemm, norm, rope, routing, rowwise, select_experts)
+    for family in (
+        gemm,
+        group_gemm,
+        norm,
+        rope,
+        routing,
+        rowwise,
+        select_experts,
+        tensor_scale,
+    )
     for op in family.OPS
 }
 

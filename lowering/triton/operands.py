@@ -8,6 +8,7 @@ from qfuse.dialects.tt_dialect import block_of
 from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.fp8 import decode, read_scale
 from qfuse.lowering.triton.gpu import Gpu
+from qfuse.lowering.triton.k_quants import q6_k_column
 from qfuse.lowering.triton.product import MAX_DEPTH, Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
 from qfuse.lowering.triton.tiles import Config
@@ -192,7 +193,7 @@ class Operands:
         b = self.b
         if self.product.packing != "q6_k":
             return b.mul(k, self.config.depth)
-        return b.add(b.mul(b.div(k, 2), 128), b.mul(b.rem(k, 2), 16))
+        return q6_k_column(b, k)
 
     def scale_group(self, tensor: Tensor, k: ir.Value) -> ir.Value | None:
         """Which group of K step k, one run, is in; None if there is only one."""

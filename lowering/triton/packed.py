@@ -3,7 +3,8 @@
 Bits become a number without a conversion, for which GPUs are slow: they are set below the leading
 bit of a power of two whose last place is one ("lifted"), which is subtracted again.
 
-    f16    0x6400 | u = 1024 + u        bf16    0x4300 | u = 128 + u        i8    0x80 | u = u - 128
+    f32    0x4b000000 | u = 2^23 + u        bf16    0x4300 | u = 128 + u
+    f16        0x6400 | u = 1024 + u          i8      0x80 | u = u - 128
 
 `#qfuse.scheme` draws what lies where in the bytes.  The subtraction comes last, when codes are in
 their order: Triton cannot put into shared memory what is only reordered ("Illegal shared layout").
@@ -16,8 +17,10 @@ from qfuse.lowering.triton.builder import Builder
 HALF = 8
 """What a code of "int4" is less where there are no zero points."""
 
-_LIFT = {"f16": 1024, "bf16": 128, "i8": -128}
-_LIFT_BITS = {"f16": 0x6400, "bf16": 0x4300, "i8": -0x80}
+_LIFT = {"f32": 1 << 23, "f16": 1024, "bf16": 128, "i8": -128}
+_LIFT_BITS = {"f32": 0x4B000000, "f16": 0x6400, "bf16": 0x4300, "i8": -0x80}
+_INTEGER = {"f32": "i32", "f16": "i16", "bf16": "i16", "i8": "i8"}
+"""What is as wide."""
 
 _E2M1 = {"f16": (9, 2.0**14), "bf16": (6, 2.0**126)}
 """How far left the magnitude of an f4E2M1FN goes in a wider float, and what is its bias then."""
@@ -40,6 +43,11 @@ def fp4(b: Builder, pairs: ir.Value, dtype: str) -> ir.Value:
     return b.mul(interleaved(b, *halves), _E2M1[dtype][1])
 
 
+def fp4_half(b: Builder, pairs: ir.Value, high: bool, dtype: str) -> ir.Value:
+    """The values of the f4E2M1FN codes in the low or in the high bits of bytes."""
+    return b.mul(_e2m1_bits(b, _code(b, pairs, high, "i16"), dtype), _E2M1[dtype][1])
+
+
 def e2m1(b: Builder, code: ir.Value, dtype: str) -> ir.Value:
     """The values of f4E2M1FN codes that are integers."""
     bits = _e2m1_bits(b, b.cast("trunci", code, "i16"), "f16")
@@ -59,16 +67,18 @@ def pick_half(b: Builder, pairs: ir.Value, odd: ir.Value) -> ir.Value:
     return b.binary("arith.andi", wide, 15)
 
 
-def half_bytes(b: Builder, pairs: ir.Value, high: bool, dtype: str) -> ir.Value:
-    """The codes 0 to 15 in the low or in the high bits of bytes."""
-    return _lowered(b, _lifted(b, pairs, high, dtype), dtype, 0)
+def half_bytes(
+    b: Builder, pairs: ir.Value, high: bool, dtype: str, less: ir.Value | int = 0
+) -> ir.Value:
+    """The codes 0 to 15 in the low or in the high bits of bytes, less a number or i8."""
+    return _lowered(b, _lifted(b, pairs, high, dtype), dtype, less)
 
 
 def six_bits(
     b: Builder, pairs: ir.Value, high: bool, upper: ir.Value, shift: int, dtype: str
 ) -> ir.Value:
     """Codes less 32: half of each byte of `pairs`, below two bits of `upper` from `shift` on."""
-    integer = "i32" if dtype == "f32" else "i16"
+    integer = _INTEGER[dtype]
     wide = b.binary("arith.shrui", b.cast("extui", upper, integer), shift)
     top = b.binary("arith.shli", b.binary("arith.andi", wide, 3), 4)
     code = b.binary("arith.ori", _code(b, pairs, high, integer), top)
@@ -88,8 +98,6 @@ def _code(b: Builder, pairs: ir.Value, high: bool, integer: str) -> ir.Value:
 
 
 def _lift(b: Builder, code: ir.Value, dtype: str) -> ir.Value:
-    if dtype == "f32":
-        return b.cast("sitofp", code, dtype)
     return b.bitcast(b.binary("arith.ori", code, _LIFT_BITS[dtype]), dtype)
 
 
@@ -99,8 +107,7 @@ def _lifted(b: Builder, pairs: ir.Value, high: bool, dtype: str) -> ir.Value:
     On NVIDIA four bytes at a time, which LLVM does not do by itself: half of the instructions.
     """
     if not b.gpu.is_cuda or dtype == "f32":
-        integer = {"f32": "i32", "i8": "i8"}.get(dtype, "i16")
-        return _lift(b, _code(b, pairs, high, integer), dtype)
+        return _lift(b, _code(b, pairs, high, _INTEGER[dtype]), dtype)
     source, shift = ("t", f"shr.b32 t, ${1 if dtype == 'i8' else 2}, 4; ") if high else ("", "")
     if dtype == "i8":
         text = f"lop3.b32 $0, {source or '$1'}, 0x0f0f0f0f, 0x80808080, 0xea;"
@@ -115,7 +122,7 @@ def _lifted(b: Builder, pairs: ir.Value, high: bool, dtype: str) -> ir.Value:
 
 def _lowered(b: Builder, value: ir.Value, dtype: str, amount: ir.Value | int) -> ir.Value:
     """Lifted codes less `amount`: what `dtype` has instead of integers, exactly."""
-    lift = _LIFT.get(dtype, 0)
+    lift = _LIFT[dtype]
     if isinstance(amount, ir.Value):
         return b.sub(value, b.add(b.cast("sitofp", amount, dtype), float(lift)))
     if dtype != "i8":

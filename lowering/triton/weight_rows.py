@@ -13,6 +13,13 @@ from qfuse.dialects.tt_dialect import block_of
 from qfuse.dialects.types import Scheme
 from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.fp8 import read_scale
+from qfuse.lowering.triton.k_quants import (
+    Q4_K_WORDS,
+    QUARTERS,
+    Q4KHeader,
+    q6_k_multipliers,
+    q6_k_places,
+)
 from qfuse.lowering.triton.packed import HALF, fp4, half_bytes, int4, six_bits
 
 if TYPE_CHECKING:
@@ -175,18 +182,15 @@ class _Fp4Rows(WRows):
         return fp4(self.o.b, stored[run], self.o.factor)
 
 
-class _Q4KRows(WRows):
-    """ggml's block_q4_K, a quarter of a block in a step: codes of its two groups share bytes.
-
-    A header is four words: f16 d and dmin, and 12 bytes of eight scales and minima of 6 bits.
-    """
-
-    WORDS = 4
+class _KRows(WRows):
+    """Blocks of 256 columns with headers, a quarter in a step: all vary from step to step."""
 
     @property
     def varies(self) -> bool:
         return True
 
+
+class _Q4KRows(_KRows):
     def load(self, k: ir.Value) -> list[ir.Value]:
         return [self._stored(self.o.b.mul(k, 32), 32, ragged=False)]
 
@@ -194,82 +198,35 @@ class _Q4KRows(WRows):
         return half_bytes(self.o.b, stored[0], bool(run), self.o.factor)
 
     def scales(self, k: ir.Value | None) -> list[ir.Value]:
-        """d, dmin, and the scales and minima of four groups, 6 bits in each byte of an i32."""
         b = self.o.b
         assert k is not None
         base = b.bitcast(self.o.pointers.scale(self.tensor), "!tt.ptr<i32>")
-        block, quarter = b.div(k, 4), b.rem(k, 4)
-        both, *packed = (
-            self._of_rows(b.offset(base, word), block, self.WORDS) for word in range(self.WORDS)
-        )
-        first = b.less(quarter, 2)
-        scales, minima = (self._six_bits(packed, first, place) for place in (0, 1))
-        shift = b.mul(b.rem(quarter, 2), 16)
-        d, dmin = (
-            b.convert(b.bitcast(b.cast("trunci", bits, "i16"), "f16"), "f32")
-            for bits in (both, b.binary("arith.shrui", both, 16))
-        )
-        return [d, dmin, *(b.binary("arith.shrui", six, shift) for six in (scales, minima))]
-
-    def _six_bits(self, packed: list[ir.Value], first: ir.Value, place: int) -> ir.Value:
-        """Scales (place 0) or minima (place 1) of the first four groups of a block, or the last."""
-        b = self.o.b
-
-        def bits(word: ir.Value, right: int, mask: int) -> ir.Value:
-            return b.binary("arith.andi", b.binary("arith.shrui", word, right), mask)
-
-        early = bits(packed[place], 0, 0x3F3F3F3F)
-        low = bits(packed[2], 4 * place, 0x0F0F0F0F)
-        late = b.binary("arith.ori", low, bits(packed[place], 2, 0x30303030))
-        return b.select(first, early, late)
+        words = [
+            self._of_rows(b.offset(base, word), b.div(k, QUARTERS), Q4_K_WORDS)
+            for word in range(Q4_K_WORDS)
+        ]
+        header = Q4KHeader.read(b, words, k)
+        return [header.d, header.dmin, header.scales, header.minima]
 
     def scales_of(self, scales: list[ir.Value], run: int) -> WScales:
-        b = self.o.b
-        d, dmin, *six = scales
-        codes = (b.binary("arith.shrui", word, 8 * run) if run else word for word in six)
-        scale, minimum = (
-            b.cast("sitofp", b.binary("arith.andi", code, 63), "f32") for code in codes
-        )
-        return WScales(b.mul(d, scale), offset=b.sub(0.0, b.mul(dmin, minimum)))
+        multiplier, offset = Q4KHeader(*scales).of_group(self.o.b, bool(run))
+        return WScales(multiplier, offset=offset)
 
 
-class _Q6KRows(WRows):
-    """ggml's block_q6_K, a quarter of a block in a step: its four groups of 16 share bytes.
-
-    A header is 18 bytes: i8 scales of 16 groups, and f16 d.
-    """
-
-    BYTES = 18
-
-    @property
-    def varies(self) -> bool:
-        return True
-
+class _Q6KRows(_KRows):
     def load(self, k: ir.Value) -> list[ir.Value]:
-        """Two times 16 bytes with the lower bits of four groups, 16 with their upper bits."""
-        b = self.o.b
-        half, sixteen = b.mul(b.rem(b.div(k, 2), 2), 32), b.mul(b.rem(k, 2), 16)
-        block = b.mul(b.div(k, 4), 192)
-        lower = b.add(block, b.add(b.mul(half, 2), sixteen))
-        upper = b.add(block, b.add(b.add(half, sixteen), 128))
-        firsts = (lower, b.add(lower, 32), upper)
-        return [self._stored(first, 16, ragged=False) for first in firsts]
+        places = q6_k_places(self.o.b, k)
+        return [self._stored(place, 16, ragged=False) for place in places]
 
     def factor(self, stored: list[ir.Value], run: int, zero: ir.Value | None = None) -> ir.Value:
-        pairs, upper = stored[run % 2], stored[2]
-        return six_bits(self.o.b, pairs, run >= 2, upper, 2 * run, self.o.factor)
+        return six_bits(self.o.b, stored[run % 2], run >= 2, stored[2], 2 * run, self.o.factor)
 
     def scales(self, k: ir.Value | None) -> list[ir.Value]:
-        """Multipliers of the four groups."""
         b = self.o.b
         assert k is not None
-        base = self.o.pointers.scale(self.tensor)
-        block, within = b.div(k, 4), b.rem(k, 4)
-        first = b.offset(base, b.add(b.mul(b.div(within, 2), 8), b.rem(within, 2)))
-        halves = b.bitcast(base, "!tt.ptr<f16>")
-        d = b.convert(self._of_rows(b.offset(halves, 8), block, self.BYTES // 2), "f32")
-        groups = (self._of_rows(b.offset(first, 2 * run), block) for run in range(4))
-        return [b.mul(d, b.cast("sitofp", group, "f32")) for group in groups]
+        block = b.div(k, QUARTERS)
+        headers = self.o.pointers.scale(self.tensor)
+        return q6_k_multipliers(b, headers, k, lambda at, n: self._of_rows(at, block, n))
 
     def scales_of(self, scales: list[ir.Value], run: int) -> WScales:
         return WScales(scales[run])
