@@ -91,20 +91,32 @@ class Gemv:
             for i, (total, tile) in enumerate(zip(totals, tiles, strict=True)):
                 stored = codes[i * self.loads : (i + 1) * self.loads]
                 found = self._w_scales(k, *tile)
-                for piece, (x, x_scale, of_w) in enumerate(zip(xs, x_scales, found, strict=True)):
-                    scale = self._both(x_scale, of_w.multiplier)
-                    factor = x if scale is None else b.mul(x, scale)
-                    total = b.fma(self._factor(stored, piece, of_w.zero), factor, total)
-                    if of_w.offset is not None:
-                        x = x if x_scale is None else b.mul(x, x_scale)
-                        total = b.fma(x, of_w.offset, total)
-                made.append(total)
+                ws = [self._factor(stored, i, of_w.zero) for i, of_w in enumerate(found)]
+                made.append(self._added(total, ws, xs, x_scales, found))
             return [*made, *ahead]
 
         zeros = [b.full(0.0, "f32", self.shape)] * len(tiles)
         first_codes = [block for tile in tiles for block in self._codes(*tile, start)]
         totals = b.loop((start, stop, 1), [*zeros, *first_codes], body)[: len(tiles)]
         return [self._finish(total, *tile) for total, tile in zip(totals, tiles, strict=True)]
+
+    def _added(
+        self,
+        total: ir.Value,
+        ws: list[ir.Value],
+        xs: list[ir.Value],
+        x_scales: list[ir.Value | None],
+        of_w: list[WScales],
+    ) -> ir.Value:
+        """`total` and the products of all pieces."""
+        b = self.b
+        for w, x, x_scale, found in zip(ws, xs, x_scales, of_w, strict=True):
+            scale = self._both(x_scale, found.multiplier)
+            total = b.fma(w, x if scale is None else b.mul(x, scale), total)
+            if found.offset is not None:
+                x = x if x_scale is None else b.mul(x, x_scale)
+                total = b.fma(x, found.offset, total)
+        return total
 
     def _finish(self, total: ir.Value, first: ir.Value, column: ir.Value) -> ir.Value:
         """The sums of a tile, times the scales that are one for all of K."""
@@ -232,7 +244,8 @@ class Gemv:
                 rows = b.range(self.config.columns)
                 if element is not None:
                     rows = self._spread(self.config.columns, 0)
-                mask = b.less(rows, b.sub(self.group.width, column))
+                if self.group.width % self.config.columns:
+                    mask = b.less(rows, b.sub(self.group.width, column))
                 at = b.mul(b.div(b.add(rows, first), scheme.block[0]), row_stride)
         if element is None:
             return b.load(b.offset(base, at), mask)

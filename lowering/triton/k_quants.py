@@ -19,7 +19,7 @@ _Q6_K_BLOCK, _Q6_K_HEADER = 192, 18
 
 @dataclass(frozen=True)
 class Q4KHeader:
-    """d and dmin as f32; `scales` and `minima` have the 6 bits of a quarter's groups in two bytes."""
+    """d and dmin as f32; `scales` and `minima` have 6 bits of a quarter's groups in two bytes."""
 
     d: ir.Value
     dmin: ir.Value

@@ -30,6 +30,11 @@ _PAIRS = {8: "i16", 16: "i32", 32: "i64"}
 """Integers that hold two elements of so many bits."""
 
 
+def _half_bytes(b: Builder, pairs: ir.Value, high: bool, less: ir.Value | int = 0) -> ir.Value:
+    """Codes as f32; in f16 first, of which two are unpacked at a time."""
+    return b.convert(half_bytes(b, pairs, high, "f16", less), "f32")
+
+
 class _PairGemv(Gemv):
     """Two codes a byte, of neighbouring columns."""
 
@@ -48,11 +53,25 @@ class _PairGemv(Gemv):
         halves = (both, b.binary("arith.shrui", both, width))
         return [b.bitcast(b.cast("trunci", half, f"i{width}"), dtype) for half in halves]
 
+    def _added(
+        self,
+        total: ir.Value,
+        ws: list[ir.Value],
+        xs: list[ir.Value],
+        x_scales: list[ir.Value | None],
+        of_w: list[WScales],
+    ) -> ir.Value:
+        """Both columns have the same scales."""
+        b = self.b
+        made = b.fma(ws[1], xs[1], b.mul(ws[0], xs[0]))
+        scale = self._both(x_scales[0], of_w[0].multiplier)
+        return b.add(total, made) if scale is None else b.fma(made, scale, total)
+
 
 class _Int4Gemv(_PairGemv):
     def _factor(self, stored: list[ir.Value], piece: int, zero: ir.Value | None) -> ir.Value:
         less = HALF if zero is None else zero
-        return half_bytes(self.b, stored[0], bool(piece), "f32", less)
+        return _half_bytes(self.b, stored[0], bool(piece), less)
 
     def _w_scales(self, k: ir.Value, first: ir.Value, column: ir.Value) -> list[WScales]:
         found = super()._w_scales(k, first, column)
@@ -97,7 +116,7 @@ class _Q4KGemv(_KGemv):
         return self.b.add(first, 32) if piece else first
 
     def _factor(self, stored: list[ir.Value], piece: int, zero: ir.Value | None) -> ir.Value:
-        return half_bytes(self.b, stored[0], bool(piece), "f32")
+        return _half_bytes(self.b, stored[0], bool(piece))
 
     def _w_scales(self, k: ir.Value, first: ir.Value, column: ir.Value) -> list[WScales]:
         b, w = self.b, self.product.w
@@ -127,7 +146,8 @@ class _Q6KGemv(_KGemv):
         return [self.b.add(first, self._spread(self.unit, 2)) for first in firsts]
 
     def _factor(self, stored: list[ir.Value], piece: int, zero: ir.Value | None) -> ir.Value:
-        return six_bits(self.b, stored[piece % 2], piece >= 2, stored[2], 2 * piece, "f32")
+        code = six_bits(self.b, stored[piece % 2], piece >= 2, stored[2], 2 * piece, "f16")
+        return self.b.convert(code, "f32")
 
     def _w_scales(self, k: ir.Value, first: ir.Value, column: ir.Value) -> list[WScales]:
         w, columns = self.product.w, self._first_columns(k, 0)

@@ -132,7 +132,9 @@ class Product:
 
     def _depth(self, gpu: Gpu) -> int:
         """Of a step that is one run: all of it has one scale, and a row is 128 bytes."""
-        depth = MAX_DEPTH * 8 // bit_width(self.factor_type(gpu))
+        depth = MAX_DEPTH
+        if bit_width(self.w.dtype) >= 8:  # else rows of w would be 32 bytes
+            depth = depth * 8 // bit_width(self.factor_type(gpu))
         if self.w.dtype in gpu.unconverted and any(len(g.parts) > 1 for g in self.groups):
             depth //= 2  # codes decoded on their bits take the registers of the second total
         for tensor in (self.x, self.w):
