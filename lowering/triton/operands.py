@@ -108,14 +108,15 @@ class Operands:
         zero: ir.Value,
     ) -> ir.Value:
         b = self.b
-        scale = _product(b, x_scale, of_w.multiplier)
-        if scale is None:
+        if x_scale is None and of_w.multiplier is None:
             return self._dot(x.block, w, total)
         made = self._dot(x.block, w, zero)
         if of_w.zero is not None and self.product.x.shaped.quantized:
             made = b.sub(made, b.mul(x.sums(), of_w.zero))
         if self.factor == "i8":
             made = b.cast("sitofp", made, "f32")
+        scale = _product(b, x_scale, of_w.multiplier)
+        assert scale is not None
         total = b.fma(made, scale, total)
         if of_w.offset is None:
             return total

@@ -93,6 +93,8 @@ def _dequantized(tile: Tile, x: Tensor) -> ir.Value:
     """Codes, less their zero points, times the scale of the block that each is in."""
     b, scheme = tile.b, x.shaped.scheme
     assert scheme is not None
+    packed = scheme.packing in ("int4", "fp4")
+    codes = _halves(tile, x) if packed else b.load(tile.at(tile.pointers.data(x)), tile.mask())
     rows_of_scales = b.ceil_div(tile.pointers.m, scheme.block[0])
     row_stride, group_stride = x.scale_strides(rows_of_scales)
     row = b.div(b.add(tile.row_range(), tile.row), scheme.block[0])
@@ -102,15 +104,12 @@ def _dequantized(tile: Tile, x: Tensor) -> ir.Value:
     if scheme.packing == "int4":
         zero: ir.Value | int = HALF
         if scheme.zero_point != "none":
-            zero = b.load(b.offset(tile.pointers.zero(x), at), tile.mask())
-            zero = b.cast("extsi", zero, "i32")
-        codes = b.cast("sitofp", b.sub(_halves(tile, x), zero), "f32")
-    elif scheme.packing == "fp4":
-        codes = e2m1(b, _halves(tile, x), "f32")
+            loaded = b.load(b.offset(tile.pointers.zero(x), at), tile.mask())
+            zero = b.cast("extsi", loaded, "i32")
+        value = b.cast("sitofp", b.sub(codes, zero), "f32")
     else:
-        stored = b.load(tile.at(tile.pointers.data(x)), tile.mask())
-        codes = decode(b, stored, "f32")
-    return b.mul(codes, read_scale(b, scale, scheme.scale))
+        value = e2m1(b, codes, "f32") if packed else decode(b, codes, "f32")
+    return b.mul(value, read_scale(b, scale, scheme.scale))
 
 
 def _halves(tile: Tile, x: Tensor) -> ir.Value:

@@ -173,4 +173,4 @@ def product(x: Shaped, w: Shaped, m: int, seed: int = 0) -> tuple[list[Value], A
     return made, values[0] @ values[1].T
 
 
-__all__ = ["E2M1", "e8m0", "operand", "packed", "product", "quantized", "scales", "spread"]
+
