@@ -177,7 +177,7 @@ class ProductKernel:
     def _place(self, b: Builder, pointers: Pointers, number: ir.Value) -> tuple[Rows, ir.Value]:
         """Rows and first column of tile `number`: bands of rows, column by column within one."""
         config, columns = self.config, self.column_tiles
-        if config.swap or config.gemv:  # one tile holds all rows
+        if config.gemv or (config.swap and not self.product.packed):  # one tile holds all rows
             return Rows(b.full(0), pointers.m), b.mul(number, config.columns)
         per_band = config.band * columns
         first = b.mul(b.div(number, per_band), config.band)

@@ -49,6 +49,10 @@ class Problem:
     """Products that a step is made of, each with scales of its own."""
 
     @property
+    def packed(self) -> bool:
+        return self.packing != "none"
+
+    @property
     def decoded(self) -> bool:
         """Whether codes are converted before they are multiplied."""
         return {self.x, self.w} != {self.factor}

@@ -106,6 +106,11 @@ class Product:
         return self.w.shaped.scheme.packing if self.w.shaped.scheme else "none"
 
     @property
+    def packed(self) -> bool:
+        """Whether codes of w share bytes."""
+        return self.packing != "none"
+
+    @property
     def zero_points(self) -> bool:
         return self.w.shaped.scheme is not None and self.w.shaped.scheme.zero_point != "none"
 

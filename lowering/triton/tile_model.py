@@ -232,7 +232,7 @@ def registers_of(problem: Problem, config: Config, gpu: Gpu) -> int:
     threads = gpu.warp_size * (8 if config.persistent else config.num_warps)
     block = config.rows * config.columns // threads
     sums = block * config.adjacent * problem.parts
-    made = block * problem.runs if problem.scaled else 0  # the runs of a step overlap
+    made = block * min(problem.runs, 2) if problem.scaled else 0  # runs of a step overlap
     else_ = 40
     if not SPEEDS[gpu.arch].wgmma:  # factors pass through registers
         else_ += (config.rows + config.columns) * config.depth // (threads * 8)

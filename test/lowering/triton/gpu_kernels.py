@@ -28,7 +28,6 @@ Value = Array | tuple[Array, ...]
 """A plain tensor, or stored elements with their scales and, if there are any, zero points."""
 
 
-
 def plain(*shape: int, dtype: str = "bf16") -> Shaped:
     """A tensor type; -1 is a dynamic extent."""
     return Shaped(tuple(DYNAMIC if d < 0 else d for d in shape), dtype)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from gpu_kernels import Array, Value, plain, quantized, random_codes, scale_shape
+from gpu_kernels import Array, Value, plain, random_codes, scale_shape
 
 from qfuse.dialects.types import Scheme, Shaped
 from qfuse.lowering.triton.interpreter.types import DTYPES
@@ -22,9 +22,7 @@ def packed(*shape: int, packing: str, block: int = 32, scale: str = "f16", zero:
         "q6_k": ("i6", 256, "i8"),
         "q8_1": ("i8", 32, "f16"),
     }[packing]
-    return Shaped(
-        plain(*shape).shape, dtype, Scheme((1, extent), scale, packing, zero, layout)
-    )
+    return Shaped(plain(*shape).shape, dtype, Scheme((1, extent), scale, packing, zero, layout))
 
 
 def operand(value: Shaped, rows: int, seed: int) -> tuple[Value, Array]:
@@ -125,9 +123,9 @@ def _q4_k(value: Shaped, rows: int, generator: np.random.Generator) -> tuple[Val
             minimum = (q[..., j + 4] >> 4) | ((q[..., j] >> 6) << 4)
         chunk = data[..., 32 * (j // 2) : 32 * (j // 2) + 32]
         codes = chunk >> 4 if j % 2 else chunk & 15
-        values[..., 32 * j : 32 * j + 32] = (
-            (d * scale)[..., None] * codes - (dmin * minimum)[..., None]
-        )
+        values[..., 32 * j : 32 * j + 32] = (d * scale)[..., None] * codes - (dmin * minimum)[
+            ..., None
+        ]
     memory = data.reshape(rows, -1).view(np.int8), header.reshape(rows, -1).view(np.int8)
     return memory, values.reshape(rows, -1)
 
@@ -171,6 +169,3 @@ def product(x: Shaped, w: Shaped, m: int, seed: int = 0) -> tuple[list[Value], A
         made.append(memory)
         values.append(numbers)
     return made, values[0] @ values[1].T
-
-
-
