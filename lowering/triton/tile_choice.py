@@ -60,7 +60,7 @@ processor of sm_90, with 90 KB or more in flight in each.
 """
 
 _SWAP_PACKED = (*_SWAP, (64, 4, 4), (128, 8, 3))
-_LEAST_MANY = 64
+_LEAST_MANY = 32
 """The same for codes that share bytes, of any number of rows, in tiles of so many at least.
 
 As the first factor they go from registers to the tensor cores, not through shared memory, and a

@@ -232,8 +232,11 @@ def registers_of(problem: Problem, config: Config, gpu: Gpu) -> int:
     threads = gpu.warp_size * (8 if config.persistent else config.num_warps)
     block = config.rows * config.columns // threads
     sums = block * config.adjacent * problem.parts
-    made = block * min(problem.runs, 2) if problem.scaled else 0  # runs of a step overlap
+    made = block if problem.scaled else 0
     else_ = 40
+    if problem.runs > 1:  # runs of a step overlap, the more the more scales there are
+        made *= problem.runs if problem.x == "i8" else 2
+        else_ += config.rows * problem.runs // 4 if problem.x == "i8" else 0
     if not SPEEDS[gpu.arch].wgmma:  # factors pass through registers
         else_ += (config.rows + config.columns) * config.depth // (threads * 8)
     if config.swap:  # results are turned round
