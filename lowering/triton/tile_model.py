@@ -209,6 +209,8 @@ def shared_bytes(problem: Problem, config: Config, gpu: Gpu) -> int:
     step = _Step(problem, config, gpu, SPEEDS[gpu.arch]).bytes
     if config.gemv:
         return 0
+    if problem.packed:  # x is in no register, and codes change threads on their way
+        return config.num_stages * step + 2 * _RESERVED + 128 * config.rows
     # What warps multiply is in registers, as are codes that are converted, and AMD's next tile.
     stages = config.num_stages - (problem.decoded or not SPEEDS[gpu.arch].wgmma)
     if not config.persistent:
