@@ -6,6 +6,9 @@ One program makes a tile, for each part of the weight that the results need:
         total[p] = fma(dot(x_k, w_k[p]), scale_x * scale_w, total[p])
     results = epilogue(total..., extra operands...)    # tile.py reads and stores
 
+What w stores, and in how many runs with scales of their own a step is multiplied, weight_rows.py
+knows.  Scales that are one for all of K wait for the whole sum, which is exact then for i8.
+
 Where K is split, a program sums a slice of it; the last one of a tile to finish adds the slices, in
 their order, and goes on with the epilogue (stream-K's fix-up without its data-dependent sums).
 

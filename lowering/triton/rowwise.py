@@ -53,7 +53,7 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
         else:
             values = [tile.load(t, _map(t.shaped, result.shaped) or "") for t in signature.operands]
             if op.name == "qfuse.quantize" and len(values) == 2:
-                tile.store_by(*values, result)
+                tile.store_by(values[0], values[1], result)
                 return
             if op.name in _BINARY:
                 value = b.binary(_BINARY[op.name], *values)

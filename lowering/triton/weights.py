@@ -50,8 +50,9 @@ def join_rows(
     joined = torch.zeros(total, k, dtype=torch.uint8, device=first_codes.device)
     for start, (codes, *_) in zip(starts, parts, strict=True):
         joined[start : start + codes.shape[0]] = codes.detach().view(torch.uint8)
-    others = (torch.cat([t.detach() for t in tensors]) for tensors in zip(*parts, strict=True))
-    return joined.view(first_codes.dtype), *list(others)[1:]
+    _, *rest = zip(*parts, strict=True)
+    below = [torch.cat([tensor.detach() for tensor in tensors]) for tensors in rest]
+    return joined.view(first_codes.dtype), *below
 
 
 def _described(types: Sequence[torch.dtype]) -> str:
