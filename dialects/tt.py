@@ -13,6 +13,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     tt_ops.SplatOp,
     tt_ops.BroadcastOp,
     tt_ops.ExpandDimsOp,
+    tt_ops.JoinOp,
     tt_ops.ReshapeOp,
     tt_ops.TransOp,
     tt_ops.AddPtrOp,

@@ -202,6 +202,8 @@ class ElementwiseInlineAsmOp(TritonOp, name="elementwise_inline_asm", traits=[ex
            constraints = "=f,f,f,f", packed_element = 1 : i32, pure = true}
            : (tensor<64xf32>, tensor<64xf32>, tensor<64xf32>) -> tensor<64xf32>
 
+    With a `packed_element` above one that many elements, registers of 32 bits full of them, are
+    worked on together; the result may take several registers.
     Only pure text with one result is emitted: an impure one breaks warp specialization.
     """
 
@@ -218,8 +220,12 @@ class ElementwiseInlineAsmOp(TritonOp, name="elementwise_inline_asm", traits=[ex
             return "pure is not true, which breaks warp specialization"
         constraints = ir.StringAttr(attributes["constraints"]).value.split(",")
         count = len(self.operation.operands)
-        if len(constraints) != count + 1 or not constraints[0].startswith("="):
-            return f"constraints {','.join(constraints)} are not one result and {count} operands"
+        results = [c.startswith("=") for c in constraints]
+        packed = ir.IntegerAttr(attributes["packed_element"]).value
+        least = max(1, packed * (bit_width(out.dtype) or 0) // 32)
+        if results != [True] * least + [False] * count:
+            wanted = "one result" if least == 1 else f"{least} registers of a result"
+            return f"constraints {','.join(constraints)} are not {wanted} and {count} operands"
         for i, value in enumerate(self.operation.operands):
             if why := shape_error(f"operand {i}", block_of(value), out.shape):
                 return why

@@ -195,6 +195,25 @@ class TransOp(TritonOp, name="trans", traits=[ext.Pure]):
         return same_error("result", self.operation.results[0].type, Block(shape, source.dtype))
 
 
+class JoinOp(TritonOp, name="join", traits=[ext.Pure]):
+    """Two tensors of one type as one, along a new last dimension.
+
+    %t = "tt.join"(%a, %b) : (tensor<64x16xi8>, tensor<64x16xi8>) -> tensor<64x16x2xi8>
+    """
+
+    lhs: ext.Operand[ir.RankedTensorType]
+    rhs: ext.Operand[ir.RankedTensorType]
+    out: ext.Result[ir.RankedTensorType]
+
+    def violation(self) -> str | None:
+        lhs, rhs = self.operation.operands
+        if why := same_error("rhs", rhs.type, block_of(lhs)):
+            return why
+        block = block_of(lhs)
+        wanted = Block((*block.shape, 2), block.dtype)
+        return same_error("result", self.operation.results[0].type, wanted)
+
+
 class AddPtrOp(TritonOp, name="addptr", traits=[ext.Pure]):
     """Move pointers by a number of elements.
 

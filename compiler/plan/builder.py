@@ -429,7 +429,7 @@ class _Builder:
         assert scheme is not None
         key = (value.parts, scheme.block, layout, scheme.packing)
         if key not in self.prepares:
-            count = len(value.parts[0]) if layout == "rows" else 2
+            count = len(value.parts[0]) if layout in ("rows", "stack") else 2
             self.prepares[key] = Prepare(*key, *(self._new() for _ in range(count)))
         return self.prepares[key]
 

@@ -279,13 +279,12 @@ def _pack_experts(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor
 
 
 def _join(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
-    return join_rows([(codes, scale) for codes, scale in parts], prepare.block)
+    return join_rows([tuple(p) for p in parts], prepare.block, parts[0][1].shape[-1])
 
 
 def _append_expert(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
-    (codes, scale), *more = parts
-    one = [(codes_, scale_) for codes_, scale_ in more]
-    return codes, append_expert(codes, scale, one, prepare.block)
+    experts, *more = (tuple(part) for part in parts)
+    return append_expert(experts, more, prepare.block)
 
 
 _ARRANGE = {"packed": _pack, "experts": _pack_experts, "rows": _join, "stack": _append_expert}

@@ -3,8 +3,10 @@
 signature.py   an outlined kernel as data: its operation, and the parameters that serve it
 lower.py       kernel -> `TritonKernel`: launches of Triton IR, per range of M
 gemm.py, norm.py, rope.py, rowwise.py   families of kernels; epilogue.py, tile.py: shared
+tensor_scale.py   the scale of a whole tensor
 product.py, operands.py, gemv.py        a product as data; its main loop; that for one row
 apart.py       the epilogue of a product that a library computed
+weight_rows.py, packed.py, fp8.py       rows of w by packing; codes of fewer bits, FP8 and scales
 select_experts.py, routing.py, group_gemm.py, group_tiles.py, group_combine.py, combine.py   layers
                of experts: routers, sorting rows, products, how they are cut, and sums
 tiles.py       how a product is cut; problem.py: what that is chosen for, as plain data

@@ -162,13 +162,27 @@ class Builder:
         a, c = self.unify(a, c)
         if not self.gpu.is_cuda:
             return self.value("math.fma", [a, b, c], c.type)
+        return self.asm("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", [a, b, c], "f32")
+
+    def asm(
+        self,
+        text: str,
+        constraints: str,
+        operands: Sequence[ir.Value],
+        dtype: str,
+        packed: int = 1,
+    ) -> ir.Value:
+        """Instructions of the target on blocks of one shape, `packed` elements at a time.
+
+        The result, of `dtype`, has as many registers as `constraints` says; the operands follow.
+        """
         return self.value(
             "tt.elementwise_inline_asm",
-            [a, b, c],
-            c.type,
-            asm_string=ir.StringAttr.get("fma.rn.f32 $0, $1, $2, $3;"),
-            constraints=ir.StringAttr.get("=f,f,f,f"),
-            packed_element=i32_attr(1),
+            operands,
+            self._like(operands[0], dtype),
+            asm_string=ir.StringAttr.get(text),
+            constraints=ir.StringAttr.get(constraints),
+            packed_element=i32_attr(packed),
             pure=ir.BoolAttr.get(True),
         )
 
@@ -228,6 +242,12 @@ class Builder:
         if block.shape == tuple(shape):
             return value
         return self.value("tt.reshape", [value], Block(tuple(shape), block.dtype).type())
+
+    def join(self, first: ir.Value, second: ir.Value) -> ir.Value:
+        """Two blocks of one shape, along a new last dimension of extent two."""
+        block = block_of(first)
+        result = Block((*block.shape, 2), block.dtype).type()
+        return self.value("tt.join", [first, second], result)
 
     def transpose(self, value: ir.Value) -> ir.Value:
         """Of a matrix."""

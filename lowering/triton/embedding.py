@@ -164,14 +164,14 @@ def _target_and_parameters(function: func.FuncOp) -> tuple[str, tuple[Parameter,
 
 
 def _parameters_attr(parameters: tuple[Parameter, ...]) -> ir.Attribute:
-    texts = [f"{p.source} {p.index}" + (" scale" if p.part == "scale" else "") for p in parameters]
+    texts = [f"{p.source} {p.index} {p.part}".removesuffix(" data") for p in parameters]
     return ir.ArrayAttr.get([ir.StringAttr.get(text) for text in texts])
 
 
 def _parameters(attribute: ir.Attribute) -> tuple[Parameter, ...]:
     def read(text: str) -> Parameter:
-        source, index, *scale = text.split()
-        return Parameter(source, int(index), "scale" if scale else "data")  # type: ignore[arg-type]
+        source, index, *part = text.split()
+        return Parameter(source, int(index), *part)  # type: ignore[arg-type]
 
     return tuple(read(ir.StringAttr(item).value) for item in ir.ArrayAttr(attribute))
 

@@ -1,4 +1,4 @@
-"""FP8 codes and dynamic quantization, also where Triton has no conversion for the target."""
+"""FP8 codes, scales and quantization, also where Triton has no conversion for the target."""
 
 import struct
 from math import nan
@@ -14,6 +14,9 @@ _NAN_CODE, _MAX_CODE, _MAGNITUDE = 0x7F, 0x7E, 0x7F
 _INFINITY = 0x7F800000
 _LEAST_NORMAL = 0x3C800000  # 2^-6 as f32
 _SUBNORMAL_SHIFT = 16384.0  # adding it leaves multiples of 2^-9 in the low bits of an f32
+
+E8M0 = "f8E8M0FNU"
+_LEAST_E8M0 = 0x400000  # 2^-127 as f32, the one that is subnormal there
 
 # 1.5 * 2^23: adding it rounds an f32 below 2^22 to an integer, to nearest even, in its low bits.
 _ROUNDING = 12582912.0
@@ -41,7 +44,9 @@ def encode(b: Builder, value: ir.Value, dtype: str) -> ir.Value:
     return _encode_e4m3(b, value)
 
 
-def quantize(b: Builder, value: ir.Value, axis: int, dtype: str) -> tuple[ir.Value, ir.Value]:
+def quantize(
+    b: Builder, value: ir.Value, axis: int, dtype: str, scale_type: str
+) -> tuple[ir.Value, ir.Value]:
     """Codes of an f32 block, and their scale per block along `axis`, as `qfuse.quantize` says.
 
     The codes have the shape of `value`; the scales, f32, lack dimension `axis`.
@@ -50,8 +55,45 @@ def quantize(b: Builder, value: ir.Value, axis: int, dtype: str) -> tuple[ir.Val
     amax = b.binary("arith.maximumf", amax, AMAX_FLOOR)
     largest = STORAGE_MAX[dtype]
     scale = b.precise_div(amax, largest)
-    inverse = b.expand(b.precise_div(largest, amax), axis)
-    return encode(b, b.mul(value, inverse), dtype), scale
+    if scale_type == E8M0:
+        scale = _power_of_two(b, scale)
+        inverse = b.precise_div(1.0, scale)  # exact
+    else:
+        inverse = b.precise_div(largest, amax)
+    return encode(b, b.mul(value, b.expand(inverse, axis)), dtype), scale
+
+
+def quantize_by(b: Builder, value: ir.Value, scale: ir.Value, dtype: str) -> ir.Value:
+    """Codes of an f32 block with a scale that was given."""
+    quotient = b.precise_div(value, scale)
+    if dtype == "i8":  # FP8 saturates by itself
+        quotient = b.binary("arith.minimumf", quotient, STORAGE_MAX[dtype])
+        quotient = b.binary("arith.maximumf", quotient, -STORAGE_MAX[dtype])
+    return encode(b, quotient, dtype)
+
+
+def read_scale(b: Builder, stored: ir.Value, scale_type: str) -> ir.Value:
+    """Scales as they are in memory, as f32: exact."""
+    if scale_type != E8M0:
+        return b.convert(stored, "f32")
+    exponent = b.cast("extui", stored, "i32")
+    bits = b.binary("arith.shli", exponent, 23)
+    bits = b.select(b.equal(exponent, 0), _LEAST_E8M0, bits)
+    return b.select(b.equal(exponent, 0xFF), nan, b.bitcast(bits, "f32"))
+
+
+def store_scale(b: Builder, scale: ir.Value, scale_type: str) -> ir.Value:
+    """Scales in f32 as they are in memory; those for e8m0 are powers of two, or NaN."""
+    if scale_type != E8M0:
+        return b.convert(scale, scale_type)
+    return b.cast("trunci", b.binary("arith.shrui", b.bitcast(scale, "i32"), 23), "i8")
+
+
+def _power_of_two(b: Builder, value: ir.Value) -> ir.Value:
+    """The least power of two that is not below a positive normal f32; NaN of NaN and infinity."""
+    raised = b.binary("arith.shrui", b.add(b.bitcast(value, "i32"), 0x7FFFFF), 23)
+    power = b.bitcast(b.binary("arith.shli", raised, 23), "f32")
+    return b.select(b.below(raised, 0xFF), power, nan)
 
 
 def _decode_e4m3(b: Builder, codes: ir.Value) -> ir.Value:

@@ -6,6 +6,9 @@ One program makes a tile, for each part of the weight that the results need:
         total[p] = fma(dot(x_k, w_k[p]), scale_x * scale_w, total[p])
     results = epilogue(total..., extra operands...)    # tile.py reads and stores
 
+What w stores, and in how many runs with scales of their own a step is multiplied, weight_rows.py
+knows.  Scales that are one for all of K wait for the whole sum, which is exact then for i8.
+
 Where K is split, a program sums a slice of it; the last one of a tile to finish adds the slices, in
 their order, and goes on with the epilogue (stream-K's fix-up without its data-dependent sums).
 
@@ -27,6 +30,7 @@ from qfuse.lowering.triton.gemv import Gemv
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Grid, Launch, Variant
 from qfuse.lowering.triton.operands import Operands, Rows
+from qfuse.lowering.triton.packed_gemv import gemv_of
 from qfuse.lowering.triton.product import Group, Product, read_product
 from qfuse.lowering.triton.signature import Pointers, Signature, Tensor, open_launch
 from qfuse.lowering.triton.tile import Tile
@@ -164,7 +168,7 @@ class ProductKernel:
     def _emit(self, b: Builder, pointers: Pointers) -> None:
         config = self.config
         operands = (
-            Gemv(b, pointers, self.product, self.group, config)
+            gemv_of(b, pointers, self.product, self.group, config)
             if config.gemv
             else Operands(b, pointers, self.product, self.group, config, self.gpu)
         )
@@ -187,7 +191,7 @@ class ProductKernel:
     def _place(self, b: Builder, pointers: Pointers, number: ir.Value) -> tuple[Rows, ir.Value]:
         """Rows and first column of tile `number`: bands of rows, column by column within one."""
         config, columns = self.config, self.column_tiles
-        if config.swap or config.gemv:  # one tile holds all rows
+        if config.gemv or (config.swap and not self.product.packed):  # one tile holds all rows
             return Rows(b.full(0), pointers.m), b.mul(number, config.columns)
         per_band = config.band * columns
         first = b.mul(b.div(number, per_band), config.band)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qfuse.lowering.triton.kernel import Grid, Parameter
+from qfuse.lowering.triton.kernel import PARTS, Grid, Parameter
 
 ALIGNMENT = 256
 """Bytes that parts of the scratch begin at multiples of."""
@@ -47,7 +47,7 @@ class GpuKernel:
     """A qfuse kernel compiled for one GPU: variants that together serve every M >= 1.
 
     `parameters` lists the tensors a caller passes, in order: operands, then results, each with
-    its scales after it where it is quantized.
+    its scales and zero points after it where it has some.
     """
 
     name: str
@@ -171,7 +171,7 @@ def _damage(kernel: GpuKernel) -> str | None:
 
 
 def _is_parameter(p: Parameter) -> bool:
-    return p.part in ("data", "scale") and _is_count(p.index)
+    return p.part in PARTS and _is_count(p.index)
 
 
 def _is_count(value: object) -> bool:

@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Source = Literal["operand", "result", "scratch", "counter"]
-Part = Literal["data", "scale"]
+Part = Literal["data", "scale", "zero"]
+PARTS: tuple[Part, ...] = ("data", "scale", "zero")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a pointer argument of a launch points to.
+    """What a pointer argument of a launch points to: elements, their scales, or zero points.
 
     `index` counts operands or results of the qfuse kernel; scratch and counters have only index 0.
     """
@@ -86,7 +87,7 @@ class TritonKernel:
     """A qfuse kernel lowered for one GPU: variants that together serve every M >= 1.
 
     `parameters` lists the tensors a caller passes, in order: operands, then results, each with
-    its scales after it where it is quantized.
+    its scales and zero points after it where it has some.
     """
 
     name: str

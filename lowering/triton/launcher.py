@@ -189,9 +189,9 @@ class Pointers:
     def __setitem__(self, i: int, address: int) -> None:
         if address % POINTER_ALIGNMENT:
             p = self._kernel.parameters[i]
-            scales = "the scales of " if p.part == "scale" else ""
+            part = {"scale": "the scales of ", "zero": "the zero points of "}.get(p.part, "")
             raise QfuseError(
-                f"kernel {self._kernel.name}: {scales}{p.source} {p.index} at {address:#x} must "
+                f"kernel {self._kernel.name}: {part}{p.source} {p.index} at {address:#x} must "
                 f"lie at a multiple of {POINTER_ALIGNMENT} bytes; pass a copy"
             )
         self._slots[i] = address

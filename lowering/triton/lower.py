@@ -14,12 +14,24 @@ from qfuse.lowering.triton import (
     routing,
     rowwise,
     select_experts,
+    tensor_scale,
 )
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import TritonKernel
 from qfuse.lowering.triton.signature import read_signature
 
-_MODULES = (apart, gemm, group_gemm, group_combine, norm, rope, routing, rowwise, select_experts)
+_MODULES = (
+    apart,
+    gemm,
+    group_gemm,
+    group_combine,
+    norm,
+    rope,
+    routing,
+    rowwise,
+    select_experts,
+    tensor_scale,
+)
 
 _FAMILIES: dict[str, ModuleType] = {op: family for family in _MODULES for op in family.OPS}
 

@@ -1,18 +1,18 @@
 """The main loop of a product: reading its operands and their scales, and adding up."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.tt_dialect import block_of
-from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.builder import Builder
-from qfuse.lowering.triton.fp8 import decode
+from qfuse.lowering.triton.fp8 import decode, read_scale
 from qfuse.lowering.triton.gpu import Gpu
-from qfuse.lowering.triton.product import Group, Product
+from qfuse.lowering.triton.k_quants import q6_k_column
+from qfuse.lowering.triton.product import MAX_DEPTH, Group, Product
 from qfuse.lowering.triton.signature import Pointers, Tensor
 from qfuse.lowering.triton.tiles import Config
+from qfuse.lowering.triton.weight_rows import WRows, WScales, weight_rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Operands:
     ) -> None:
         self.b, self.pointers, self.product = b, pointers, product
         self.group, self.config = group, config
-        self.factor = product.factor_type(gpu)
+        self.factor, self.runs = product.factor_type(gpu), product.runs(gpu)
         self.x_desc = self.w_desc = None
         if config.persistent:
             extents = (pointers.m, product.k)
@@ -62,51 +62,87 @@ class Operands:
         tiles = [(self._first_row(part, column), column)
                  for column in columns for part in self.group.parts]  # fmt: skip
         shape = (config.rows, config.columns)
-        integer = self.factor == "i8"
         shape = shape[::-1] if config.swap else shape
-        zero = b.full(0, "i32" if integer else "f32", shape)
+        zero = b.full(0, "i32" if self.factor == "i8" else "f32", shape)
         start, stop = steps
         gathered = self.product.tokens is not None
         x = _GatheredRows(self, rows) if gathered else _XRows(self, rows)
-        ws = [_WRows(self, first, column, rows.expert) for first, column in tiles]
-        scales = _Scales(self, [x, *ws], start, stop)
-        totals = [b.full(0.0, "f32", shape)] * len(tiles)
+        ws = [weight_rows(self, first, column, rows.expert) for first, column in tiles]
+        once = self.product.scaled_once
+        scales = _Scales(self, [] if once else [x, *ws], start, stop)
+        total = zero if once else b.full(0.0, "f32", shape)
 
         def body(k: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             sums, scale = carried[: len(tiles)], scales.now(carried[len(tiles) :])
-            x_block = x.load(k)
+            x_blocks = x.load(k)
             w_blocks = [w.load(k) for w in ws]
             following = scales.ahead(k)
-            added = []
-            for i, w_block in enumerate(w_blocks):
-                added.append(self._step(sums[i], x_block, w_block, scale[0], scale[1 + i], zero))
-            return [*added, *following]
+            for run, x_block in enumerate(x_blocks):
+                of_x = _Codes(self, x_block)
+                for i, (w, stored) in enumerate(zip(ws, w_blocks, strict=True)):
+                    if once:
+                        sums[i] = self._unscaled(sums[i], of_x, w.factor(stored, run), zero)
+                        continue
+                    found = w.scales_of(scale[1 + i], run)
+                    block = w.factor(stored, run, found.zero)
+                    x_scale = x.scale_of(scale[0], run)
+                    sums[i] = self._step(sums[i], of_x, block, x_scale, found, zero)
+            return [*sums, *following]
 
-        results = b.loop((start, stop, 1), [*totals, *scales.first()], body)
-        return results[: len(tiles)]
+        results = b.loop((start, stop, 1), [*[total] * len(tiles), *scales.first()], body)
+        if not once:
+            return results[: len(tiles)]
+        x_scale = x.scale_of(x.scales(None), 0)
+        return [
+            self._scaled(total, x_scale, w.scales_of(w.scales(None), 0).multiplier)
+            for total, w in zip(results, ws, strict=True)
+        ]
 
     def _step(
         self,
         total: ir.Value,
-        x: ir.Value,
+        x: "_Codes",
         w: ir.Value,
         x_scale: ir.Value | None,
-        w_scale: ir.Value | None,
+        of_w: WScales,
         zero: ir.Value,
     ) -> ir.Value:
         b = self.b
-        first, second = (w, x) if self.config.swap else (x, w)
-        if x_scale is None and w_scale is None:
-            return b.dot(first, b.transpose(second), total)
-        made = b.dot(first, b.transpose(second), zero)
+        if x_scale is None and of_w.multiplier is None:
+            return self._dot(x.block, w, total)
+        made = self._dot(x.block, w, zero)
+        if of_w.zero is not None and self.product.x.shaped.quantized:
+            made = b.sub(made, b.mul(x.sums(), of_w.zero))
         if self.factor == "i8":
             made = b.cast("sitofp", made, "f32")
-        if x_scale is None or w_scale is None:
-            scale = w_scale if x_scale is None else x_scale
-        else:
-            scale = b.mul(x_scale, w_scale)
+        scale = _product(b, x_scale, of_w.multiplier)
         assert scale is not None
-        return b.fma(made, scale, total)
+        total = b.fma(made, scale, total)
+        if of_w.offset is None:
+            return total
+        sums = x.sums()
+        if x_scale is not None:
+            sums = b.mul(b.cast("sitofp", sums, "f32"), x_scale)
+        return b.fma(sums, of_w.offset, total)
+
+    def _unscaled(self, total: ir.Value, x: "_Codes", w: ir.Value, zero: ir.Value) -> ir.Value:
+        """With the product of a step that is scaled much later, or never."""
+        if not self.factor.startswith("f8"):
+            return self._dot(x.block, w, total)
+        return self.b.add(total, self._dot(x.block, w, zero))
+
+    def _scaled(
+        self, total: ir.Value, x_scale: ir.Value | None, w_scale: ir.Value | None
+    ) -> ir.Value:
+        b = self.b
+        if self.factor == "i8":
+            total = b.cast("sitofp", total, "f32")
+        scale = _product(b, x_scale, w_scale)
+        return total if scale is None else b.mul(total, scale)
+
+    def _dot(self, x: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
+        first, second = (w, x) if self.config.swap else (x, w)
+        return self.b.dot(first, self.b.transpose(second), total)
 
     def _first_row(self, part: int, column: ir.Value) -> ir.Value:
         """Row of w, or of each expert's, that makes `column` of a part."""
@@ -119,27 +155,31 @@ class Operands:
         first_row: ir.Value,
         rows: int,
         left: ir.Value | None,
-        k: ir.Value,
+        first: ir.Value,
+        count: int,
+        ragged: bool = True,
     ) -> ir.Value:
-        """Rows [first_row, + rows) of x or w at step k; those beyond `left` read as zero."""
-        b, width = self.b, self.product.k
+        """`count` stored elements from `first` on of rows [first_row, + rows) of x or w.
+
+        Those beyond `left` rows read as zero, as do, unless `ragged` is false, those beyond a row.
+        """
+        b, width = self.b, tensor.stored_width
         base = b.offset(self.pointers.data(tensor), b.mul(b.i64(first_row), width))
-        base = b.offset(base, b.mul(k, self.config.depth))
-        numbers, columns = b.expand(b.range(rows), 1), self.columns()
-        mask = b.both(None if left is None else b.less(numbers, left), self.inside(k))
-        at = b.offset(base, b.add(b.mul(numbers, width), columns))
-        return self.decoded(b.load(at, mask))
+        base = b.offset(base, first)
+        numbers, columns = b.expand(b.range(rows), 1), b.expand(b.range(count), 0)
+        inside = self.inside(width, first, count) if ragged else None
+        mask = b.both(None if left is None else b.less(numbers, left), inside)
+        return b.load(b.offset(base, b.add(b.mul(numbers, width), columns)), mask)
 
-    def columns(self) -> ir.Value:
-        """0, 1, ... along a step of K, as [1, depth]."""
-        return self.b.expand(self.b.range(self.config.depth), 0)
+    def inside(self, width: int, first: ir.Value, count: int) -> ir.Value | None:
+        """Which of `count` elements from `first` on, as [1, count], a row of `width` has.
 
-    def inside(self, k: ir.Value) -> ir.Value | None:
-        """Which elements of step k there are; None for all, always."""
-        b, depth, width = self.b, self.config.depth, self.product.k
-        if width % depth == 0:
+        None for all, always: `first` is a multiple of `count`.
+        """
+        b = self.b
+        if width % count == 0:
             return None
-        return b.less(self.columns(), b.sub(width, b.mul(k, depth)))
+        return b.less(b.expand(b.range(count), 0), b.sub(width, first))
 
     def decoded(self, block: ir.Value) -> ir.Value:
         """A block as what is multiplied."""
@@ -149,8 +189,15 @@ class Operands:
             else decode(self.b, block, self.factor)
         )
 
+    def first_column(self, k: ir.Value) -> ir.Value:
+        """The column that the first run of step k begins with."""
+        b = self.b
+        if self.product.packing != "q6_k":
+            return b.mul(k, self.config.depth)
+        return q6_k_column(b, k)
+
     def scale_group(self, tensor: Tensor, k: ir.Value) -> ir.Value | None:
-        """Which group of K step k is in; None if there is only one."""
+        """Which group of K step k, one run, is in; None if there is only one."""
         scheme = tensor.shaped.scheme
         assert scheme is not None
         if scheme.block[1] >= self.product.k:
@@ -160,36 +207,67 @@ class Operands:
 
 
 class _XRows:
-    """The rows of x that a tile reads, and their scales: one for each row."""
+    """The rows of x that a tile reads, and their scales: one for each row and run."""
 
     def __init__(self, operands: Operands, rows: Rows) -> None:
         self.o, self.rows = operands, rows
+        self.tensor = operands.product.x
 
-    def load(self, k: ir.Value) -> ir.Value:
-        o, b, row = self.o, self.o.b, self.rows.first
+    @property
+    def varies(self) -> bool:
+        """Whether other steps have other scales."""
+        scheme = self.tensor.shaped.scheme
+        return scheme is not None and scheme.group < self.o.product.k
+
+    def load(self, k: ir.Value) -> list[ir.Value]:
+        """What is stored of each run of step k."""
+        o, b = self.o, self.o.b
+        first = o.first_column(k)
         if o.x_desc is not None:
-            return b.load_block(o.x_desc, row, b.mul(k, o.config.depth))
-        return o.load(o.product.x, row, o.config.rows, self.left(), k)
+            return [b.load_block(o.x_desc, self.rows.first, first)]
+        firsts = (b.add(first, offset) if offset else first for offset in o.runs.offsets)
+        return [self._stored(first, o.runs.depth) for first in firsts]
+
+    def _stored(self, first: ir.Value, count: int) -> ir.Value:
+        o = self.o
+        return o.load(self.tensor, self.rows.first, o.config.rows, self.left(), first, count)
 
     def left(self) -> ir.Value:
         """How many rows there are from the first one on."""
         return self.o.b.sub(self.rows.end, self.rows.first)
 
-    def scale(self, k: ir.Value | None) -> tuple[ir.Value, bool] | None:
-        """The scales at step k, and whether other steps have others; None for a plain x."""
-        o, b, x = self.o, self.o.b, self.o.product.x
-        if not x.shaped.quantized:
+    def scales(self, k: ir.Value | None) -> list[ir.Value]:
+        """Those of the runs of step k, or the one of all of them; None stands for all of K."""
+        scheme = self.tensor.shaped.scheme
+        if scheme is None:
+            return []
+        o, b = self.o, self.o.b
+        if k is None or not self.varies:
+            return [self._scale(None)]
+        if len(o.runs.offsets) == 1:
+            return [self._scale(o.scale_group(self.tensor, k))]
+        if scheme.group % MAX_DEPTH == 0:  # the runs of a step are in one group
+            return [self._scale(b.div(o.first_column(k), scheme.group))]
+        columns = (b.add(o.first_column(k), offset) for offset in o.runs.offsets)
+        return [self._scale(b.div(column, scheme.group)) for column in columns]
+
+    def scale_of(self, scales: list[ir.Value], run: int) -> ir.Value | None:
+        if not scales:
             return None
+        return scales[run if len(scales) > 1 else 0]
+
+    def _scale(self, group: ir.Value | None) -> ir.Value:
+        """The scales of a group, f32."""
+        o, b, x = self.o, self.o.b, self.tensor
+        assert x.shaped.scheme is not None
         row_stride, group_stride = x.scale_strides(self.count())
-        group = None if k is None else o.scale_group(x, k)
         base = o.pointers.scale(x)
         if group is not None:
             base = b.offset(base, b.mul(group, group_stride))
         mask = b.less(b.range(o.config.rows), self.left())
         loaded = b.load(self.at(base, row_stride), mask)
         # Two dimensions before it is carried round the loop: warp specialization wants that.
-        scale = b.expand(b.convert(loaded, "f32"), 0 if o.config.swap else 1)
-        return scale, group is not None
+        return b.expand(read_scale(b, loaded, x.shaped.scheme.scale), 0 if o.config.swap else 1)
 
     def count(self) -> ir.Value:
         """How many rows x has."""
@@ -216,11 +294,12 @@ class _GatheredRows(_XRows):
         data = operands.pointers.data(product.x)
         self.begin = b.expand(b.offset(data, b.mul(b.i64(self.tokens), product.k)), 1)
 
-    def load(self, k: ir.Value) -> ir.Value:
+    def _stored(self, first: ir.Value, count: int) -> ir.Value:
         o, b = self.o, self.o.b
-        at = b.offset(self.begin, b.add(o.columns(), b.mul(k, o.config.depth)))
+        at = b.offset(self.begin, b.add(b.expand(b.range(count), 0), first))
         there = b.less(b.expand(b.range(o.config.rows), 1), self.left())
-        return o.decoded(b.load(at, b.both(there, o.inside(k))))
+        inside = o.inside(self.tensor.stored_width, first, count)
+        return b.load(at, b.both(there, inside))
 
     def count(self) -> ir.Value:
         tokens = self.o.product.tokens
@@ -232,58 +311,24 @@ class _GatheredRows(_XRows):
         return b.offset(base, b.mul(self.tokens, stride))
 
 
-class _WRows:
-    """The rows of w for one tile of one part, and their scales: a scalar, or one for each row."""
+class _Codes:
+    """A run of x: as what is multiplied, and the sum of each row."""
 
-    def __init__(
-        self,
-        operands: Operands,
-        first_row: ir.Value,
-        column: ir.Value,
-        expert: ir.Value | None = None,
-    ) -> None:
-        self.o, self.first_row, self.column = operands, first_row, column
-        self.expert = expert
+    def __init__(self, operands: Operands, stored: ir.Value) -> None:
+        self.o, self.stored = operands, stored
+        self.block = operands.decoded(stored)
+        self._sums: ir.Value | None = None
 
-    def load(self, k: ir.Value) -> ir.Value:
-        o, b, row = self.o, self.o.b, self.first_row
-        if o.w_desc is not None:
-            return b.load_block(o.w_desc, row, b.mul(k, o.config.depth))
-        if self.expert is not None:
-            row = b.add(row, b.mul(self.expert, o.product.n))
-        ragged = o.group.width % o.config.columns
-        left = b.sub(o.group.width, self.column) if ragged else None
-        return o.load(o.product.w, row, o.config.columns, left, k)
-
-    def scale(self, k: ir.Value | None) -> tuple[ir.Value, bool] | None:
-        o, b, w = self.o, self.o.b, self.o.product.w
-        scheme = w.shaped.scheme
-        if scheme is None:
-            return None
-        row_stride, group_stride = w.scale_strides()
-        group = None if k is None else o.scale_group(w, k)
-        base = o.pointers.scale(w)
-        if self.expert is not None:
-            scales = math.prod(w.shaped.scale_shape[-2:])
-            base = b.offset(base, b.mul(self.expert, scales))
-        if group is not None:
-            base = b.offset(base, b.mul(group, group_stride))
-        per_scale, total = scheme.block[0], o.product.n
-        if per_scale >= total:
-            return b.convert(b.load(base), "f32"), group is not None
-        if per_scale % o.config.columns == 0:
-            number = b.div(self.first_row, per_scale)
-            if o.group.width % (o.config.columns * o.config.adjacent):
-                # A tile beside the last one lies beyond w; what it makes is not stored.
-                number = b.minimum(number, ceil_div(total, per_scale) - 1)
-            at = b.offset(base, b.mul(number, row_stride))
-            return b.convert(b.load(at), "f32"), group is not None
-        rows = b.range(o.config.columns)
-        mask = b.less(rows, b.sub(o.group.width, self.column))
-        numbers = b.div(b.add(rows, self.first_row), per_scale)
-        loaded = b.load(b.offset(base, b.mul(numbers, row_stride)), mask)
-        scale = b.expand(b.convert(loaded, "f32"), 1 if o.config.swap else 0)
-        return scale, group is not None
+    def sums(self) -> ir.Value:
+        """Of i8 as i32, of floats as f32, where the rows of a tile are."""
+        o, b = self.o, self.o.b
+        if self._sums is None:
+            if str(block_of(self.stored).dtype) == "i8":
+                wide, add = b.cast("extsi", self.stored, "i32"), "arith.addi"
+            else:
+                wide, add = b.convert(self.stored, "f32"), "arith.addf"
+            self._sums = b.expand(b.reduce(wide, 1, add), 0 if o.config.swap else 1)
+        return self._sums
 
 
 class _Scales:
@@ -292,27 +337,35 @@ class _Scales:
     def __init__(
         self,
         operands: Operands,
-        sources: Sequence[_XRows | _WRows],
+        sources: Sequence[_XRows | WRows],
         start: ir.Value,
         stop: ir.Value,
     ) -> None:
         self.b, self.sources = operands.b, sources
         self.last = self.b.sub(stop, 1)
-        found = [source.scale(start) for source in sources]
-        self.initial = [None if f is None else f[0] for f in found]
-        self.varies = [f is not None and f[1] for f in found]
+        self.initial = [source.scales(start) for source in sources]
 
     def first(self) -> list[ir.Value]:
         """What the loop carries into its first step."""
-        return [s for s, v in zip(self.initial, self.varies, strict=True) if v and s is not None]
+        pairs = zip(self.sources, self.initial, strict=True)
+        return [scale for source, scales in pairs if source.varies for scale in scales]
 
-    def now(self, carried: Sequence[ir.Value]) -> list[ir.Value | None]:
+    def now(self, carried: Sequence[ir.Value]) -> list[list[ir.Value]]:
         """The scales of each source at this step."""
         rest = iter(carried)
-        return [next(rest) if v else s for s, v in zip(self.initial, self.varies, strict=True)]
+        return [
+            [next(rest) for _ in scales] if source.varies else scales
+            for source, scales in zip(self.sources, self.initial, strict=True)
+        ]
 
     def ahead(self, k: ir.Value) -> list[ir.Value]:
         """What the loop carries into the step after k; the last step reads its own again."""
         following = self.b.minimum(self.b.add(k, 1), self.last)
-        found = [s.scale(following) for s, v in zip(self.sources, self.varies, strict=True) if v]
-        return [scale for scale, _ in filter(None, found)]
+        return [s for source in self.sources if source.varies for s in source.scales(following)]
+
+
+def _product(b: Builder, x: ir.Value | None, w: ir.Value | None) -> ir.Value | None:
+    """The product of two scales, either of which may be missing."""
+    if x is None or w is None:
+        return w if x is None else x
+    return b.mul(x, w)

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.triton.gemv import gemv_error
 from qfuse.lowering.triton.gpu import Gpu
-from qfuse.lowering.triton.product import Group, Product, bit_width
+from qfuse.lowering.triton.product import K_QUANTS, Group, Product, bit_width
 from qfuse.lowering.triton.tiles import persistent_error, roomy
+
+_SCALES = {"int4": (32, 2), "fp4": (32, 1), "q4_k": (256, 16), "q6_k": (256, 18)}
+"""Columns and bytes of scales; of "int4", at most about so many."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Problem:
     depth: int
     """Elements of K in one step."""
     scaled: bool
-    """Whether the product of a step is scaled before it is added: it needs registers of its own."""
+    """Whether the product of a step is made apart from its sum: it needs registers of its own."""
     results: tuple[str, ...]
     """Element types of the results."""
     scheme: str
@@ -40,6 +43,14 @@ class Problem:
     """Whether that one has registers for a second accumulator."""
     gemv: bool = False
     """Whether there is a kernel without matrix instructions for M = 1."""
+    packing: str = "none"
+    """How codes of w lie in bytes."""
+    runs: int = 1
+    """Products that a step is made of, each with scales of its own."""
+
+    @property
+    def packed(self) -> bool:
+        return self.packing != "none"
 
     @property
     def decoded(self) -> bool:
@@ -48,7 +59,9 @@ class Problem:
 
     @property
     def weight_bytes(self) -> int:
-        return self.parts * self.n * self.k * bit_width(self.w) // 8
+        """With the scales of those blocks whose codes are so small that they count."""
+        columns, scales = _SCALES.get(self.packing, (self.k, 0))
+        return self.parts * self.n * (self.k * bit_width(self.w) // 8 + self.k // columns * scales)
 
     def activation_bytes(self, m: int) -> int:
         return m * self.k * bit_width(self.x) // 8
@@ -88,7 +101,7 @@ def read_problem(product: Product, group: Group, gpu: Gpu) -> Problem:
         w=product.w.dtype,
         factor=product.factor_type(gpu),
         depth=product.depth(gpu),
-        scaled=product.scaled,
+        scaled=product.sums_apart(gpu),
         results=tuple(r.dtype for r in results),
         scheme=",".join(_block(t.shaped) for t in (product.x, product.w, *results)),
         least_columns=max([16, *product.quantized_groups()]),
@@ -96,12 +109,20 @@ def read_problem(product: Product, group: Group, gpu: Gpu) -> Problem:
         persistent=persistent_error(product, group, gpu) is None,
         adjacent=roomy(product, group),
         gemv=gemv_error(product, group, gpu) is None,
+        packing=product.packing,
+        runs=len(product.runs(gpu).offsets),
     )
 
 
 def _block(value: Shaped) -> str:
-    """ "1x128" for groups along a row, with "K" for whole rows; "-" for a plain tensor."""
+    """ "1x128" for groups along a row, with "K" for whole rows; "-" for a plain tensor.
+
+    A "+" where there are zero points; K-quants by their name.
+    """
     if value.scheme is None:
         return "-"
+    if value.scheme.packing in K_QUANTS:
+        return value.scheme.packing
     rows, columns = value.scheme.block
-    return f"{rows}x{'K' if columns >= value.shape[-1] else columns}"
+    zero = "+" if value.scheme.zero_point != "none" else ""
+    return f"{rows}x{'K' if columns >= value.shape[-1] else columns}{zero}"

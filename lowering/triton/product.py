@@ -6,7 +6,7 @@ from math import gcd
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import accumulators_of, inputs_of
 from qfuse.dialects.quantization_ops import concat_rows
-from qfuse.dialects.types import Shaped
+from qfuse.dialects.types import STORAGE_BITS, Shaped
 from qfuse.lowering.triton.epilogue import region_error
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.signature import Signature, Tensor
@@ -15,7 +15,32 @@ LEAST_DEPTH = 32
 """Elements of K that one FP8 or i8 matrix instruction takes at least."""
 
 MAX_DEPTH = 128
-SCALE_TYPES = ("f32", "f16", "bf16")
+SCALE_TYPES = ("f32", "f16", "bf16", "f8E8M0FNU")
+
+K_QUANTS = ("q4_k", "q6_k")
+"""Packings whose blocks of 256 columns have headers of bytes as scales."""
+
+_PAIRS = {"f8E4M3FN": ("f8E4M3FN",), "f8E5M2": ("f8E5M2",), "i8": ("i8", "i4", "i6")}
+"""What w may store beside an x that stores this."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How a step of K is multiplied: in runs of `depth` columns, each with one scale of x and of w.
+
+    `offsets` are where the runs begin, from the first column of the step.
+    """
+
+    depth: int
+    offsets: tuple[int, ...] = (0,)
+
+    @property
+    def columns(self) -> int:
+        return self.depth * len(self.offsets)
+
+
+_K_RUNS = {"q4_k": Runs(32, (0, 32)), "q6_k": Runs(16, (0, 32, 64, 96))}
+"""A step of a K-quant: the columns whose codes share bytes."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +94,52 @@ class Product:
         """The element type that is multiplied on `gpu`."""
         if not self.x.shaped.quantized:
             return self.x.dtype
+        if self.w.dtype == "i6":  # runs of 16, for which no matrix instruction takes i8
+            return "f16"
         if self.x.dtype == "i8" or self.x.dtype in gpu.fp8_products:
             return self.x.dtype
         return "f16"
 
+    @property
+    def packing(self) -> str:
+        """That of w; "none" where w is plain."""
+        return self.w.shaped.scheme.packing if self.w.shaped.scheme else "none"
+
+    @property
+    def packed(self) -> bool:
+        """Whether codes of w share bytes."""
+        return self.packing != "none"
+
+    @property
+    def zero_points(self) -> bool:
+        return self.w.shaped.scheme is not None and self.w.shaped.scheme.zero_point != "none"
+
+    @property
+    def scaled_once(self) -> bool:
+        """Whether all of K has one scale of each row and column: it can wait for the whole sum."""
+        if self.zero_points:
+            return False  # they are in the loop in any case
+        schemes = [t.shaped.scheme for t in (self.x, self.w) if t.shaped.scheme]
+        return bool(schemes) and all(scheme.group >= self.k for scheme in schemes)
+
+    def sums_apart(self, gpu: Gpu) -> bool:
+        """Whether the product of a step is made apart from the sum that it is added to."""
+        fp8 = self.factor_type(gpu).startswith("f8")
+        return self.scaled and (fp8 or not self.scaled_once)
+
+    def runs(self, gpu: Gpu) -> Runs:
+        """How a step is multiplied."""
+        return _K_RUNS.get(self.packing) or Runs(self._depth(gpu))
+
     def depth(self, gpu: Gpu) -> int:
-        """Elements of K in one step: all of a step have one scale, and a row is 128 bytes."""
-        depth = MAX_DEPTH * 8 // bit_width(self.factor_type(gpu))
+        """Elements of K in one step."""
+        return self.runs(gpu).columns
+
+    def _depth(self, gpu: Gpu) -> int:
+        """Of a step that is one run: all of it has one scale, and a row is 128 bytes."""
+        depth = MAX_DEPTH
+        if bit_width(self.w.dtype) >= 8:  # else rows of w would be 32 bytes
+            depth = depth * 8 // bit_width(self.factor_type(gpu))
         if self.w.dtype in gpu.unconverted and any(len(g.parts) > 1 for g in self.groups):
             depth //= 2  # codes decoded on their bits take the registers of the second total
         for tensor in (self.x, self.w):
@@ -128,12 +192,8 @@ def refuse(op: ir.Operation, x: Shaped, w: Shaped, results: list[Shaped], gpu: G
             return why
     if 0 in w.shape:
         return f"w is {w}, which holds no elements"
-    if x.quantized and not w.quantized:
-        return f"x is {x.dtype} but w is plain {w.dtype}; quantize both or dequantize x"
-    if x.quantized and x.dtype != w.dtype:
-        return f"multiplies {x.dtype} by {w.dtype}; both operands must store one type"
-    if not x.quantized and not w.quantized and x.dtype != w.dtype:
-        return f"multiplies {x.dtype} by {w.dtype}; cast one of them"
+    if why := _pair_error(x, w):
+        return why
     for i, result in enumerate(results):
         if result.scheme is None:
             continue
@@ -148,14 +208,32 @@ def refuse(op: ir.Operation, x: Shaped, w: Shaped, results: list[Shaped], gpu: G
     return region_error(op.regions[0].blocks[0])
 
 
+def _pair_error(x: Shaped, w: Shaped) -> str | None:
+    """Why elements of x and w are not multiplied, or None."""
+    if x.quantized and not w.quantized:
+        return f"x is {x.dtype} but w is plain {w.dtype}; quantize both or dequantize x"
+    if x.quantized and w.dtype not in _PAIRS[x.dtype]:
+        if w.dtype in ("i4", "i6"):
+            return f"multiplies {x.dtype} by {w.dtype}; quantize x to i8, or leave it plain"
+        if w.dtype == "f4E2M1FN":
+            return f"multiplies {x.dtype} by {w.dtype}; leave x plain"
+        return f"multiplies {x.dtype} by {w.dtype}; both operands must store one type"
+    if not x.quantized and not w.quantized and x.dtype != w.dtype:
+        return f"multiplies {x.dtype} by {w.dtype}; cast one of them"
+    return None
+
+
 def _operand_error(name: str, value: Shaped) -> str | None:
     scheme = value.scheme
     assert scheme is not None
-    if scheme.packing != "none" or scheme.zero_point != "none" or value.dtype == "i4":
+    packings = ("none", "q8_1") if name == "x" else ("none", "int4", "fp4", *K_QUANTS)
+    if scheme.packing not in packings:
         return (
-            f"{name} stores {value.dtype} with packing {scheme.packing} and zero points "
-            f"{scheme.zero_point}; GPU kernels read unpacked FP8 and i8 without zero points"
+            f'{name} stores {value.dtype} with packing "{scheme.packing}"; GPU kernels read '
+            f"{name} with {', '.join(packings)}"
         )
+    if scheme.packing in K_QUANTS:
+        return None
     if scheme.scale not in SCALE_TYPES:
         return f"{name} has scales of {scheme.scale}; GPU kernels read {', '.join(SCALE_TYPES)}"
     block = scheme.block[1]
@@ -165,5 +243,5 @@ def _operand_error(name: str, value: Shaped) -> str | None:
 
 
 def bit_width(dtype: str) -> int:
-    """Bits of a stored element: the number in its name, for all but FP8 and bf16."""
-    return 8 if dtype.startswith("f8") else int(dtype.lstrip("bfi"))
+    """Bits of a stored element."""
+    return STORAGE_BITS.get(dtype) or int(dtype.lstrip("bfi"))

@@ -9,10 +9,11 @@ from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.epilogue import emit_scalars
-from qfuse.lowering.triton.fp8 import decode
+from qfuse.lowering.triton.fp8 import decode, read_scale
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Variant
-from qfuse.lowering.triton.product import SCALE_TYPES
+from qfuse.lowering.triton.packed import HALF, e2m1, pick_half
+from qfuse.lowering.triton.product import K_QUANTS, SCALE_TYPES
 from qfuse.lowering.triton.rows import build_rows, results_error
 from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor
 from qfuse.lowering.triton.tile import Tile
@@ -31,8 +32,6 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
         return f"{results[0]} holds no elements"
     if op.name == "qfuse.dequantize" and (why := _stored_error(operands[0])):
         return why
-    if op.name == "qfuse.quantize" and len(operands) == 2:
-        return "quantization by a given scale has no GPU kernel; use dynamic scales"
     if op.name in _ELEMENTWISE:
         for i, operand in enumerate(operands):
             if _map(operand, results[0]) is None:
@@ -55,6 +54,9 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
             value = _dequantized(tile, signature.operands[0])
         else:
             values = [tile.load(t, _map(t.shaped, result.shaped) or "") for t in signature.operands]
+            if op.name == "qfuse.quantize" and len(values) == 2:
+                tile.store_by(values[0], values[1], result)
+                return
             value = _computed(b, op, values)
         for each in signature.results:
             tile.store(value, each)
@@ -90,24 +92,45 @@ def _glu(tile: Tile, signature: Signature) -> ir.Value:
 
 
 def _dequantized(tile: Tile, x: Tensor) -> ir.Value:
-    """Codes times the scale of the block that each is in."""
+    """Codes, less their zero points, times the scale of the block that each is in."""
     b, scheme = tile.b, x.shaped.scheme
     assert scheme is not None
-    codes = b.load(tile.at(tile.pointers.data(x)), tile.mask())
+    packed = scheme.packing in ("int4", "fp4")
+    codes = _halves(tile, x) if packed else b.load(tile.at(tile.pointers.data(x)), tile.mask())
     rows_of_scales = b.ceil_div(tile.pointers.m, scheme.block[0])
     row_stride, group_stride = x.scale_strides(rows_of_scales)
     row = b.div(b.add(tile.row_range(), tile.row), scheme.block[0])
     column = b.div(b.add(tile.column_range(), tile.column), scheme.block[1])
     at = b.add(b.mul(row, row_stride), b.mul(column, group_stride))
     scale = b.load(b.offset(tile.pointers.scale(x), at), tile.mask())
-    return b.mul(decode(b, codes, "f32"), b.convert(scale, "f32"))
+    if scheme.packing == "int4":
+        zero: ir.Value | int = HALF
+        if scheme.zero_point != "none":
+            loaded = b.load(b.offset(tile.pointers.zero(x), at), tile.mask())
+            zero = b.cast("extsi", loaded, "i32")
+        value = b.cast("sitofp", b.sub(codes, zero), "f32")
+    else:
+        value = e2m1(b, codes, "f32") if packed else decode(b, codes, "f32")
+    return b.mul(value, read_scale(b, scale, scheme.scale))
+
+
+def _halves(tile: Tile, x: Tensor) -> ir.Value:
+    """The codes of two to a byte that belong to the columns of a tile, as i32."""
+    b = tile.b
+    column = b.add(tile.column_range(), tile.column)
+    base = b.offset(tile.pointers.data(x), b.mul(b.i64(tile.row), x.stored_width))
+    at = b.add(b.mul(tile.row_range(), x.stored_width), b.div(column, 2))
+    return pick_half(b, b.load(b.offset(base, at), tile.mask()), b.rem(column, 2))
 
 
 def _stored_error(x: Shaped) -> str | None:
     scheme = x.scheme
     assert scheme is not None
-    if scheme.packing != "none" or scheme.zero_point != "none" or x.dtype == "i4":
-        return f"stores {x.dtype} packed as {scheme.packing}; GPU kernels read unpacked FP8 and i8"
+    if scheme.packing in K_QUANTS:
+        return (
+            f'stores {x.dtype} packed as "{scheme.packing}", which GPU kernels only multiply by; '
+            "dequantize it where it is loaded"
+        )
     if scheme.scale not in SCALE_TYPES:
         return f"has scales of {scheme.scale}; GPU kernels read {', '.join(SCALE_TYPES)}"
     if scheme.block[0] > 1 and len(x.shape) > 2:

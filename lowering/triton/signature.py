@@ -37,11 +37,20 @@ class Tensor:
         assert self.shaped.scheme is not None
         return min(self.shaped.scheme.block[1], self.width)
 
+    @property
+    def stored_width(self) -> int:
+        """Stored elements of a row: bytes where several codes share one."""
+        return self.shaped.data_shape[-1]
+
     def parameters(self) -> list[tuple[Parameter, str]]:
         """The pointers that carry it, with their element types."""
-        found = [(Parameter(self.source, self.index), self.dtype)]
-        if self.shaped.scheme is not None:
-            found.append((Parameter(self.source, self.index, "scale"), self.shaped.scheme.scale))
+        found = [(Parameter(self.source, self.index), self.shaped.data_dtype)]
+        scheme = self.shaped.scheme
+        if scheme is not None:
+            scale = _POINTEES.get(scheme.scale, scheme.scale)
+            found.append((Parameter(self.source, self.index, "scale"), scale))
+            if scheme.zero_point != "none":
+                found.append((Parameter(self.source, self.index, "zero"), "i8"))
         return found
 
     def scale_strides(self, rows: ir.Value | None = None) -> tuple[int | ir.Value, int | ir.Value]:
@@ -58,6 +67,9 @@ class Tensor:
             return 1, ceil_div(self.shaped.shape[0], scheme.block[0])
         return 1, rows
 
+
+_POINTEES = {"f8E8M0FNU": "i8"}
+"""What stands for element types that Triton has no pointers to."""
 
 SCRATCH = Parameter("scratch")
 COUNTERS = Parameter("counter")
@@ -86,6 +98,9 @@ class Pointers:
 
     def scale(self, tensor: Tensor) -> ir.Value:
         return self.values[Parameter(tensor.source, tensor.index, "scale")]
+
+    def zero(self, tensor: Tensor) -> ir.Value:
+        return self.values[Parameter(tensor.source, tensor.index, "zero")]
 
     @property
     def scratch(self) -> ir.Value:

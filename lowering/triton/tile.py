@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.builder import Builder, Shape
-from qfuse.lowering.triton.fp8 import quantize
+from qfuse.lowering.triton.fp8 import quantize, quantize_by, store_scale
 from qfuse.lowering.triton.signature import Pointers, Tensor
 
 
@@ -121,7 +121,8 @@ class Tile:
 
     def quantize_rows(self, value: ir.Value, result: Tensor) -> ir.Value:
         """The codes of a block of f32; its scales are stored."""
-        b = self.b
+        b, scheme = self.b, result.shaped.scheme
+        assert scheme is not None
         value = b.broadcast(value, self.shape)
         inside = self.column_mask()
         if inside is not None:  # what lies beyond the row must not raise a maximum
@@ -132,13 +133,20 @@ class Tile:
         if groups > 1:
             value = b.reshape(value, (*self.shape[:axis], groups, group, *self.shape[axis + 1 :]))
             axis += 1
-        codes, scale = quantize(b, value, axis, result.dtype)
+        codes, scale = quantize(b, value, axis, result.dtype, scheme.scale)
         self._store_scale(scale, groups, result)
-        scheme = result.shaped.scheme
-        if scheme is not None and scheme.numbers > 1:
+        if scheme.numbers > 1:
             total = b.reduce(b.cast("sitofp", codes, "f32"), axis, "arith.addf")
             self._store_scale(b.mul(scale, total), groups, result, place=1)
         return b.reshape(codes, self.shape) if groups > 1 else codes
+
+    def store_by(self, value: ir.Value, scale: ir.Value, result: Tensor) -> None:
+        """Write a block of f32 quantized by one scale, f32, that all of its rows then have."""
+        b = self.b
+        codes = quantize_by(b, b.broadcast(value, self.shape), scale, result.dtype)
+        b.store(self.at(self.pointers.data(result)), codes, self.mask())
+        of_rows = b.offset(b.offset(self.pointers.scale(result), self.row), self.row_range())
+        b.store(of_rows, b.broadcast(scale, (self.rows, 1)), self.row_mask())
 
     def _store_scale(self, scale: ir.Value, groups: int, result: Tensor, place: int = 0) -> None:
         """Write a number of each group; `place` is which of those that the group has."""
@@ -161,7 +169,7 @@ class Tile:
         if self.column_mask() is not None and groups * self.adjacent > 1:
             inside = b.less(numbers, b.sub(ceil_div(self.width, scheme.block[1]), first))
             mask = b.both(mask, inside)
-        b.store(at, b.convert(scale, scheme.scale), mask)
+        b.store(at, store_scale(b, scale, scheme.scale), mask)
 
     def _rows_left(self) -> ir.Value:
         return self.b.sub(self.pointers.m if self.end is None else self.end, self.row)

@@ -59,6 +59,15 @@ wgmma takes 8 rows, too, but Triton 3.6 does not.  The stages leave room for two
 processor of sm_90, with 90 KB or more in flight in each.
 """
 
+_SWAP_PACKED = (*_SWAP, (64, 4, 4), (128, 8, 3))
+_LEAST_MANY = 32
+"""The same for codes that share bytes, of any number of rows, in tiles of so many at least.
+
+As the first factor they go from registers to the tensor cores, not through shared memory, and a
+thread has two columns, of whose scales it unpacks its own; as the second one it has a quarter of
+all columns of the tile.
+"""
+
 _LEAST_LONG = {False: 32, True: 64}
 """Columns on the long side; wgmma, as opposed to the instructions of warps, takes 64 at least."""
 
@@ -173,7 +182,7 @@ def config_error(config: Config, problem: Problem, gpu: Gpu, last: int | None) -
         return "the warp-specialized kernel does not serve this product"
     if config.gemv and not (problem.gemv and last == 1):
         return "the kernel without matrix instructions does not serve this product and its rows"
-    if config.swap and (last is None or last > config.rows):
+    if config.swap and not problem.packed and (last is None or last > config.rows):
         return f"a tile with weights first holds all rows, and has {config.rows}"
     if config.slices > 1 and last is None:
         return "K can only be split for a limited number of rows"
@@ -207,8 +216,10 @@ def _shapes(problem: Problem, gpu: Gpu, last: int | None) -> Iterator[Config]:
                     num_stages=4,
                 )
     widths = [c for c in _COLUMNS if c >= problem.least_columns]
-    for rows, warps, stages in _SWAP:
-        if last is None or last > rows:
+    swapped = _SWAP_PACKED if problem.packed else _SWAP
+    for rows, warps, stages in swapped:
+        many = last is None or last > rows
+        if many and not (problem.packed and rows >= _LEAST_MANY):
             continue
         for columns in widths:
             if _LEAST_LONG[SPEEDS[gpu.arch].wgmma] <= columns <= 128:
@@ -216,7 +227,7 @@ def _shapes(problem: Problem, gpu: Gpu, last: int | None) -> Iterator[Config]:
                 yield Config(
                     rows, columns, problem.depth, swap=True, num_warps=long, num_stages=stages
                 )
-    for rows, warps, stages in _TILES:
+    for rows, warps, stages in () if problem.packed else _TILES:
         for columns in widths:
             yield Config(rows, columns, problem.depth, num_warps=warps, num_stages=stages)
 

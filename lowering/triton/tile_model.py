@@ -48,13 +48,19 @@ _HAND_OVER = 1.5e-6
 one load, each of them a round trip to L2."""
 
 _FP8_DECODE = 3
-"""Instructions per code that is converted in registers (TRITON.md, 5: 2.5 and address work)."""
+"""Instructions per code of 8 bits converted in registers (TRITON.md, 5: 2.5 and address work)."""
+
+_UNPACK = {"int4": 3, "fp4": 6, "q4_k": 4, "q6_k": 9}
+"""The same where bytes hold several codes (counted in machine code for sm_90)."""
 
 _RESERVED = 4096
 """Bytes of shared memory for barriers and exchanges between warps."""
 
 _GEMV = 2
 """Instructions per weight that a GEMV multiplies, and two more where x has scales."""
+
+_GEMV_UNPACK = {"int4": 5, "fp4": 9, "q4_k": 8, "q6_k": 10}
+"""Further ones where bytes hold several codes (counted in machine code for sm_90)."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,8 @@ def shared_bytes(problem: Problem, config: Config, gpu: Gpu) -> int:
     step = _Step(problem, config, gpu, SPEEDS[gpu.arch]).bytes
     if config.gemv:
         return 0
+    if problem.packed:  # x is in no register, and codes change threads on their way
+        return config.num_stages * step + 2 * _RESERVED + 128 * config.rows
     # What warps multiply is in registers, as are codes that are converted, and AMD's next tile.
     stages = config.num_stages - (problem.decoded or not SPEEDS[gpu.arch].wgmma)
     if not config.persistent:
@@ -228,6 +236,9 @@ def registers_of(problem: Problem, config: Config, gpu: Gpu) -> int:
     sums = block * config.adjacent * problem.parts
     made = block if problem.scaled else 0
     else_ = 40
+    if problem.runs > 1:  # runs of a step overlap, the more the more scales there are
+        made *= problem.runs if problem.x == "i8" else 2
+        else_ += config.rows * problem.runs // 4 if problem.x == "i8" else 0
     if not SPEEDS[gpu.arch].wgmma:  # factors pass through registers
         else_ += (config.rows + config.columns) * config.depth // (threads * 8)
     if config.swap:  # results are turned round
@@ -311,11 +322,13 @@ class _Step:
         """Adding products of steps, and decoding."""
         c, p = self.config, self.problem
         if c.gemv:
-            each = _GEMV + 2 * (bit_width(p.x) == 8) + _FP8_DECODE * (bit_width(p.w) == 8)
+            decode = _GEMV_UNPACK.get(p.packing, _FP8_DECODE * (bit_width(p.w) == 8))
+            each = _GEMV + 2 * (bit_width(p.x) == 8) + decode
             return each * self.columns * c.depth / _LANES
-        lanes = c.rows * self.columns if p.scaled else 0
+        lanes = c.rows * self.columns * p.runs if p.scaled else 0
         lanes += _FP8_DECODE * c.depth * c.rows * (p.x != p.factor)
-        lanes += _FP8_DECODE * c.depth * self.columns * (p.w != p.factor)
+        decode = _UNPACK.get(p.packing, _FP8_DECODE)
+        lanes += decode * c.depth * self.columns * (p.w != p.factor)
         return lanes / _LANES
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.types import STORAGE_BITS
 from qfuse.lowering.triton.gpu import GPUS, Gpu
 from qfuse.lowering.triton.problem import Problem
 from qfuse.lowering.triton.tiles import Config
@@ -227,7 +228,8 @@ def _entry(value: Any) -> Entry:
         raise TypeError(f"measured is {found['measured']!r}, not an object")
     config = _config(found["config"])
     last = found["last_m"]
-    if config.swap and (last is None or last > config.rows):
+    packed = STORAGE_BITS.get(found["w"], 8) < 8
+    if config.swap and not packed and (last is None or last > config.rows):
         raise ValueError(f"a tile with weights first holds all rows, and has {config.rows}")
     if config.slices > 1 and last is None:
         raise ValueError("K can only be split for a limited number of rows")

@@ -7,7 +7,7 @@ from qfuse.lowering.triton.product import MAX_DEPTH, Group, Product, bit_width
 from qfuse.lowering.triton.signature import Tensor
 
 TMA_BYTES = 16
-_PERSISTENT_FACTORS = ("f8E4M3FN", "f8E5M2", "bf16", "f16")
+_PERSISTENT_FACTORS = ("f8E4M3FN", "f8E5M2", "bf16", "f16", "i8")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def persistent_error(product: Product, group: Group, gpu: Gpu) -> str | None:
     if product.k <= depth:
         # Without a loop over K, Triton's pass fails on offsets that loads of both kinds share.
         return f"K = {product.k} is one step, which leaves nothing to overlap"
-    if w.scheme is not None and w.scheme.block[0] % 128:
-        return "it takes one scale per 128 rows of w"
+    if w.scheme is not None and w.scheme.block[0] % 128 and not product.scaled_once:
+        return "it takes one scale per 128 rows of w, or one of each row for all of K"
     if len(group.parts) > 2:
         return "it has registers for two accumulators"
     if len(group.parts) > 1 and not roomy(product, group):

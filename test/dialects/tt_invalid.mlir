@@ -520,3 +520,21 @@ func.func @case(%p: !tt.ptr<i32>, %v: i32) {
   %0 = "tt.atomic_rmw"(%p, %v) {atomic_rmw_op = 4 : i32, scope = 1 : i32, sem = 4 : i32} : (!tt.ptr<i32>, i32) -> i64
   return
 }
+
+// -----
+
+// Both halves of a join have one type.
+func.func @case(%a: tensor<16xi8>, %b: tensor<16xi16>) {
+  // expected-error @+1 {{rhs is tensor<16xi16>; expected tensor<16xi8>}}
+  %0 = "tt.join"(%a, %b) : (tensor<16xi8>, tensor<16xi16>) -> tensor<16x2xi8>
+  return
+}
+
+// -----
+
+// Four elements of 16 bits take two registers.
+func.func @case(%a: tensor<16xi8>) {
+  // expected-error @+1 {{constraints =r,r are not 2 registers of a result and 1 operands}}
+  %0 = "tt.elementwise_inline_asm"(%a) {asm_string = "x", constraints = "=r,r", packed_element = 4 : i32, pure = true} : (tensor<16xi8>) -> tensor<16xf16>
+  return
+}

@@ -63,6 +63,11 @@
   %bits = "tt.bitcast"(%root) : (tensor<64x2xf32>) -> tensor<64x2xi32>
   // CHECK-NEXT: "tt.elementwise_inline_asm"(%{{.+}}, %{{.+}}, %{{.+}}) {asm_string = "fma.rn.f32 $0, $1, $2, $3;", constraints = "=f,f,f,f", packed_element = 1 : i32, pure = true} : (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
   %fma = "tt.elementwise_inline_asm"(%d, %d, %c) {asm_string = "fma.rn.f32 $0, $1, $2, $3;", constraints = "=f,f,f,f", packed_element = 1 : i32, pure = true} : (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+  // CHECK:      %[[WIDE:.+]] = "tt.elementwise_inline_asm"(%{{.+}}) {asm_string = "prmt", constraints = "=r,=r,r", packed_element = 4 : i32, pure = true} : (tensor<64x2xi8>) -> tensor<64x2xf16>
+  %bytes = arith.constant dense<1> : tensor<64x2xi8>
+  %four = "tt.elementwise_inline_asm"(%bytes) {asm_string = "prmt", constraints = "=r,=r,r", packed_element = 4 : i32, pure = true} : (tensor<64x2xi8>) -> tensor<64x2xf16>
+  // CHECK-NEXT: "tt.join"(%[[WIDE]], %[[WIDE]]) : (tensor<64x2xf16>, tensor<64x2xf16>) -> tensor<64x2x2xf16>
+  %joined = "tt.join"(%four, %four) : (tensor<64x2xf16>, tensor<64x2xf16>) -> tensor<64x2x2xf16>
   // CHECK-NEXT: "tt.extern_elementwise"(%{{.+}}) {libname = "", libpath = "", pure = true, symbol = "__nv_tanhf"} : (tensor<64x64xf32>) -> tensor<64x64xf32>
   %tanh = "tt.extern_elementwise"(%fma) {libname = "", libpath = "", pure = true, symbol = "__nv_tanhf"} : (tensor<64x64xf32>) -> tensor<64x64xf32>
   // CHECK-NEXT: %[[CODES:.+]] = "tt.fp_to_fp"(%{{.+}}) {rounding = 1 : i32} : (tensor<64x64xf32>) -> tensor<64x64xf8E4M3FN>

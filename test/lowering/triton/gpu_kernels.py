@@ -22,7 +22,7 @@ from qfuse.lowering.triton.group_tiles import Choice
 from qfuse.lowering.triton.interpreter import Buffer
 from qfuse.lowering.triton.interpreter import run as interpret
 from qfuse.lowering.triton.interpreter.types import DTYPES
-from qfuse.lowering.triton.kernel import Launch, Parameter, TritonKernel
+from qfuse.lowering.triton.kernel import PARTS, Launch, Parameter, TritonKernel
 from qfuse.lowering.triton.lower import lower_kernel
 from qfuse.lowering.triton.product import Product
 from qfuse.lowering.triton.signature import SCRATCH
@@ -30,7 +30,8 @@ from qfuse.lowering.triton.tiles import Config
 
 Array = np.ndarray
 Quantized = tuple[Array, Array]
-Value = Array | Quantized
+Value = Array | tuple[Array, ...]
+"""A plain tensor, or stored elements with their scales and, if there are any, zero points."""
 
 
 def plain(*shape: int, dtype: str = "bf16") -> Shaped:
@@ -211,15 +212,15 @@ def execute(
     variant = kernel.variant(m)
     memory: dict[tuple[str, int, str], Array | Buffer] = {}
     for i, operand in enumerate(operands):
-        data, scale = operand if isinstance(operand, tuple) else (operand, None)
-        memory["operand", i, "data"] = data
-        if scale is not None:
-            memory["operand", i, "scale"] = scale
+        tensors = operand if isinstance(operand, tuple) else (operand,)
+        for part, tensor in zip(PARTS, tensors, strict=False):
+            memory["operand", i, part] = tensor
     for i, result in enumerate(results):
         shape = (m, result.shape[-1]) if len(result.shape) > 1 else result.shape
         memory["result", i, "data"] = Buffer(shape, result.dtype)
         if result.scheme is not None:
-            memory["result", i, "scale"] = Buffer(scale_shape(result, m), result.scheme.scale)
+            element = "i8" if result.scheme.scale == "f8E8M0FNU" else result.scheme.scale
+            memory["result", i, "scale"] = Buffer(scale_shape(result, m), element)
     dtypes = {pointees(x)[SCRATCH] for x in variant.launches if SCRATCH in x.parameters} or {"f32"}
     (dtype,) = dtypes  # the launches share it
     scratch = variant.scratch_per_row * m // DTYPES[dtype].itemsize

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from gpu_kernels import matmul_text, plain, quantized
-from test_sass import OTHERS, PRODUCTS, ROWS, compiled, lowered, weight
+from scheme_values import packed
+from test_sass import INTEGERS, OTHERS, PLAIN_BY_CODES, PRODUCTS, ROWS, compiled, lowered, weight
 
 from qfuse.lowering.triton.binary import Binary
 from qfuse.lowering.triton.gpu import GPUS, Gpu
@@ -38,6 +39,8 @@ FAMILIES: dict[str, tuple[str, str, int]] = {
     "bf16": ("bf16", OTHERS["bf16"], 4096),
     "W8A16": ("bf16", OTHERS["W8A16"], 4096),
     "i8": ("i8", OTHERS["i8 per row"], 4096),
+    "int4": ("bf16", PLAIN_BY_CODES["int4 with zero points"], 4096),
+    "q4_k by q8_1": ("i8", INTEGERS["q4_k"], 16),
     "rms_norm": ("", ROWS["rms_norm"], 1),
     "glu": ("", ROWS["glu"], 1),
     "clamped glu": ("", ROWS["clamped glu"], 1),
@@ -53,15 +56,23 @@ MORE = {
     "K = 300": ("fp8", OTHERS["K = 300"]),
     **{name: (kind, text) for name, (kind, text, _) in FAMILIES.items() if kind != "fp8"},
     **{name: ("", text) for name, text in ROWS.items()},
+    **{name: ("bf16", text) for name, text in PLAIN_BY_CODES.items()},
+    **{f"{name} by q8_1": ("i8", text) for name, text in INTEGERS.items()},
+    "q6_k by q8_1": (
+        "f16",
+        matmul_text(
+            packed(-1, 2048, packing="q8_1"), packed(768, 2048, packing="q6_k"), [plain(-1, 768)]
+        ),
+    ),
 }
 
 MMA = {
-    "sm_80": {"fp8": "HMMA", "bf16": "HMMA", "i8": "IMMA"},
-    "sm_89": {"fp8": "QMMA", "bf16": "HMMA", "i8": "IMMA"},
-    "sm_90": {"fp8": "QGMMA", "bf16": "HGMMA", "i8": "IGMMA"},
-    "sm_100": {"fp8": "UTCQMMA", "bf16": "UTCHMMA", "i8": "UTCIMMA"},
-    "gfx942": {"fp8": "f16", "bf16": "bf16", "i8": "i8"},
-    "gfx950": {"fp8": "f8f6f4", "bf16": "bf16", "i8": "i8"},
+    "sm_80": {"f16": "HMMA", "fp8": "HMMA", "bf16": "HMMA", "i8": "IMMA"},
+    "sm_89": {"f16": "HMMA", "fp8": "QMMA", "bf16": "HMMA", "i8": "IMMA"},
+    "sm_90": {"f16": "HGMMA", "fp8": "QGMMA", "bf16": "HGMMA", "i8": "IGMMA"},
+    "sm_100": {"f16": "UTCHMMA", "fp8": "UTCQMMA", "bf16": "UTCHMMA", "i8": "UTCIMMA"},
+    "gfx942": {"f16": "f16", "fp8": "f16", "bf16": "bf16", "i8": "i8"},
+    "gfx950": {"f16": "f16", "fp8": "f8f6f4", "bf16": "bf16", "i8": "i8"},
 }
 """The matrix instructions that a kind of product uses: those for FP8 where there are some."""
 

@@ -84,6 +84,28 @@ def test_parts_of_a_weight_begin_at_blocks(rows: list[int], k: int) -> None:
         assert (scales[at // 128] == i).all()
 
 
+def test_parts_with_zero_points_and_headers() -> None:
+    """INT4 has a zero point beside each scale; K-quants have 16 bytes for each 256 columns."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(rows: int, columns: int) -> torch.Tensor:
+        return torch.randint(-128, 128, (rows, columns), dtype=torch.int8, generator=generator)
+
+    parts = [(random(n, 64), torch.rand(n, 4), random(n, 4)) for n in (5, 3)]
+    joined = join_rows(parts, (1, 32), 4)
+    assert len(joined) == 3
+    for tensor, pair in zip(joined, zip(*parts, strict=True), strict=True):
+        assert torch.equal(tensor, torch.cat(pair))
+    quants = [(random(n, 256), random(n, 32)) for n in (5, 3)]
+    codes, headers = join_rows(quants, (1, 256), 32)
+    assert torch.equal(codes, torch.cat([a for a, _ in quants]))
+    assert torch.equal(headers, torch.cat([b for _, b in quants]))
+    with pytest.raises(QfuseError, match=r"zero points \[5, 2\]; expected K = 64"):
+        join_rows([(*parts[0][:2], random(5, 2))], (1, 32), 4)
+    with pytest.raises(QfuseError, match=r"scales of torch.float32 and zero points of torch.int8"):
+        join_rows([parts[0], parts[1][:2]], (1, 32), 4)
+
+
 def test_parts_that_do_not_fit() -> None:
     codes = torch.zeros(8, 4, dtype=torch.uint8)
     with pytest.raises(QfuseError, match=r"part 1 has codes \[8, 5\]"):
@@ -101,11 +123,12 @@ def test_one_more_expert_behind_others() -> None:
     parts = [(stack(1, 100)[0], torch.full((1, 1), scale)) for scale in (2.0, 3.0)]
     codes, scale = stack(3, 228), torch.ones(2, 2, 1)
     codes.view(torch.uint8)[2] = 1  # the room for it
-    scales = append_expert(codes, scale, parts, (128, 128))
+    joined, scales = append_expert((codes, scale), parts, (128, 128))
+    assert joined.data_ptr() == codes.data_ptr()
     assert scales[:, :, 0].tolist() == [[1, 1], [1, 1], [2, 3]]
     rows = codes.view(torch.uint8)[2, :, 0]
     assert (rows[:100] == 7).all() and (rows[128:] == 7).all() and not rows[100:128].any()
     with pytest.raises(QfuseError, match=r"codes \[228, 4\] .* others have codes \[200, 4\]"):
-        append_expert(stack(3, 200), scale, parts, (128, 128))
+        append_expert((stack(3, 200), scale), parts, (128, 128))
     with pytest.raises(QfuseError, match=r"scales \[2, 1\] of torch\.float32; the others"):
-        append_expert(codes, scale.half(), parts, (128, 128))
+        append_expert((codes, scale.half()), parts, (128, 128))

@@ -7,6 +7,7 @@ import pytest
 from gpu_kernels import kernel_text, lowered, matmul_text, plain, quantized, segment_sizes
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.types import Scheme, Shaped
 from qfuse.lowering.triton.gpu import GPUS, find_gpu
 from qfuse.lowering.triton.kernel import Grid, TritonKernel
 
@@ -42,12 +43,16 @@ W = quantized(512, 256, block=(128, 128))
             "'math.log' has no Triton form",
         ),
         (
-            matmul_text(
-                quantized(-1, 256, scale="f8E8M0FNU"),
-                quantized(512, 256, block=(128, 128), scale="f8E8M0FNU"),
-                [plain(-1, 512)],
+            kernel_text("tensor_scale", [plain(-1, -1)], [plain(1, dtype="f32")], "storage = i8"),
+            "the last dimension of tensor<?x?xbf16> must be static",
+        ),
+        (
+            kernel_text(
+                "dequantize",
+                [Shaped(plain(-1, 256).shape, "i4", Scheme((1, 256), "i8", "q4_k"))],
+                [plain(-1, 256)],
             ),
-            "x has scales of f8E8M0FNU; GPU kernels read f32, f16, bf16",
+            'stores i4 packed as "q4_k", which GPU kernels only multiply by; dequantize it where',
         ),
         (
             kernel_text("quantize", [plain(-1, 40000)], [quantized(-1, 40000, block=(1, 40000))]),
@@ -98,7 +103,7 @@ W = quantized(512, 256, block=(128, 128))
         ),
         (kernel_text("relu", [plain(-1, 0)], [plain(-1, 0)]), "holds no elements"),
     ],
-    ids=range(15),
+    ids=range(16),
 )  # fmt: skip
 def test_refusals_name_cause_and_cure(text: str, message: str) -> None:
     with pytest.raises(QfuseError) as caught:

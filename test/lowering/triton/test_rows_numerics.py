@@ -10,8 +10,6 @@ from gpu_kernels import (
     assert_quantized,
     dequantized,
     kernel_text,
-    lowered,
-    matmul_text,
     plain,
     quantize,
     quantized,
@@ -22,7 +20,6 @@ from gpu_kernels import (
     silu,
 )
 
-from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Scheme, Shaped
 
 ROWS = (1, 3, 50)
@@ -297,10 +294,3 @@ def test_q8_1_is_q8_0_with_sums(m: int, op: str, target: str) -> None:
     expected = scale.astype(np.float64) * padded.sum(2)
     np.testing.assert_allclose(numbers[:, 1::2].astype(np.float64), expected, rtol=2**-9.9)
     assert (numbers[0, 1:4:2] == 0).all()
-
-
-def test_q8_1_is_no_operand_yet() -> None:
-    w = quantized(96, 256, block=(1, 32), dtype="i8", scale="f16")
-    x = Shaped((*plain(-1, 256).shape,), "i8", Q8_1.scheme)
-    with pytest.raises(QfuseError, match="x stores i8 with packing q8_1"):
-        lowered(matmul_text(x, w, [plain(-1, 96)]))

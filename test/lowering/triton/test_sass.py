@@ -20,6 +20,7 @@ from gpu_kernels import (
     quantized,
     segment_sizes,
 )
+from scheme_values import packed
 
 pytest.importorskip("triton")
 
@@ -27,7 +28,7 @@ from qfuse.lowering.triton import gemv
 from qfuse.lowering.triton.binary import Binary, compile_launch
 from qfuse.lowering.triton.gpu import GPUS, find_gpu
 from qfuse.lowering.triton.kernel import Launch
-from qfuse.lowering.triton.sass import disassemble, sass_report
+from qfuse.lowering.triton.sass import Sass, disassemble, sass_report
 from qfuse.lowering.triton.tiles import Config
 
 CACHE = Path(os.environ.get("QFUSE_CACHE_DIR", tempfile.gettempdir())) / "gpu"
@@ -104,6 +105,45 @@ OTHERS = {
     "K = 300": matmul_text(quantized(-1, 300), weight(130, 300), [plain(-1, 130)]),
 }
 
+PLAIN_BY_CODES = {
+    name: matmul_text(plain(-1, 2048), w, [plain(-1, 768)])
+    for name, w in {
+        "int4 per 32": packed(768, 2048, packing="int4"),
+        "int4 with zero points": packed(
+            768, 2048, packing="int4", block=128, zero="int", scale="bf16"
+        ),
+        "fp4": packed(768, 2048, packing="fp4"),
+        "q4_k": packed(768, 2048, packing="q4_k"),
+        "q6_k": packed(768, 2048, packing="q6_k"),
+    }.items()
+}
+"""Codes that share bytes, multiplied in the type of x."""
+
+INTEGERS = {
+    name: matmul_text(packed(-1, 2048, packing="q8_1"), w, [plain(-1, 768)])
+    for name, w in {
+        "q8_0": quantized(768, 2048, block=(1, 32), dtype="i8", scale="f16"),
+        "int4": packed(768, 2048, packing="int4"),
+        "int4 with zero points": packed(768, 2048, packing="int4", block=128, zero="int"),
+        "q4_k": packed(768, 2048, packing="q4_k"),
+    }.items()
+}
+"""Multiplied as i8; those of q6_k are groups of 16, for which f16 is exact as well."""
+
+BY_ROWS = {
+    "i8": matmul_text(
+        quantized(-1, 2048, block=(1, 2048), dtype="i8"),
+        quantized(WIDE, 2048, block=(1, 2048), dtype="i8"),
+        [plain(-1, WIDE)],
+    ),
+    "fp8": matmul_text(
+        quantized(-1, 2048, block=(1, 2048)),
+        quantized(WIDE, 2048, block=(1, 2048)),
+        [plain(-1, WIDE)],
+    ),
+}
+"""A scale per token and per channel."""
+
 ROWS = {
     "quantize": kernel_text("quantize", [plain(-1, 4096)], [quantized(-1, 4096)]),
     "rms_norm": kernel_text(
@@ -131,6 +171,15 @@ ROWS = {
         "rope", [plain(1, -1, 8, 128), *[plain(1, -1, 128)] * 2], [plain(1, -1, 8, 128)]
     ),
     "add": kernel_text("add", [plain(-1, 4096), plain(4096)], [plain(-1, 4096)]),
+    "quantize by a scale": kernel_text(
+        "quantize", [plain(-1, 4096), plain(1, dtype="f32")], [quantized(-1, 4096, block=(1, 4096))]
+    ),
+    "quantize to e8m0": kernel_text(
+        "quantize", [plain(-1, 4096)], [quantized(-1, 4096, scale="f8E8M0FNU")]
+    ),
+    "dequantize int4": kernel_text(
+        "dequantize", [packed(-1, 4096, packing="int4", zero="int")], [plain(-1, 4096)]
+    ),
 }
 
 
@@ -153,6 +202,12 @@ def test_persistent_kernels_of_sm_90(name: str) -> None:
 def test_persistent_kernels_without_scales(name: str) -> None:
     report = persistent_report(PLAIN_PRODUCTS[name], "HGMMA")
     assert report["num_stages"] >= 3, report
+
+
+@pytest.mark.parametrize(("name", "mma"), [("i8", "IGMMA"), ("fp8", "QGMMA")])
+def test_persistent_kernels_with_scales_of_rows(name: str, mma: str) -> None:
+    report = persistent_report(BY_ROWS[name], mma)
+    assert report["num_stages"] >= 4, report
 
 
 def persistent_report(text: str, mma: str) -> dict[str, Any]:
@@ -200,6 +255,48 @@ def test_tiled_kernels_of_sm_90(name: str, mma: str) -> None:
         report = sass_report(compiled(launches(OTHERS[name], "cuda:sm_90", m)[0], "cuda:sm_90"))
         assert set(report["mma"]) == {mma}, report
         assert report["spills_in_product_loops"] == 0, report
+
+
+PACKED_GATES = [
+    (PLAIN_BY_CODES["int4 with zero points"], "HGMMA", (16, 4096)),
+    (PLAIN_BY_CODES["q6_k"], "HGMMA", (16,)),
+    (INTEGERS["int4 with zero points"], "IGMMA", (16,)),
+    (INTEGERS["q4_k"], "IGMMA", (4096,)),
+]
+
+
+@pytest.mark.parametrize("case", range(len(PACKED_GATES)))
+def test_packed_codes_of_sm_90(case: int) -> None:
+    """Codes pass from registers to the tensor cores: weights are the first factor.
+
+    Zero points and scales are converted, the many more codes are not.
+    """
+    text, mma, rows = PACKED_GATES[case]
+    for m in rows:
+        (launch,) = launches(text, "cuda:sm_90", m)
+        binary = compiled(launch, "cuda:sm_90")
+        report = sass_report(binary)
+        assert set(report["mma"]) == {mma}, report
+        assert report["spills_in_product_loops"] == 0, report
+        assert report["async_copies"] > 0, report
+        assert all(loop.count("I2F") <= 16 for loop in disassemble(binary).product_loops())
+
+
+@pytest.mark.parametrize("name", ["int4 with zero points", "q4_k"])
+def test_packed_codes_for_one_row(name: str) -> None:
+    """Scales that threads share are read once by each, codes 16 bytes at a time."""
+    with forced(Config(1, gemv.COLUMNS, gemv.DEPTH, gemv=True), 1):
+        (launch,) = launches(PLAIN_BY_CODES[name], "cuda:sm_90", 1)
+    binary = compiled(launch, "cuda:sm_90")
+    report = sass_report(binary)
+    assert report["mma"] == {} and report["spill_bytes"] == 0, report
+    assert report["occupancy"] >= 6, report
+    sass = disassemble(binary)
+    first, last = max(sass.ranges(), key=lambda place: place[1] - place[0])
+    loop = Sass(sass.lines[first : last + 1])
+    loads = [line for line in loop.lines if "LDG.E" in line]
+    assert sum("LDG.E.128" in line for line in loads) == 5, "x and codes, one step of 32"
+    assert len(loads) <= 9 and loop.count("BAR") == 0, loads
 
 
 @pytest.mark.parametrize("name", ["bf16", "W8A16", "K = 300"])
