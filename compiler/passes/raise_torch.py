@@ -19,7 +19,7 @@ class RaiseTorch(Pass):
 
     Before::
 
-        %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %scale, %none, %block, %group, ...)
+        %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %scale, %none, %block, ...)
            : (!torch.vtensor<[1,?,512],bf16>, ...) -> !torch.vtensor<[1,?,1400],bf16>
 
     After::
