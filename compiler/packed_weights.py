@@ -33,7 +33,7 @@ def dequantize_weight(
     """f32 values [N, K] of a weight, as `#qfuse.scheme` defines them.
 
     `scale` is [ceil(N/bn), ceil(K/bk)] for `block` [bn, bk], or the bytes that a K-quant has
-    instead; `zero_point`, int8 of the same shape, goes with "int4".
+    instead; `zero_point`, a code as int8 for each scale, goes with "int4".
     """
     if packing == "none":
         return dequantize_blocks(weight, scale, block)

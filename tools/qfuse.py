@@ -53,7 +53,9 @@ def _compile(args: argparse.Namespace) -> int:
     if args.emit != "artifact":
         raise QfuseError(f"--emit={args.emit} needs --config-only")
     if args.model is None:
-        raise QfuseError("name a checkpoint, or a config.json with --config-only")
+        raise QfuseError(
+            "name a checkpoint directory or a GGUF file, or a config.json with --config-only"
+        )
     if args.output is None:
         raise QfuseError("name the file to write with -o")
     from qfuse.compiler.compilation import compile

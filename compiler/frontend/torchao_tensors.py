@@ -99,13 +99,12 @@ def _intx(weight: Any) -> Read:
         )
     codes = weight.qdata
     bits = int(str(weight.target_dtype).rpartition("int")[2])
-    zero = _integers(weight.zero_point)
     if bits > 4:
-        _refuse_zero_points(zero)
+        _refuse_zero_points(weight.zero_point)
         block, scale = _rows(weight.scale, weight.block_size, codes.shape)
         format = LinearFormat(block, weight_dtype=torch.int8, scale_dtype=scale.dtype)
         return format, {WEIGHT: codes.contiguous(), SCALE: scale}
-    return _int4_codes(codes, weight.scale, zero, weight.block_size)
+    return _int4_codes(codes, weight.scale, _integers(weight.zero_point), weight.block_size)
 
 
 def _int4(weight: Any) -> Read:
@@ -172,10 +171,10 @@ def _input(granularity: Any, columns: int) -> tuple[tuple[int, ...], str]:
 
 
 def _integers(zero_point: torch.Tensor) -> torch.Tensor:
-    """Zero points as integers of eight bits, with room for 8 more."""
+    """Zero points as signed codes of four bits, which is what the operator takes them for."""
     values = zero_point.detach().float()
-    if not torch.equal(values, values.round()) or values.abs().max() > 100:
-        raise _Unsupported("zero points that are no small integers")
+    if not torch.equal(values, values.round()) or not ((values >= -8) & (values <= 7)).all():
+        raise _Unsupported("zero points that are no codes, whole numbers from -8 to 7")
     return values.to(torch.int8)
 
 

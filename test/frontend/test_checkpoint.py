@@ -5,34 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import load, refuse
 
-from qfuse.compiler.frontend.checkpoint import Checkpoint
-from qfuse.compiler.frontend.huggingface import (
-    empty_model,
-    import_checkpoint,
-    load_parameters,
-    quantize_like,
-)
+from qfuse.compiler.frontend.huggingface import import_checkpoint
 from qfuse.dialects.errors import QfuseError
 
 UP = "model.layers.0.mlp.up_proj.weight"
-
-
-def refuse(path: Path, *fragments: str) -> None:
-    """Importing raises one line that holds each of the fragments."""
-    with pytest.raises(QfuseError) as caught:
-        import_checkpoint(path)
-    text = str(caught.value)
-    assert "\n" not in text
-    for fragment in fragments:
-        assert fragment in text
-
-
-def load(path: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint(path)
-    model = empty_model(checkpoint.config, path, checkpoint)
-    quantize_like(model, checkpoint)
-    return load_parameters(model, checkpoint)
 
 
 def test_directory_missing(tmp_path):
@@ -184,7 +162,7 @@ def test_bad_request(checkpoints):
 
 
 def test_shards_hold_the_same_tensors(checkpoints):
-    one, three = load(checkpoints()), load(checkpoints(shards=3))
+    one, three = load(checkpoints())[1], load(checkpoints(shards=3))[1]
     assert one.keys() == three.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor.view(torch.uint8), three[name].view(torch.uint8)), name
@@ -193,7 +171,7 @@ def test_shards_hold_the_same_tensors(checkpoints):
 def test_tensors_are_those_of_the_file_and_mapped(checkpoints):
     from safetensors.torch import load_file
 
-    stored, loaded = load_file(checkpoints() / "model.safetensors"), load(checkpoints())
+    stored, loaded = load_file(checkpoints() / "model.safetensors"), load(checkpoints())[1]
     assert loaded[UP].dtype == torch.float8_e4m3fn
     assert torch.equal(loaded[UP].view(torch.uint8), stored[UP].view(torch.uint8))
     maps = Path("/proc/self/maps").read_text()
@@ -213,7 +191,7 @@ def test_narrow_scales_widen_exactly(editable, dtype):
     model = editable()
     scale = torch.tensor([[0.5], [0.25]])
     model.tensors(lambda tensors: tensors.update({UP + "_scale_inv": scale.to(dtype)}))
-    loaded = load(model.path)[UP + "_scale_inv"]
+    loaded = load(model.path)[1][UP + "_scale_inv"]
     assert loaded.dtype == torch.float32 and torch.equal(loaded, scale)
 
 
@@ -236,7 +214,7 @@ def test_a_layer_without_scales_stays_plain(editable):
 def test_other_float_types_are_converted_to_the_models(editable):
     model = editable()
     model.tensors(lambda t: t.update({"model.norm.weight": t["model.norm.weight"].float()}))
-    assert load(model.path)["model.norm.weight"].dtype == torch.bfloat16
+    assert load(model.path)[1]["model.norm.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -72,7 +72,7 @@ def weights(packing, n, k, block, zero, generator):
     blocks = (n, -(-k // block))
     scale = torch.rand(blocks, generator=generator).bfloat16() + 0.5
     spread = scale.double().repeat_interleave(block, 1)[:, :k]
-    zeros = torch.randint(-8, 16, blocks, generator=generator, dtype=torch.int8) if zero else None
+    zeros = torch.randint(0, 16, blocks, generator=generator, dtype=torch.int8) if zero else None
     if packing == "none":
         codes = torch.randint(-128, 128, (n, k), generator=generator, dtype=torch.int8)
         return codes, scale, None, codes.double() * spread

@@ -163,6 +163,10 @@ REFUSED = {
         lambda: int4(0.5),
         "Int4Tensor of torchao, has zero points that are no multiple of their scales",
     ),
+    "zero points beyond the codes": (
+        lambda: int4(16.0),
+        "zero points that are no codes, whole numbers from -8 to 7",
+    ),
     "float8 inputs beside int4": (
         lambda: int4(activation_dtype=E4M3),
         "inputs quantized to torch.float8_e4m3fn; supported: bfloat16",
