@@ -1,0 +1,158 @@
+"""select_experts, route, combine: the operations of `dialects/moe_ops.py` but the product."""
+
+import numpy as np
+
+from qfuse.compiler.reference import balls
+from qfuse.compiler.reference.balls import Array, Ball
+from qfuse.compiler.reference.values import Inexecutable, Misfit, Tensor, Value
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.moe_ops import SIGMOID_EPSILON
+from qfuse.dialects.types import shaped
+
+
+class Undecided(Inexecutable):
+    """Which experts a token gets depends on what f32 leaves open."""
+
+
+def select_experts(op: ir.Operation, logits: Tensor, bias: Tensor | None = None) -> list[Value]:
+    attributes = op.attributes
+    sigmoid = ir.StringAttr(attributes["scoring"]).value == "sigmoid"
+    ids_type, weights_type = (shaped(r.type) for r in op.results)
+    count = ids_type.shape[1]
+    x = logits.ball()
+    score = _sigmoid(x) if sigmoid else _softmax(x)
+    choice = score if bias is None else balls.add(score, bias.ball())
+    groups = ir.IntegerAttr(attributes["num_groups"]).value
+    used = ir.IntegerAttr(attributes["groups_used"]).value
+    if used < groups:
+        choice = _in_groups(choice, groups, used)
+    ids = _largest(choice, count)
+    weights = score.map(lambda a: np.take_along_axis(a, ids, 1))
+    if ir.BoolAttr(attributes["normalize"]).value:
+        total = balls.constant(0.0)
+        for j in range(count):
+            total = balls.add(total, weights.map(lambda a, j=j: a[:, j, None]))
+        if sigmoid:
+            total = balls.add(total, balls.constant(SIGMOID_EPSILON))
+        weights = balls.div(weights, total)
+    scale = balls.constant(ir.FloatAttr(attributes["scale"]).value)
+    weights = balls.mul(weights, scale)
+    return [
+        Tensor(ids.astype(balls.NUMPY[ids_type.dtype]), _none(logits)),
+        Tensor.of(weights, weights_type.dtype),
+    ]
+
+
+def _none(like: Tensor) -> Array | None:
+    """No slack, in a run with slack or without."""
+    return None if like.slack is None else np.zeros(())
+
+
+def _softmax(x: Ball) -> Ball:
+    e = balls.exp(balls.sub(x, balls.largest(x)))
+    return balls.div(e, balls.summed(e))
+
+
+def _sigmoid(x: Ball) -> Ball:
+    one = balls.constant(1.0)
+    return balls.div(one, balls.add(one, balls.exp(balls.negative(x))))
+
+
+def _in_groups(choice: Ball, groups: int, used: int) -> Ball:
+    """Choices outside of the `used` largest groups become the smallest of all."""
+    members = choice.map(lambda a: a.reshape(len(a), groups, -1))
+    tokens, _, size = members.mid.shape
+    best = members.map(lambda a: a.reshape(tokens * groups, size))
+    pair = _largest(best, min(2, size), ordered=False)
+    top = best.map(lambda a: np.take_along_axis(a, pair, 1))
+    counts = top.map(lambda a: a[:, :1])
+    if size > 1:
+        counts = balls.add(counts, top.map(lambda a: a[:, 1:]))
+    kept = np.zeros((tokens, groups), bool)
+    chosen = _largest(counts.map(lambda a: a.reshape(tokens, groups)), used, ordered=False)
+    np.put_along_axis(kept, chosen, True, 1)
+    kept = np.repeat(kept, size, 1)
+    slack = None if choice.slack is None else np.where(kept, choice.reach, 0.0)
+    return Ball(np.where(kept, choice.mid, -np.inf), slack)
+
+
+def _largest(x: Ball, count: int, ordered: bool = True) -> Array:
+    """Places of the largest of each row, largest first, of equal ones the first; NaN is larger.
+
+    Raises Undecided where the slack of x allows other places (`ordered`: or another order).
+    """
+    keys = np.where(np.isnan(x.mid), np.inf, x.mid)
+    order = np.lexsort((-keys, ~np.isnan(x.mid)), axis=1)[:, : count + 1]
+    if x.slack is not None:
+        reach = np.take_along_axis(np.broadcast_to(x.slack, keys.shape), order, 1)
+        step = -np.diff(np.take_along_axis(keys, order, 1), axis=1)
+        # Equal inputs make equal numbers in a kernel, too; so only different ones are undecided.
+        close = (step > 0) & (step <= reach[:, 1:] + reach[:, :-1])
+        if close.any() if ordered else close[:, count - 1 :].any():
+            raise Undecided("which experts are largest depends on roundings")
+    return order[:, :count]
+
+
+def route(op: ir.Operation, ids: Tensor) -> list[Value]:
+    experts = ir.IntegerAttr(op.attributes["num_experts"]).value
+    flat = ids.array.reshape(-1).astype(np.int64)
+    expert = np.where((flat >= 0) & (flat < experts), flat, experts)
+    order = np.argsort(expert, kind="stable")
+    rows = int((expert < experts).sum())
+    slots = np.full(len(flat), -1, np.int32)
+    slots[order[:rows]] = np.arange(rows)
+    tokens = np.zeros(len(flat), np.int32)
+    tokens[:rows] = order[:rows] // ids.shape[1]
+    indptr = np.zeros(experts + 1, np.int32)
+    indptr[1:] = np.bincount(expert, minlength=experts + 1)[:experts].cumsum()
+    slack = _none(ids)
+    return [
+        Tensor(slots.reshape(ids.shape), slack),
+        Tensor(tokens.reshape(ids.shape), slack),
+        Tensor(indptr, slack),
+    ]
+
+
+def combine(
+    op: ir.Operation, y: Tensor, slots: Tensor, weights: Tensor, residual: Tensor | None = None
+) -> list[Value]:
+    type_ = shaped(op.results[0].type)
+    width = y.shape[-1]
+    rows = y.ball().map(lambda a: a.reshape(-1, width))
+    total = Ball(np.zeros((slots.shape[0], width)), _none(y))
+    for j in range(slots.shape[1]):
+        slot = slots.array[:, j]
+        if len(slot) and slot.max() >= len(rows.mid):
+            raise Misfit(f"slots name rows of y outside of 0 to {len(rows.mid) - 1}")
+        row = rows.map(lambda a, s=slot: a[np.maximum(s, 0)] if len(a) else a[:0])
+        weight = weights.ball().map(lambda a, j=j: a[:, j, None])
+        there = Ball((slot >= 0)[:, None])
+        total = balls.select(there, balls.add(total, balls.mul(row, weight)), total)
+    shape = (*_rows(op, type_.shape, slots.shape[0], residual), width)
+    total = total.map(lambda a: a.reshape(shape))
+    if residual is not None:
+        total = balls.add(balls.rounded(total, type_.dtype), residual.ball())
+    return [Tensor.of(total, type_.dtype)]
+
+
+def _rows(
+    op: ir.Operation, shape: tuple[int, ...], tokens: int, residual: Tensor | None
+) -> tuple[int, ...]:
+    """The leading dimensions of a result: one of them may be known at run time only."""
+    if residual is not None:
+        return residual.shape[:-1]
+    rows = list(shape[:-1])
+    unknown = [i for i, d in enumerate(rows) if d < 0]
+    if len(unknown) > 1:
+        raise Inexecutable(f"{op.name} has several results' extents that nothing tells")
+    for i in unknown:
+        known = int(np.prod([d for d in rows if d >= 0]))
+        rows[i] = tokens // known
+    return tuple(rows)
+
+
+RULES = {
+    "qfuse.select_experts": select_experts,
+    "qfuse.route": route,
+    "qfuse.combine": combine,
+}

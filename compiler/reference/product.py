@@ -1,0 +1,145 @@
+"""matmul and group_matmul: sums in f64, then the epilogue region on whole arrays."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
+from qfuse.compiler.reference import balls, schemes
+from qfuse.compiler.reference.balls import Array, Ball
+from qfuse.compiler.reference.region import run_region
+from qfuse.compiler.reference.values import Misfit, Quantized, Tensor, Value
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import INPUTS
+from qfuse.dialects.types import SchemeAttr, Shaped, scheme_of, shaped
+from qfuse.dialects.verify import round_up
+
+Operand = Tensor | Quantized
+
+
+class Products:
+    """The rules of products, which may leave out terms of long sums.
+
+    With `terms`, a sum over more columns takes that many of them: one out of each of `terms`
+    runs of columns, the same ones for every product of one K and `seed`.  So what two programs
+    that mean the same compute is still the same, at a cost that does not grow with K.
+    """
+
+    def __init__(self, terms: int | None = None, seed: int = 0) -> None:
+        self.terms, self.seed = terms, seed
+        self.rules: dict[str, Callable[..., list[Value]]] = {
+            "qfuse.matmul": self.matmul,
+            "qfuse.group_matmul": self.group_matmul,
+        }
+
+    def matmul(self, op: ir.Operation, x: Operand, w: Operand, *extra: Tensor) -> list[Value]:
+        x = _quantized_input(op, x, w)
+        return _finish(op, self.dot(x, w), w, x.shape[:-1], extra)
+
+    def dot(self, x: Operand, w: Operand) -> Ball:
+        """x [.., K] times the transpose of w [N, K], as [M, N]."""
+        columns = self._columns(w.shape[1])
+        return balls.dot(_numbers(x, columns).map(_flat), _numbers(w, columns))
+
+    def group_matmul(
+        self, op: ir.Operation, x: Operand, w: Operand, indptr: Tensor, *rest: Tensor
+    ) -> list[Value]:
+        x = _quantized_input(op, x, w)
+        sizes = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+        columns = self._columns(w.shape[2])
+        rows = _numbers(x, columns).map(_flat)
+        shape, extra = x.shape[:-1], rest
+        if sizes[INPUTS[op.name] - 1]:
+            tokens, extra = rest[0], rest[1:]
+            shape, index = tokens.shape, tokens.array.reshape(-1)
+            if len(index) and not 0 <= index.min() <= index.max() < len(rows.mid):
+                raise Misfit(f"tokens name rows of x outside of 0 to {len(rows.mid) - 1}")
+            rows = rows.map(lambda a: a[index])
+        # rows of no expert hold anything: NaN, and whatever else a kernel leaves there
+        count = math.prod(shape)
+        mid = np.full((count, w.shape[1]), np.nan)
+        slack = None if rows.slack is None else np.full(mid.shape, np.inf)
+        ends = [int(n) for n in indptr.array]
+        if ends[0] != 0 or ends[-1] > count or any(np.diff(ends) < 0):
+            raise Misfit(f"indptr is no rising list from 0 to {count} at most")
+        for e, (begin, end) in enumerate(pairwise(ends)):
+            if begin < end:
+                part = rows.map(lambda a, b=begin, c=end: a[b:c])
+                total = balls.dot(part, _numbers(_expert(w, e), columns))
+                mid[begin:end] = total.mid
+                if slack is not None:
+                    slack[begin:end] = total.reach
+        return _finish(op, Ball(mid, slack), _expert(w, 0), shape, extra)
+
+    def _columns(self, depth: int) -> Array:
+        if self.terms is None or depth <= self.terms:
+            return np.arange(depth)
+        edges = np.linspace(0, depth, self.terms + 1).astype(int)
+        return np.random.default_rng((self.seed, depth)).integers(edges[:-1], edges[1:])
+
+
+def _quantized_input(op: ir.Operation, x: Operand, w: Operand) -> Operand:
+    """x, quantized if the product says so: to E4M3 for an FP8 weight, else as w is stored."""
+    if INPUT_SCHEME not in op.attributes or isinstance(x, Quantized) or isinstance(w, Tensor):
+        return x
+    dtype = "f8E4M3FN" if w.type.dtype.startswith("f8") else w.type.dtype
+    scheme = scheme_of(SchemeAttr(op.attributes[INPUT_SCHEME]))
+    return schemes.encode(x.ball(), Shaped(x.shape, dtype, scheme))
+
+
+def _numbers(value: Operand, columns: Array) -> Ball:
+    if isinstance(value, Quantized):
+        return schemes.decode(value, columns)
+    return value.map(lambda a: a[..., columns]).ball()
+
+
+def _expert(w: Operand, e: int) -> Operand:
+    """The weight [N, K] of one expert."""
+
+    if isinstance(w, Tensor):
+        return w.map(lambda a: a[e])
+    type_ = replace(w.type, shape=w.shape[1:])
+    return Quantized(w.data.map(lambda a: a[e]), w.scale.map(lambda a: a[e]), type_)
+
+
+def _flat(a: Array) -> Array:
+    return a.reshape(-1, a.shape[-1])
+
+
+def _finish(
+    op: ir.Operation, totals: Ball, w: Operand, rows: Sequence[int], extra: Sequence[Tensor]
+) -> list[Value]:
+    """Results of rows + [a part's width] from sums [M, N of w]."""
+    parts = list(ir.DenseI64ArrayAttr(op.attributes["parts"]))
+    maps = [ir.StringAttr(m).value for m in ir.ArrayAttr(op.attributes["maps"])]
+    block = w.type.scheme.block[0] if isinstance(w, Quantized) and w.type.scheme else 1
+    arguments, at = [], 0
+    for part in parts:
+        arguments.append(totals.map(lambda a, b=at, n=part: a[:, b : b + n]))
+        at = round_up(at + part, block)
+    count = totals.mid.shape[0]
+    arguments += [_extra(e, kind, count) for e, kind in zip(extra, maps, strict=True)]
+    results: list[Value] = []
+    for y, result in zip(run_region(op.regions[0].blocks[0], arguments), op.results, strict=True):
+        type_ = shaped(result.type)
+        shape = (*rows, type_.shape[-1])
+
+        def spread(a: Array, shape: tuple[int, ...] = shape) -> Array:
+            return np.broadcast_to(a, (count, shape[-1])).reshape(shape)
+
+        value = Ball(spread(y.mid), None if y.slack is None else spread(y.slack))
+        results.append(
+            schemes.encode(value, type_) if type_.quantized else Tensor.of(value, type_.dtype)
+        )
+    return results
+
+
+def _extra(operand: Tensor, kind: str, rows: int) -> Ball:
+    """An extra operand as an array that broadcasts against [M, N]."""
+    shape = {"[N]": (1, -1), "[M,1]": (rows, 1), "[M,N]": (rows, -1), "[]": (1, 1)}[kind]
+    if kind == "[M,N]" and not rows:
+        shape = (0, operand.shape[-1])
+    return operand.ball().map(lambda a: a.reshape(shape))

@@ -1,0 +1,345 @@
+"""Verified rewriting: a program runs before and after each pass, and must compute the same.
+
+    verification = Verification(seed=0)
+    pipeline.run(module, stages, around=verification.around)     # raises NotEquivalent
+
+Each function of the module runs in the reference interpreter (`reference/`) on random inputs, with
+several sizes for extents known only at run time.  What is asked of a pass stands in `CRITERIA`.
+
+Operations of torch that the reference does not execute cut a function into pieces: what such an
+operation reads must be the same before and after the pass, and it yields random values that depend
+on which operation it is alone.  Where a pass replaces one, what depends on it is not compared, and
+`skipped` says so, as it does of functions that cannot run at all.
+
+The cost is bounded: weights are random, whatever the model's are, and share memory; extents are
+small; and a product adds up `terms` of its K terms at most, the same ones before and after.  A
+fault that shows in none of these terms (a scale that only they would need) is not seen.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qfuse.compiler import remarks
+from qfuse.compiler.pipeline import Stage
+from qfuse.compiler.reference.inputs import RandomInputs
+from qfuse.compiler.reference.interpreter import Interpreter
+from qfuse.compiler.reference.values import (
+    Inexecutable,
+    Misfit,
+    Other,
+    Quantized,
+    Tensor,
+    Value,
+    name_of,
+)
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.errors import QfuseError
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a pass promises.  `slack`: numbers may differ by what f32 leaves open (balls.py)."""
+
+    slack: bool
+    why: str
+
+
+EXACT = Criterion(False, "this pass keeps every bit")
+
+CRITERIA: dict[str, Criterion | str] = {
+    # What torch does in several operations, with a rounding and an order of addition each, becomes
+    # one that does it in f32: the same up to what f32 leaves open.
+    "qfuse-raise-torch": Criterion(True, "this pass keeps all but the order of f32 arithmetic"),
+    "qfuse-convert-to-triton": "kernels of a GPU run in lowering/triton/interpreter",
+    "qfuse-triton-to-binary": "kernels of a GPU run in lowering/triton/interpreter",
+}
+"""What is asked of a pass, or why it is not run; every other one of ours is EXACT.
+
+A fusion states the roundings of the operations it replaces, and sums in the reference do not depend
+on what stands beside them.  So not even a flip at a tie of a quantization is excused.
+"""
+
+PATTERN = "verify-fusion"
+
+Key = tuple[Any, ...]
+
+
+class NotEquivalent(QfuseError):
+    """A pass changed what a function computes."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A value that can be seen from outside: a result, or what an operation of torch reads.
+
+    `sources` are, as bits, the operations of torch in this run that it depends on.
+    """
+
+    value: Value
+    what: str
+    sources: int
+
+
+@dataclass
+class Run:
+    """One run of one function; `error` is why it has no outcomes."""
+
+    outcomes: dict[Key, Outcome] = field(default_factory=dict)
+    opaque: list[Key] = field(default_factory=list)
+    error: Inexecutable | None = None
+
+
+Runs = dict[tuple[str, int], Run]
+"""By function and the extent that stood for `?`."""
+
+
+class Verification:
+    """Runs functions around passes and compares, for one module after another."""
+
+    def __init__(
+        self, seed: int = 0, extents: Sequence[int] = (1, 3, 17), terms: int | None = 512
+    ) -> None:
+        self.seed, self.extents, self.terms = seed, extents, terms
+        self.compared = 0
+        self.skipped: dict[str, None] = {}
+        self._inputs: dict[tuple[str, int, bool], RandomInputs] = {}
+        self._module: ir.Module | None = None
+        self._last: tuple[bool, Runs] | None = None
+
+    @contextmanager
+    def around(self, stage: Stage, module: ir.Module) -> Iterator[None]:
+        """Run a stage inside; raises NotEquivalent if it changed what a function computes."""
+        if module is not self._module:
+            self._module, self._last = module, None
+            self._inputs.clear()
+        name = stage.name.partition("{")[0]
+        criterion = CRITERIA.get(name, EXACT)
+        if stage.ours is None or isinstance(criterion, str):
+            self._last = None
+            if isinstance(criterion, str):
+                self._skip(name, "", criterion)
+            yield
+            return
+        before = self._runs(module, criterion.slack)
+        yield
+        self._last = None
+        after = self._runs(module, criterion.slack)
+        for (function, extent), run in before.items():
+            context = _Context(name, criterion, function, extent, self.seed)
+            self._compare(context, run, after.get((function, extent)))
+
+    def report(self) -> list[str]:
+        """What could not be verified, and how much was, a line each."""
+        return [*self.skipped, f"{self.compared} values are the same before and after a pass"]
+
+    def _compare(self, context: "_Context", before: Run, after: Run | None) -> None:
+        if after is None:
+            raise NotEquivalent(f"{context.name} removed @{context.function}")
+        for run in (before, after):
+            if run.error is not None:
+                if run is after and isinstance(run.error, Misfit):
+                    raise NotEquivalent(f"{context} does not run any more: {run.error}")
+                self._skip(context.name, context.function, str(run.error))
+                return
+        gone = _bits(before.opaque, set(before.opaque) - set(after.opaque))
+        new = _bits(after.opaque, set(after.opaque) - set(before.opaque))
+        for key, old in before.outcomes.items():
+            outcome = after.outcomes.get(key)
+            if outcome is None:
+                continue
+            difference = _difference(old.value, outcome.value)
+            if difference is None:
+                self.compared += 1
+            elif (old.sources & gone) or (outcome.sources & new):
+                replaced = _first(before.opaque, old.sources & gone)
+                made = _first(after.opaque, outcome.sources & new)
+                self._skip(
+                    context.name,
+                    context.function,
+                    f"the reference does not execute {(replaced or made)[0]}, on which "
+                    f"{old.what.split(',')[0]} depends",
+                )
+            else:
+                raise NotEquivalent(f"{context} differs: {outcome.what}, {difference}{context.how}")
+
+    def _skip(self, name: str, function: str, why: str) -> None:
+        where = f" of @{function}" if function else ""
+        self.skipped.setdefault(f"{name}{where} is not verified: {why}")
+
+    def _runs(self, module: ir.Module, slack: bool) -> Runs:
+        if self._last is None or self._last[0] != slack:
+            runs = {}
+            for op in module.body.operations:
+                function = op.operation
+                if function.name == "func.func" and len(function.regions[0].blocks):
+                    name = ir.StringAttr(function.attributes["sym_name"]).value
+                    for extent in self.extents if _is_dynamic(function) else self.extents[:1]:
+                        runs[name, extent] = self._run(function, extent, slack)
+            self._last = (slack, runs)
+        return self._last[1]
+
+    def _run(self, function: ir.Operation, extent: int, slack: bool) -> Run:
+        name = ir.StringAttr(function.attributes["sym_name"]).value
+        inputs = self._inputs.setdefault(
+            (name, extent, slack), RandomInputs(self.seed, extent, slack)
+        )
+        recorder = _Recorder(inputs)
+        interpreter = Interpreter(recorder, self.terms, self.seed)
+        run = Run()
+        try:
+            results = interpreter.run(function, inputs.arguments(function))
+        except Inexecutable as error:
+            run.error = error
+            return run
+        run.opaque = list(recorder.keys.values())
+        sources = _sources(function, recorder)
+        for op, key, operands in recorder.calls:
+            for i, (operand, value) in enumerate(zip(op.operands, operands, strict=True)):
+                what = f"operand {i} of {name_of(op)} at {op.location}, {_maker(operand)}"
+                run.outcomes[*key, i] = Outcome(value, what, sources[operand])
+        returned = list(function.regions[0].blocks[0].operations)[-1].operation
+        for i, (operand, value) in enumerate(zip(returned.operands, results, strict=True)):
+            what = f"result {i}, {_maker(operand)}"
+            run.outcomes["result", i] = Outcome(value, what, sources[operand])
+        return run
+
+
+@dataclass(frozen=True)
+class _Context:
+    name: str
+    criterion: Criterion
+    function: str
+    extent: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"after {self.name} @{self.function}"
+
+    @property
+    def how(self) -> str:
+        return f" ({self.criterion.why}; seed {self.seed}, {self.extent} for each ?)"
+
+
+class _Recorder:
+    """Answers for operations of torch without a rule, and keeps what they were given.
+
+    The same operation with the same operands yields the same values, so that a pass may merge two
+    into one; apart from that, the values follow from which operation it is, by name, place and
+    number among those of that name and place.
+    """
+
+    def __init__(self, inputs: RandomInputs) -> None:
+        self.inputs = inputs
+        self.calls: list[tuple[ir.Operation, Key, list[Value]]] = []
+        self.keys: dict[int, Key] = {}
+        self._results: dict[Key, tuple[Key, list[Value]]] = {}
+        self._count: dict[Key, int] = {}
+
+    def __call__(self, op: ir.Operation, operands: list[Value]) -> list[Value]:
+        types = tuple(str(r.type) for r in op.results)
+        attributes = str(op.attributes)
+        same = (name_of(op), attributes, types, *map(_identity, operands))
+        if same not in self._results:
+            place = (name_of(op), str(op.location), types)
+            number = self._count[place] = self._count.get(place, 0) + 1
+            key = (*place, number)
+            values = [self.inputs.value(f"{key} {i}", r) for i, r in enumerate(op.results)]
+            self._results[same] = (key, values)
+            self.calls.append((op, key, operands))
+        key, values = self._results[same]
+        self.keys[hash(op)] = key
+        return values
+
+
+def _identity(value: Value) -> Any:
+    """Equal for values that are the same; a large array is known by its memory."""
+    if isinstance(value, Quantized):
+        return (_identity(value.data), _identity(value.scale), value.type)
+    if isinstance(value, Tensor):
+        array = value.array
+        if array.size > 1 << 16:
+            return (array.ctypes.data, array.shape)
+        return (zlib.crc32(np.ascontiguousarray(array).view(np.uint8)), array.shape, value.dtype)
+    if value.known and isinstance(value.constant, tuple):
+        return tuple(map(_identity, value.constant))
+    return ("constant", repr(value.constant)) if value.known else id(value)
+
+
+def _sources(function: ir.Operation, recorder: _Recorder) -> dict[ir.Value, int]:
+    """The operations of torch without a rule that each value depends on, as bits."""
+    bit = {key: 1 << i for i, key in enumerate(recorder.keys.values())}
+    block = function.regions[0].blocks[0]
+    found: dict[ir.Value, int] = dict.fromkeys(block.arguments, 0)
+    for op in block.operations:
+        operation = op.operation
+        key = recorder.keys.get(hash(operation))
+        mask = 0
+        if key is not None:
+            mask = bit[key]
+        else:
+            for operand in operation.operands:
+                mask |= found[operand]
+        found.update((result, mask) for result in operation.results)
+    return found
+
+
+def _bits(opaque: Sequence[Key], wanted: set[Key]) -> int:
+    return sum(1 << i for i, key in enumerate(opaque) if key in wanted)
+
+
+def _first(opaque: Sequence[Key], bits: int) -> Key | None:
+    return next((key for i, key in enumerate(opaque) if bits >> i & 1), None)
+
+
+def _is_dynamic(function: ir.Operation) -> bool:
+    return "?" in str(function.attributes["function_type"])
+
+
+def _maker(value: ir.Value) -> str:
+    if isinstance(value, ir.BlockArgument):
+        return f"argument {value.arg_number}"
+    op = value.owner.operation
+    while op.name.startswith("torch_c.") and not isinstance(op.operands[0], ir.BlockArgument):
+        op = op.operands[0].owner.operation
+    about = remarks.subject(op)
+    return f"made by {name_of(op)}{f' ({about})' if about else ''} at {op.location}"
+
+
+def _difference(before: Value, after: Value) -> str | None:
+    """How two values differ, or None."""
+    if isinstance(before, Quantized) and isinstance(after, Quantized):
+        data = _difference(before.data, after.data)
+        scale = _difference(before.scale, after.scale)
+        return f"codes {data}" if data else f"scales {scale}" if scale else None
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
+            return f"{before.dtype}{list(before.shape)} became {after.dtype}{list(after.shape)}"
+        return _distance(before, after)
+    if isinstance(before, Other) and isinstance(after, Other):
+        same = (before.known, _identity(before)) == (after.known, _identity(after))
+        return None if same or not before.known else f"{before.constant} became {after.constant}"
+    return f"{type(before).__name__} became {type(after).__name__}"
+
+
+def _distance(before: Tensor, after: Tensor) -> str | None:
+    a, b = before.ball(), after.ball()
+    slack = np.broadcast_to(a.reach + b.reach, a.mid.shape)
+    with np.errstate(all="ignore"):
+        same = (a.mid == b.mid) & (np.signbit(a.mid) == np.signbit(b.mid))
+        same |= np.isnan(a.mid) & np.isnan(b.mid)
+        same |= (slack > 0) & ((abs(a.mid - b.mid) <= slack) | np.isinf(slack))
+        if same.all():
+            return None
+        gap = np.where(same, -1.0, np.nan_to_num(abs(a.mid - b.mid) - slack, nan=np.inf))
+    worst = np.unravel_index(int(gap.argmax()), gap.shape)
+    place = [int(i) for i in worst]
+    tolerance = f", more than {slack[worst]:.3g} apart" if slack[worst] else ""
+    return (
+        f"in {int((~same).sum())} of {same.size} elements, at {place} "
+        f"{a.mid[worst]:.9g} before and {b.mid[worst]:.9g} after{tolerance}"
+    )
