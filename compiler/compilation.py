@@ -24,6 +24,7 @@ from qfuse.compiler.passes.triton_to_binary import to_binaries
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.program import Kernel, Program
+from qfuse.compiler.verification import Verification
 from qfuse.dialects import registry
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
@@ -43,6 +44,7 @@ class ConfigResult:
     counts: dict[str, dict[str, int]]
     seconds: dict[str, float]
     remarks: remarks.Remarks
+    verified: list[str] | None = None
 
 
 Progress = Callable[[str, int, int], None]
@@ -58,6 +60,7 @@ def compile(
     dynamic_shapes: Any = None,
     max_len: int | None = None,
     logits: str = "last",
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
@@ -69,9 +72,14 @@ def compile(
     tokens of a call.  `disable` names fusions to leave out, or "all"; the result is the same to
     the last bit.
 
+    `verify` runs the program before and after each pass in the reference interpreter, with random
+    weights and inputs, and raises NotEquivalent, naming pass and operation, if a pass changes what
+    it computes; see `compiler/verification.py`.  `program.report["verified"]` of the result says
+    what was compared, and what could not be.
+
     Raises QfuseError, in one line, for anything that cannot be read or compiled.
     """
-    options = CompileOptions.make(target, disable)
+    options = CompileOptions.make(target, disable, verify=verify)
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
 
@@ -95,16 +103,20 @@ def compile_imported(
 ) -> Executable:
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
-    collected, _ = fuse(module, options, progress)
-    kernels = compile_kernels(module, options, progress)
+    verification = _verification(options)
+    collected, _ = fuse(module, options, progress, verification)
+    kernels = compile_kernels(module, options, progress, verification)
     with module.context:
         plan = build_plan(module, kernels)
+    report: dict[str, Any] = {"remarks": [remark.to_json() for remark in collected]}
+    if verification is not None:
+        report["verified"] = verification.report()
     program = Program.prepare(
         plan,
         imported.parameters,
         kernels,
         info=_info(imported),
-        report={"remarks": [remark.to_json() for remark in collected]},
+        report=report,
         target=str(options.target),
         progress=lambda done, total: _report(progress, "weights", done, total),
     )
@@ -112,7 +124,10 @@ def compile_imported(
 
 
 def fuse(
-    module: ir.Module, options: CompileOptions, progress: Progress | None = None
+    module: ir.Module,
+    options: CompileOptions,
+    progress: Progress | None = None,
+    verification: Verification | None = None,
 ) -> tuple[remarks.Remarks, list[pipeline.Timing]]:
     """Run the import and the fusion passes; returns what the patterns did, and each pass's time."""
     names = [*pipeline.IMPORT, *options.fusion_passes()]
@@ -123,19 +138,26 @@ def fuse(
             registry.load_all()
         _report(progress, "fuse", 0, len(stages))
         timings = pipeline.run(
-            module, stages, lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
+            module,
+            stages,
+            lambda i, *_: _report(progress, "fuse", i + 1, len(stages)),
+            None if verification is None else verification.around,
         )
     return collected, timings
 
 
 def compile_kernels(
-    module: ir.Module, options: CompileOptions, progress: Progress | None = None
+    module: ir.Module,
+    options: CompileOptions,
+    progress: Progress | None = None,
+    verification: Verification | None = None,
 ) -> dict[str, Kernel]:
     """Lower a fused module, in place, and return machine code for its kernels, by name."""
     target, cache = options.target, options.cache_dir
     lower = ConvertToCpu() if target.is_cpu else ConvertToTriton(str(target))
     with _errors_as_one_line():
-        pipeline.run(module, [pipeline.Stage(lower.name, lower)])
+        around = None if verification is None else verification.around
+        pipeline.run(module, [pipeline.Stage(lower.name, lower)], around=around)
     functions = kernel_functions(module.operation)
 
     def report(done: int) -> None:
@@ -161,10 +183,19 @@ def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     imported = import_config(Path(config))
     seconds = {"import": time.perf_counter() - start}
     counts = {"imported": count_ops(imported.module)}
-    collected, timings = fuse(imported.module, options)
+    verification = _verification(options)
+    collected, timings = fuse(imported.module, options, verification=verification)
     seconds |= {timing.name: timing.seconds for timing in timings}
+    if verification is not None:
+        seconds["verification"] = verification.seconds
     counts["fused"] = count_ops(imported.module)
-    return ConfigResult(imported.module, counts, seconds, collected)
+    verified = None if verification is None else verification.report()
+    return ConfigResult(imported.module, counts, seconds, collected, verified)
+
+
+def _verification(options: CompileOptions) -> Verification | None:
+    """What runs around passes, if it was asked for: few rows and short sums, for whole models."""
+    return Verification(extents=(5,), terms=64) if options.verify else None
 
 
 def count_ops(module: ir.Module) -> dict[str, int]:

@@ -30,12 +30,14 @@ class CompileOptions:
     disable: frozenset[str] = frozenset()
     level: str | None = None
     cache_dir: Path | None = None
+    verify: bool = False
 
     @staticmethod
     def make(
         target: str = "cpu",
         disable: Sequence[str] = (),
         environment: Mapping[str, str] = os.environ,
+        verify: bool = False,
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
@@ -54,6 +56,7 @@ class CompileOptions:
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
             level,
             cache_dir(environment) / "kernels",
+            verify,
         )
 
     @staticmethod

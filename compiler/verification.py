@@ -16,6 +16,7 @@ small; and a product adds up `terms` of its K terms at most, the same ones befor
 fault that shows in none of these terms (a scale that only they would need) is not seen.
 """
 
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ class Verification:
         self, seed: int = 0, extents: Sequence[int] = (1, 3, 17), terms: int | None = 512
     ) -> None:
         self.seed, self.extents, self.terms = seed, extents, terms
-        self.compared = 0
+        self.compared, self.seconds = 0, 0.0
         self.skipped: dict[str, None] = {}
         self._inputs: dict[tuple[str, int, bool], RandomInputs] = {}
         self._module: ir.Module | None = None
@@ -125,13 +126,17 @@ class Verification:
                 self._skip(name, "", criterion)
             yield
             return
+        start = time.perf_counter()
         before = self._runs(module, criterion.slack)
+        self.seconds += time.perf_counter() - start
         yield
+        start = time.perf_counter()
         self._last = None
         after = self._runs(module, criterion.slack)
         for (function, extent), run in before.items():
             context = _Context(name, criterion, function, extent, self.seed)
             self._compare(context, run, after.get((function, extent)))
+        self.seconds += time.perf_counter() - start
 
     def report(self) -> list[str]:
         """What could not be verified, and how much was, a line each."""
@@ -312,6 +317,8 @@ def _maker(value: ir.Value) -> str:
 
 def _difference(before: Value, after: Value) -> str | None:
     """How two values differ, or None."""
+    if before is after:  # an input, such as a weight that torch reads
+        return None
     if isinstance(before, Quantized) and isinstance(after, Quantized):
         data = _difference(before.data, after.data)
         scale = _difference(before.scale, after.scale)

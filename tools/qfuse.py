@@ -43,7 +43,8 @@ def _compile(args: argparse.Namespace) -> int:
 
     from qfuse.compiler.options import CompileOptions
 
-    options = CompileOptions.make(args.target, args.disable.split(",") if args.disable else ())
+    disable = args.disable.split(",") if args.disable else ()
+    options = CompileOptions.make(args.target, disable, verify=args.verify)
     console = Console(stderr=True)
     if args.config_only:
         if args.model is not None or args.max_len is not None:
@@ -64,9 +65,11 @@ def _compile(args: argparse.Namespace) -> int:
             target=args.target,
             disable=sorted(options.disable),
             max_len=args.max_len,
+            verify=args.verify,
             progress=progress,
         )
     exe.save(args.output)
+    _print_verified(exe.program.report.get("verified"))
     if args.remarks:
         _print_remarks(exe.program.report["remarks"])
     sizes = exe.program.sizes()
@@ -83,6 +86,7 @@ def _compile_config(args: argparse.Namespace, options: Any) -> int:
     start = time.perf_counter()
     result = compile_config(args.config_only, options)
     total = time.perf_counter() - start
+    _print_verified(result.verified)
     if args.output is not None:
         from qfuse.tools.files import write_text
 
@@ -171,6 +175,11 @@ def _print_remarks(remarks: Sequence[dict[str, str]]) -> None:
         )
 
 
+def _print_verified(lines: Sequence[str] | None) -> None:
+    for line in lines or ():
+        print(f"verify: {line}", file=sys.stderr)
+
+
 def _peak_rss() -> int:
     import resource
 
@@ -217,6 +226,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
     add("--remarks", action="store_true", help="print what each pattern did or declined")
+    add(
+        "--verify",
+        action="store_true",
+        help="run the program before and after each pass, with random weights and inputs, and "
+        "fail if a pass changes what it computes",
+    )
     add("--json", action="store_true", help="with --config-only: print JSON")
     add(
         "--config-only",

@@ -1,5 +1,7 @@
 """select_experts, route, combine: the operations of `dialects/moe_ops.py` but the product."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from qfuse.compiler.reference import balls
@@ -14,36 +16,54 @@ class Undecided(Inexecutable):
     """Which experts a token gets depends on what f32 leaves open."""
 
 
+@dataclass(frozen=True)
+class Router:
+    """The attributes of `qfuse.select_experts`; a token chooses `count` experts."""
+
+    count: int
+    scoring: str
+    normalize: bool
+    scale: float
+    groups: int
+    used: int
+
+    def select(self, logits: Tensor, bias: Tensor | None) -> tuple[Array, Ball]:
+        """ids and weights [T, k] of logits [T, E]."""
+        x = logits.ball()
+        sigmoid = self.scoring == "sigmoid"
+        score = _sigmoid(x) if sigmoid else _softmax(x)
+        choice = score if bias is None else balls.add(score, bias.ball())
+        if self.used < self.groups:
+            choice = _in_groups(choice, self.groups, self.used)
+        ids = _largest(choice, self.count)
+        weights = score.map(lambda a: np.take_along_axis(a, ids, 1))
+        if self.normalize:
+            total = balls.constant(0.0)
+            for j in range(self.count):
+                total = balls.add(total, weights.map(lambda a, j=j: a[:, j, None]))
+            if sigmoid:
+                total = balls.add(total, balls.constant(SIGMOID_EPSILON))
+            weights = balls.div(weights, total)
+        return ids, balls.mul(weights, balls.constant(self.scale))
+
+
 def select_experts(op: ir.Operation, logits: Tensor, bias: Tensor | None = None) -> list[Value]:
     attributes = op.attributes
-    sigmoid = ir.StringAttr(attributes["scoring"]).value == "sigmoid"
     ids_type, weights_type = (shaped(r.type) for r in op.results)
-    count = ids_type.shape[1]
-    x = logits.ball()
-    score = _sigmoid(x) if sigmoid else _softmax(x)
-    choice = score if bias is None else balls.add(score, bias.ball())
-    groups = ir.IntegerAttr(attributes["num_groups"]).value
-    used = ir.IntegerAttr(attributes["groups_used"]).value
-    if used < groups:
-        choice = _in_groups(choice, groups, used)
-    ids = _largest(choice, count)
-    weights = score.map(lambda a: np.take_along_axis(a, ids, 1))
-    if ir.BoolAttr(attributes["normalize"]).value:
-        total = balls.constant(0.0)
-        for j in range(count):
-            total = balls.add(total, weights.map(lambda a, j=j: a[:, j, None]))
-        if sigmoid:
-            total = balls.add(total, balls.constant(SIGMOID_EPSILON))
-        weights = balls.div(weights, total)
-    scale = balls.constant(ir.FloatAttr(attributes["scale"]).value)
-    weights = balls.mul(weights, scale)
-    return [
-        Tensor(ids.astype(balls.NUMPY[ids_type.dtype]), _none(logits)),
-        Tensor.of(weights, weights_type.dtype),
-    ]
+    router = Router(
+        ids_type.shape[1],
+        ir.StringAttr(attributes["scoring"]).value,
+        ir.BoolAttr(attributes["normalize"]).value,
+        ir.FloatAttr(attributes["scale"]).value,
+        ir.IntegerAttr(attributes["num_groups"]).value,
+        ir.IntegerAttr(attributes["groups_used"]).value,
+    )
+    ids, weights = router.select(logits, bias)
+    whole = Tensor(ids.astype(balls.NUMPY[ids_type.dtype]), no_slack(logits))
+    return [whole, Tensor.of(weights, weights_type.dtype)]
 
 
-def _none(like: Tensor) -> Array | None:
+def no_slack(like: Tensor) -> Array | None:
     """No slack, in a run with slack or without."""
     return None if like.slack is None else np.zeros(())
 
@@ -105,7 +125,7 @@ def route(op: ir.Operation, ids: Tensor) -> list[Value]:
     tokens[:rows] = order[:rows] // ids.shape[1]
     indptr = np.zeros(experts + 1, np.int32)
     indptr[1:] = np.bincount(expert, minlength=experts + 1)[:experts].cumsum()
-    slack = _none(ids)
+    slack = no_slack(ids)
     return [
         Tensor(slots.reshape(ids.shape), slack),
         Tensor(tokens.reshape(ids.shape), slack),
@@ -119,7 +139,7 @@ def combine(
     type_ = shaped(op.results[0].type)
     width = y.shape[-1]
     rows = y.ball().map(lambda a: a.reshape(-1, width))
-    total = Ball(np.zeros((slots.shape[0], width)), _none(y))
+    total = Ball(np.zeros((slots.shape[0], width)), no_slack(y))
     for j in range(slots.shape[1]):
         slot = slots.array[:, j]
         if len(slot) and slot.max() >= len(rows.mid):

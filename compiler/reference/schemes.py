@@ -28,8 +28,8 @@ def decode(value: Quantized, columns: Array | None = None) -> Ball:
         columns = np.arange(value.shape[-1])
     rows = np.arange(value.shape[-2]) // scheme.block[0]
     blocks = columns // scheme.block[1] * scheme.numbers
-    data = value.data.ball().map(lambda a: a[..., columns])
-    scale = value.scale.ball().map(lambda a: a[..., rows[:, None], blocks])
+    data = value.data.map(lambda a: a[..., columns]).ball()
+    scale = value.scale.map(lambda a: a[..., rows[:, None], blocks]).ball()
     slack = abs(data.mid) * scale.reach + (abs(scale.mid) + scale.reach) * data.reach
     return balls.ball(data.mid * scale.mid, slack, data, scale)
 

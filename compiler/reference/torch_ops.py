@@ -13,10 +13,12 @@ import numpy as np
 from qfuse.compiler.reference import balls, schemes
 from qfuse.compiler.reference.activations import ACTIVATIONS
 from qfuse.compiler.reference.balls import Ball
+from qfuse.compiler.reference.experts import Router, no_slack
 from qfuse.compiler.reference.values import Other, Quantized, Tensor, Value, stack
-from qfuse.compiler.torch_ir import FROM_BUILTIN, TO_BUILTIN, builtin_type
+from qfuse.compiler.torch_ir import F32_CODE, FROM_BUILTIN, TO_BUILTIN, builtin_type
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import Scheme, Shaped, shaped
+from qfuse.dialects.verify import DYNAMIC
 
 
 class _NoRule(Exception):
@@ -38,14 +40,17 @@ def execute(op: ir.Operation, operands: list[Value], dot: Dot) -> list[Value] | 
         return [Other(tuple(operands), known=True)]
     if name == "torch.operator":
         name = ir.StringAttr(op.attributes["name"]).value
-    rule = partial(_quantized_linear, dot) if name == _LINEAR else _RULES.get(name)
+    rule = partial(_PRODUCTS[name], dot) if name in _PRODUCTS else _RULES.get(name)
     if rule is None:
         return None
     try:
-        arguments = [_plain(v) for v in operands]
-        dtype = shaped(builtin_type(op.results[0].type) or _no_rule()).dtype
-        return [rule(dtype, *arguments)]
-    except (_NoRule, ValueError, IndexError):  # shapes that only torch makes fit
+        # the sizes of a view may be unknown: its type says enough
+        read = operands[:1] if rule is _reshape else operands
+        arguments = [_plain(v) for v in read]
+        types = [shaped(builtin_type(r.type) or _no_rule()) for r in op.results]
+        results = rule(types[0], *arguments)
+        return [results] if isinstance(results, Tensor) else results
+    except (_NoRule, KeyError, ValueError, IndexError):  # unknown to us, or torch's to refuse
         return None
 
 
@@ -73,37 +78,44 @@ def _plain(value: Value) -> Any:
     return value
 
 
-def _transpose(dtype: str, x: Tensor, a: int, b: int) -> Tensor:
+def _transpose(out: Shaped, x: Tensor, a: int, b: int) -> Tensor:
     return x.map(lambda v: np.swapaxes(v, a, b))
 
 
-def _unsqueeze(dtype: str, x: Tensor, dim: int) -> Tensor:
+def _unsqueeze(out: Shaped, x: Tensor, dim: int) -> Tensor:
     return x.map(lambda v: np.expand_dims(v, dim))
 
 
 def _slice(
-    dtype: str, x: Tensor, dim: int, start: int | None, end: int | None, step: int
+    out: Shaped, x: Tensor, dim: int, start: int | None, end: int | None, step: int
 ) -> Tensor:
     index = [slice(None)] * len(x.shape)
     index[dim] = slice(start, end, step)
     return x.map(lambda v: v[tuple(index)])
 
 
-def _cat(dtype: str, parts: list[Tensor], dim: int) -> Tensor:
+def _reshape(out: Shaped, x: Tensor) -> Tensor:
+    """To the shape of the result's type, which may have one extent that follows from x."""
+    if sum(d == DYNAMIC for d in out.shape) > 1:
+        raise _NoRule
+    return x.map(lambda v: v.reshape([-1 if d == DYNAMIC else d for d in out.shape]))
+
+
+def _cat(out: Shaped, parts: list[Tensor], dim: int) -> Tensor:
     return stack(parts, dim)
 
 
-def _to_dtype(dtype: str, x: Tensor, *_: Any) -> Tensor:
-    return _float(dtype, x.ball() if x.dtype in _FLOATS else _no_rule())
+def _to_dtype(out: Shaped, x: Tensor, *_: Any) -> Tensor:
+    return _float(out, x.ball() if x.dtype in _FLOATS else _no_rule())
 
 
 _FLOATS = ("f32", "f16", "bf16")
 
 
-def _float(dtype: str, x: Ball) -> Tensor:
-    if dtype not in _FLOATS:
+def _float(out: Shaped, x: Ball) -> Tensor:
+    if out.dtype not in _FLOATS:
         raise _NoRule
-    return Tensor.of(x, dtype)
+    return Tensor.of(x, out.dtype)
 
 
 def _number(value: Any) -> Ball:
@@ -115,46 +127,43 @@ def _number(value: Any) -> Ball:
 
 
 def _arithmetic(compute: Callable[..., Ball]) -> Callable[..., Tensor]:
-    return lambda dtype, *operands: _float(dtype, compute(*map(_number, operands)))
+    return lambda out, *operands: _float(out, compute(*map(_number, operands)))
 
 
-def _add(dtype: str, a: Any, b: Any, alpha: float) -> Tensor:
+def _add(out: Shaped, a: Any, b: Any, alpha: float) -> Tensor:
     if alpha != 1:
         raise _NoRule
-    return _float(dtype, balls.add(_number(a), _number(b)))
+    return _float(out, balls.add(_number(a), _number(b)))
 
 
-def _gelu(dtype: str, x: Tensor, approximate: str) -> Tensor:
+def _gelu(out: Shaped, x: Tensor, approximate: str) -> Tensor:
     act = ACTIVATIONS["gelu_tanh" if approximate == "tanh" else "gelu"]
-    return _float(dtype, act(_number(x)))
+    return _float(out, act(_number(x)))
 
 
-def _power(dtype: str, x: Tensor, exponent: float) -> Tensor:
+def _power(out: Shaped, x: Tensor, exponent: float) -> Tensor:
     if exponent != 2:
         raise _NoRule
-    return _float(dtype, balls.mul(_number(x), _number(x)))
+    return _float(out, balls.mul(_number(x), _number(x)))
 
 
-def _mean(dtype: str, x: Tensor, dims: list[int], keepdim: bool, _dtype: Any) -> Tensor:
+def _mean(out: Shaped, x: Tensor, dims: list[int], keepdim: bool, _dtype: Any) -> Tensor:
     if dims not in ([-1], [len(x.shape) - 1]) or not keepdim:
         raise _NoRule
     total = balls.summed(_number(x))
-    return _float(dtype, balls.div(total, balls.constant(float(x.shape[-1]))))
+    return _float(out, balls.div(total, balls.constant(float(x.shape[-1]))))
 
 
-def _rms_norm(dtype: str, x: Tensor, shape: list[int], weight: Tensor, eps: float) -> Tensor:
+def _rms_norm(out: Shaped, x: Tensor, shape: list[int], weight: Tensor, eps: float) -> Tensor:
     h = _number(x)
     mean = balls.div(balls.summed(balls.mul(h, h)), balls.constant(float(x.shape[-1])))
     normed = balls.mul(h, balls.rsqrt(balls.add(mean, balls.constant(eps))))
-    return _float(dtype, balls.mul(normed, _number(weight)))
-
-
-_LINEAR = "torch.qfuse.quantized_linear"
+    return _float(out, balls.mul(normed, _number(weight)))
 
 
 def _quantized_linear(
     dot: Dot,
-    dtype: str,
+    out: Shaped,
     x: Tensor,
     weight: Tensor,
     scale: Tensor,
@@ -171,10 +180,77 @@ def _quantized_linear(
     y = dot(source, Quantized(weight, scale, type_))
     y = y.map(lambda a: a.reshape(*x.shape[:-1], -1))
     if bias is not None:
-        once = balls.rounded(y, dtype)
+        once = balls.rounded(y, out.dtype)
         y = balls.ball(y.mid, once.reach + abs(once.mid - y.mid) + y.reach, y)
         y = balls.add(y, bias.ball())
-    return _float(dtype, y)
+    return _float(out, y)
+
+
+def _select_experts(
+    out: Shaped,
+    logits: Tensor,
+    bias: Tensor | None,
+    count: int,
+    scoring: str,
+    normalize: bool,
+    scale: float,
+    groups: int,
+    used: int,
+    code: int,
+) -> list[Tensor]:
+    router = Router(count, scoring, bool(normalize), scale, groups, used)
+    ids, weights = router.select(logits, bias)
+    dtype = _TYPE_CODES.get(code) or _no_rule()
+    return [Tensor(ids.astype(np.int64), no_slack(logits)), Tensor.of(weights, dtype)]
+
+
+_TYPE_CODES = {5: "f16", F32_CODE: "f32", 15: "bf16"}
+"""torch's ScalarType numbers."""
+
+
+def _moe_experts(
+    dot: Dot,
+    out: Shaped,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    gate_up_scale: Tensor,
+    down: Tensor,
+    down_scale: Tensor,
+    width: int,
+    weight_block: list[int],
+    input_block: list[int],
+    act: str,
+) -> Tensor:
+    """`qfuse::moe_experts`: for each choice of each token its expert, and their weighted sum."""
+    height = weight_block[0]
+    start = -(-width // height)  # the block of rows where up begins
+
+    def product(rows: Tensor, codes: Tensor, scale: Tensor) -> Ball:
+        linear = _quantized_linear(dot, out, rows, codes, scale, None, weight_block, input_block)
+        return linear.ball()
+
+    def expert(row: Tensor, e: int) -> Ball:
+        codes, scales = gate_up.map(lambda a: a[e]), gate_up_scale.map(lambda a: a[e])
+        gate = product(row, codes.map(lambda a: a[:width]), scales.map(lambda a: a[:start]))
+        up = product(row, codes.map(lambda a: a[start * height :]), scales.map(lambda a: a[start:]))
+        hidden = balls.mul(balls.rounded(ACTIVATIONS[act](gate), out.dtype), up)
+        return product(
+            _float(out, hidden), down.map(lambda a: a[e]), down_scale.map(lambda a: a[e])
+        )
+
+    totals = []
+    for t in range(x.shape[0]):
+        total = Ball(np.zeros((1, down.shape[1])), no_slack(x))
+        for j in range(ids.shape[1]):
+            e = int(ids.array[t, j])
+            if 0 <= e < gate_up.shape[0]:
+                weight = weights.map(lambda a, t=t, j=j: a[t : t + 1, j : j + 1]).ball()
+                y = expert(x.map(lambda a, t=t: a[t : t + 1]), e)
+                total = balls.add(total, balls.mul(weight, y))
+        totals.append(_float(out, total))
+    return stack(totals) if totals else x
 
 
 def _pair(block: list[int]) -> tuple[int, int]:
@@ -182,12 +258,21 @@ def _pair(block: list[int]) -> tuple[int, int]:
     return rows, columns
 
 
-_RULES: dict[str, Callable[..., Tensor]] = {
+_PRODUCTS: dict[str, Callable[..., Any]] = {
+    "torch.qfuse.quantized_linear": _quantized_linear,
+    "torch.qfuse.moe_experts": _moe_experts,
+}
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "torch.aten.view": _reshape,
+    "torch.aten.reshape": _reshape,
+    "torch.aten._unsafe_view": _reshape,
+    "torch.qfuse.select_experts": _select_experts,
     "torch.aten.transpose.int": _transpose,
     "torch.aten.unsqueeze": _unsqueeze,
     "torch.aten.slice.Tensor": _slice,
     "torch.aten.cat": _cat,
-    "torch.aten.neg": lambda dtype, x: _float(dtype, balls.negative(_number(x))),
+    "torch.aten.neg": lambda out, x: _float(out, balls.negative(_number(x))),
     "torch.aten.to.dtype": _to_dtype,
     "torch.aten._to_copy": _to_dtype,
     "torch.aten.add.Tensor": _add,

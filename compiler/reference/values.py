@@ -12,6 +12,11 @@ from qfuse.dialects.types import Shaped
 
 _NAMES = {np.dtype(dtype): name for name, dtype in NUMPY.items()}
 
+_TABLES = {
+    dtype: np.arange(256, dtype=np.uint8).view(NUMPY[dtype]).astype(np.float64)
+    for dtype in ("f8E4M3FN", "f8E5M2", "i8")
+}
+
 
 class Inexecutable(QfuseError):
     """The reference interpreter cannot execute an operation; the text says which and why."""
@@ -37,6 +42,8 @@ class Tensor:
         return self.array.shape
 
     def ball(self) -> Ball:
+        if self.dtype in _TABLES:  # a lookup is several times faster than a cast
+            return Ball(_TABLES[self.dtype][self.array.view(np.uint8)], self.slack)
         return Ball(self.array.astype(np.float64), self.slack)
 
     def map(self, move: Callable[[Array], Array]) -> "Tensor":
