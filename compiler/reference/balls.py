@@ -43,7 +43,8 @@ FUNCTION_ERROR = 4 * UNIT
 
 SMALLEST = 2.0**-149
 FLUSHED = 2.0**-126
-"""Below this a dot product may flush numbers to zero (AVX-512's bf16 instructions do)."""
+"""Smaller numbers may become zero in a product, or where they are rounded to bf16: AVX-512's
+instructions for bf16 flush them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ def monotone(x: Ball, function: Callable[[Array], Array], error: float = 0.0) ->
 
 def rounded(x: Ball, dtype: str) -> Ball:
     """Rounded to `dtype`: to one number wherever the whole ball rounds to that."""
-    return monotone(x, lambda values: nearest(values, dtype))
+    y = monotone(x, lambda values: nearest(values, dtype))
+    if dtype != "bf16" or y.slack is None:
+        return y
+    smallest = abs(x.mid) - x.reach
+    return Ball(y.mid, np.where(smallest < FLUSHED, np.maximum(y.slack, abs(y.mid)), y.slack))
 
 
 def single(x: Ball) -> Ball:

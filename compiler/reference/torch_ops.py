@@ -15,7 +15,7 @@ from qfuse.compiler.reference.activations import ACTIVATIONS
 from qfuse.compiler.reference.balls import Ball
 from qfuse.compiler.reference.experts import Router, no_slack
 from qfuse.compiler.reference.values import Other, Quantized, Tensor, Value, stack
-from qfuse.compiler.torch_ir import F32_CODE, FROM_BUILTIN, TO_BUILTIN, builtin_type
+from qfuse.compiler.torch_ir import FROM_BUILTIN, TO_BUILTIN, builtin_type
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import Scheme, Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
@@ -48,7 +48,7 @@ def execute(op: ir.Operation, operands: list[Value], dot: Dot) -> list[Value] | 
         read = operands[:1] if rule is _reshape else operands
         arguments = [_plain(v) for v in read]
         types = [shaped(builtin_type(r.type) or _no_rule()) for r in op.results]
-        results = rule(types[0], *arguments)
+        results = rule(types[-1], *arguments)  # of select_experts, the weights
         return [results] if isinstance(results, Tensor) else results
     except (_NoRule, KeyError, ValueError, IndexError):  # unknown to us, or torch's to refuse
         return None
@@ -196,16 +196,11 @@ def _select_experts(
     scale: float,
     groups: int,
     used: int,
-    code: int,
+    _code: int,
 ) -> list[Tensor]:
     router = Router(count, scoring, bool(normalize), scale, groups, used)
     ids, weights = router.select(logits, bias)
-    dtype = _TYPE_CODES.get(code) or _no_rule()
-    return [Tensor(ids.astype(np.int64), no_slack(logits)), Tensor.of(weights, dtype)]
-
-
-_TYPE_CODES = {5: "f16", F32_CODE: "f32", 15: "bf16"}
-"""torch's ScalarType numbers."""
+    return [Tensor(ids.astype(np.int64), no_slack(logits)), _float(out, weights)]
 
 
 def _moe_experts(
