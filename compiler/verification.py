@@ -78,11 +78,14 @@ class NotEquivalent(QfuseError):
 class Outcome:
     """A value that can be seen from outside: a result, or what an operation of torch reads.
 
+    `reader` is who reads it, by number in its block, and `operand` which of its operands it is;
     `sources` are, as bits, the operations of torch in this run that it depends on.
     """
 
     value: Value
     what: str
+    reader: int
+    operand: int
     sources: int
 
 
@@ -128,13 +131,14 @@ class Verification:
             return
         start = time.perf_counter()
         before = self._runs(module, criterion.slack)
+        old = {_print(op) for function in _functions(module) for op in _body(function)}
         self.seconds += time.perf_counter() - start
         yield
         start = time.perf_counter()
         self._last = None
         after = self._runs(module, criterion.slack)
         for (function, extent), run in before.items():
-            context = _Context(name, criterion, function, extent, self.seed)
+            context = _Context(name, criterion, function, extent, self.seed, module, old)
             self._compare(context, run, after.get((function, extent)))
         self.seconds += time.perf_counter() - start
 
@@ -170,7 +174,8 @@ class Verification:
                     f"{old.what.split(',')[0]} depends",
                 )
             else:
-                raise NotEquivalent(f"{context} differs: {outcome.what}, {difference}{context.how}")
+                what = f"{outcome.what}{context.suspect(outcome)}"
+                raise NotEquivalent(f"{context} differs: {what}, {difference}{context.how}")
 
     def _skip(self, name: str, function: str, why: str) -> None:
         where = f" of @{function}" if function else ""
@@ -179,20 +184,15 @@ class Verification:
     def _runs(self, module: ir.Module, slack: bool) -> Runs:
         if self._last is None or self._last[0] != slack:
             runs = {}
-            for op in module.body.operations:
-                function = op.operation
-                if function.name == "func.func" and len(function.regions[0].blocks):
-                    name = ir.StringAttr(function.attributes["sym_name"]).value
-                    for extent in self.extents if _is_dynamic(function) else self.extents[:1]:
-                        runs[name, extent] = self._run(function, extent, slack)
+            for function in _functions(module):
+                for extent in self.extents if _is_dynamic(function) else self.extents[:1]:
+                    runs[_name(function), extent] = self._run(function, extent, slack)
             self._last = (slack, runs)
         return self._last[1]
 
     def _run(self, function: ir.Operation, extent: int, slack: bool) -> Run:
-        name = ir.StringAttr(function.attributes["sym_name"]).value
-        inputs = self._inputs.setdefault(
-            (name, extent, slack), RandomInputs(self.seed, extent, slack)
-        )
+        key = (_name(function), extent, slack)
+        inputs = self._inputs.setdefault(key, RandomInputs(self.seed, extent, slack))
         recorder = _Recorder(inputs)
         interpreter = Interpreter(recorder, self.terms, self.seed)
         run = Run()
@@ -203,14 +203,16 @@ class Verification:
             return run
         run.opaque = list(recorder.keys.values())
         sources = _sources(function, recorder)
-        for op, key, operands in recorder.calls:
-            for i, (operand, value) in enumerate(zip(op.operands, operands, strict=True)):
-                what = f"operand {i} of {name_of(op)} at {op.location}, {_maker(operand)}"
-                run.outcomes[*key, i] = Outcome(value, what, sources[operand])
-        returned = list(function.regions[0].blocks[0].operations)[-1].operation
-        for i, (operand, value) in enumerate(zip(returned.operands, results, strict=True)):
-            what = f"result {i}, {_maker(operand)}"
-            run.outcomes["result", i] = Outcome(value, what, sources[operand])
+        body = _body(function)
+        number = {hash(op): i for i, op in enumerate(body)}
+        seen = [(*call, f" of {name_of(call[0])} at {call[0].location}") for call in recorder.calls]
+        seen.append((body[-1], ("result",), results, ""))
+        for op, key, values, where in seen:
+            kind = "operand" if where else "result"
+            for i, (operand, value) in enumerate(zip(op.operands, values, strict=True)):
+                what = f"{kind} {i}{where}, {_maker(operand)}"
+                outcome = Outcome(value, what, number[hash(op)], i, sources[operand])
+                run.outcomes[*key, i] = outcome
         return run
 
 
@@ -221,6 +223,24 @@ class _Context:
     function: str
     extent: int
     seed: int
+    module: ir.Module
+    old: set[Any]
+
+    def suspect(self, outcome: Outcome) -> str:
+        """The first new operation that a wrong outcome was computed from, if that tells more."""
+        function = next(f for f in _functions(self.module) if _name(f) == self.function)
+        body = _body(function)
+        reader = body[outcome.reader]
+        needed = {reader.operands[outcome.operand]}
+        suspects = []
+        for op in reversed(body[: outcome.reader]):
+            if any(result in needed for result in op.results):
+                needed.update(op.operands)
+                if _print(op) not in self.old and not op.name.startswith("torch_c."):
+                    suspects.append(op)
+        if not suspects or suspects[-1] == _owner(reader.operands[outcome.operand]):
+            return ""
+        return f" from what is new, {_described(suspects[-1])}"
 
     def __str__(self) -> str:
         return f"after {self.name} @{self.function}"
@@ -247,7 +267,7 @@ class _Recorder:
 
     def __call__(self, op: ir.Operation, operands: list[Value]) -> list[Value]:
         types = tuple(str(r.type) for r in op.results)
-        attributes = str(op.attributes)
+        attributes = tuple((name, str(op.attributes[name])) for name in op.attributes)
         same = (name_of(op), attributes, types, *map(_identity, operands))
         if same not in self._results:
             place = (name_of(op), str(op.location), types)
@@ -305,14 +325,48 @@ def _is_dynamic(function: ir.Operation) -> bool:
     return "?" in str(function.attributes["function_type"])
 
 
+def _functions(module: ir.Module) -> list[ir.Operation]:
+    """The functions of a module that have a body."""
+    operations = [op.operation for op in module.body.operations]
+    return [op for op in operations if op.name == "func.func" and len(op.regions[0].blocks)]
+
+
+def _name(function: ir.Operation) -> str:
+    return ir.StringAttr(function.attributes["sym_name"]).value
+
+
+def _body(function: ir.Operation) -> list[ir.Operation]:
+    return [op.operation for op in function.regions[0].blocks[0].operations]
+
+
+def _print(op: ir.Operation) -> Any:
+    """What tells an operation from what a pass put in its place, which has its location."""
+    return (op.name, str(op.location), len(op.operands), *(str(r.type) for r in op.results))
+
+
 def _maker(value: ir.Value) -> str:
-    if isinstance(value, ir.BlockArgument):
-        return f"argument {value.arg_number}"
-    op = value.owner.operation
-    while op.name.startswith("torch_c.") and not isinstance(op.operands[0], ir.BlockArgument):
-        op = op.operands[0].owner.operation
-    about = remarks.subject(op)
-    return f"made by {name_of(op)}{f' ({about})' if about else ''} at {op.location}"
+    op = _owner(value)
+    return f"argument {value.arg_number}" if op is None else f"made by {_described(op)}"
+
+
+def _owner(value: ir.Value) -> ir.Operation | None:
+    """The operation that makes a value, casts between torch and builtin tensors left out."""
+    while not isinstance(value, ir.BlockArgument):
+        op = value.owner.operation
+        if not op.name.startswith("torch_c."):
+            return op
+        value = op.operands[0]
+    return None
+
+
+def _described(op: ir.Operation) -> str:
+    names = [remarks.subject(op)]
+    for operand in op.operands:
+        maker = _owner(operand)
+        if maker is not None and maker.name == "qfuse.concat":
+            names.append(remarks.subject(maker))
+    about = ", ".join(filter(None, names))
+    return f"{name_of(op)}{f' ({about})' if about else ''} at {op.location}"
 
 
 def _difference(before: Value, after: Value) -> str | None:
