@@ -185,6 +185,7 @@ def _whole(
 
 def _rows_of_experts(product: ir.Operation, extent: int) -> int:
     """Rows of a product by experts: those of its tokens, or of x without them."""
-    x, _, _, tokens = inputs_of(product)
+    tokens = inputs_of(product)[3]
+    x = product.operands[0]
     rows = shaped(x.type).rows if tokens is None else shaped(tokens.type).shape
     return math.prod(extent if d == DYNAMIC else d for d in rows)
