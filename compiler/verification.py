@@ -4,7 +4,8 @@
     pipeline.run(module, stages, around=verification.around)     # raises NotEquivalent
 
 Each function of the module runs in the reference interpreter (`reference/`) on random inputs, with
-several sizes for extents known only at run time.  What is asked of a pass stands in `CRITERIA`.
+several sizes for extents known only at run time.  What is asked of a pass stands in `CRITERIA`;
+upstream's passes are taken to be right.
 
 Operations of torch that the reference does not execute cut a function into pieces: what such an
 operation reads must be the same before and after the pass, and it yields random values that depend
@@ -17,27 +18,23 @@ fault that shows in none of these terms (a scale that only they would need) is n
 """
 
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from qfuse.compiler import remarks
 from qfuse.compiler.pipeline import Stage
+from qfuse.compiler.reference.difference import difference, identity
 from qfuse.compiler.reference.inputs import RandomInputs
 from qfuse.compiler.reference.interpreter import Interpreter
 from qfuse.compiler.reference.values import (
     Inexecutable,
     Misfit,
-    Other,
-    Quantized,
-    Tensor,
     Value,
     name_of,
 )
+from qfuse.compiler.torch_ir import FROM_BUILTIN, TO_BUILTIN
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 
@@ -64,8 +61,6 @@ CRITERIA: dict[str, Criterion | str] = {
 A fusion states the roundings of the operations it replaces, and sums in the reference do not depend
 on what stands beside them.  So not even a flip at a tie of a quantization is excused.
 """
-
-PATTERN = "verify-fusion"
 
 Key = tuple[Any, ...]
 
@@ -161,8 +156,8 @@ class Verification:
             outcome = after.outcomes.get(key)
             if outcome is None:
                 continue
-            difference = _difference(old.value, outcome.value)
-            if difference is None:
+            change = difference(old.value, outcome.value)
+            if change is None:
                 self.compared += 1
             elif (old.sources & gone) or (outcome.sources & new):
                 replaced = _first(before.opaque, old.sources & gone)
@@ -175,7 +170,7 @@ class Verification:
                 )
             else:
                 what = f"{outcome.what}{context.suspect(outcome)}"
-                raise NotEquivalent(f"{context} differs: {what}, {difference}{context.how}")
+                raise NotEquivalent(f"{context} differs: {what}, {change}{context.how}")
 
     def _skip(self, name: str, function: str, why: str) -> None:
         where = f" of @{function}" if function else ""
@@ -268,7 +263,7 @@ class _Recorder:
     def __call__(self, op: ir.Operation, operands: list[Value]) -> list[Value]:
         types = tuple(str(r.type) for r in op.results)
         attributes = tuple((name, str(op.attributes[name])) for name in op.attributes)
-        same = (name_of(op), attributes, types, *map(_identity, operands))
+        same = (name_of(op), attributes, types, *map(identity, operands))
         if same not in self._results:
             place = (name_of(op), str(op.location), types)
             number = self._count[place] = self._count.get(place, 0) + 1
@@ -279,20 +274,6 @@ class _Recorder:
         key, values = self._results[same]
         self.keys[hash(op)] = key
         return values
-
-
-def _identity(value: Value) -> Any:
-    """Equal for values that are the same; a large array is known by its memory."""
-    if isinstance(value, Quantized):
-        return (_identity(value.data), _identity(value.scale), value.type)
-    if isinstance(value, Tensor):
-        array = value.array
-        if array.size > 1 << 16:
-            return (array.ctypes.data, array.shape)
-        return (zlib.crc32(np.ascontiguousarray(array).view(np.uint8)), array.shape, value.dtype)
-    if value.known and isinstance(value.constant, tuple):
-        return tuple(map(_identity, value.constant))
-    return ("constant", repr(value.constant)) if value.known else id(value)
 
 
 def _sources(function: ir.Operation, recorder: _Recorder) -> dict[ir.Value, int]:
@@ -345,18 +326,25 @@ def _print(op: ir.Operation) -> Any:
 
 
 def _maker(value: ir.Value) -> str:
-    op = _owner(value)
-    return f"argument {value.arg_number}" if op is None else f"made by {_described(op)}"
+    value = _uncast(value)
+    if isinstance(value, ir.BlockArgument):
+        return f"argument {value.arg_number}"
+    return f"made by {_described(value.owner.operation)}"
 
 
 def _owner(value: ir.Value) -> ir.Operation | None:
-    """The operation that makes a value, casts between torch and builtin tensors left out."""
+    value = _uncast(value)
+    return None if isinstance(value, ir.BlockArgument) else value.owner.operation
+
+
+def _uncast(value: ir.Value) -> ir.Value:
+    """What a value is a cast of, between torch and builtin tensors."""
     while not isinstance(value, ir.BlockArgument):
         op = value.owner.operation
-        if not op.name.startswith("torch_c."):
-            return op
+        if op.name not in (TO_BUILTIN, FROM_BUILTIN):
+            break
         value = op.operands[0]
-    return None
+    return value
 
 
 def _described(op: ir.Operation) -> str:
@@ -367,40 +355,3 @@ def _described(op: ir.Operation) -> str:
             names.append(remarks.subject(maker))
     about = ", ".join(filter(None, names))
     return f"{name_of(op)}{f' ({about})' if about else ''} at {op.location}"
-
-
-def _difference(before: Value, after: Value) -> str | None:
-    """How two values differ, or None."""
-    if before is after:  # an input, such as a weight that torch reads
-        return None
-    if isinstance(before, Quantized) and isinstance(after, Quantized):
-        data = _difference(before.data, after.data)
-        scale = _difference(before.scale, after.scale)
-        return f"codes {data}" if data else f"scales {scale}" if scale else None
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        if (before.shape, before.dtype) != (after.shape, after.dtype):
-            return f"{before.dtype}{list(before.shape)} became {after.dtype}{list(after.shape)}"
-        return _distance(before, after)
-    if isinstance(before, Other) and isinstance(after, Other):
-        same = (before.known, _identity(before)) == (after.known, _identity(after))
-        return None if same or not before.known else f"{before.constant} became {after.constant}"
-    return f"{type(before).__name__} became {type(after).__name__}"
-
-
-def _distance(before: Tensor, after: Tensor) -> str | None:
-    a, b = before.ball(), after.ball()
-    slack = np.broadcast_to(a.reach + b.reach, a.mid.shape)
-    with np.errstate(all="ignore"):
-        same = (a.mid == b.mid) & (np.signbit(a.mid) == np.signbit(b.mid))
-        same |= np.isnan(a.mid) & np.isnan(b.mid)
-        same |= (slack > 0) & ((abs(a.mid - b.mid) <= slack) | np.isinf(slack))
-        if same.all():
-            return None
-        gap = np.where(same, -1.0, np.nan_to_num(abs(a.mid - b.mid) - slack, nan=np.inf))
-    worst = np.unravel_index(int(gap.argmax()), gap.shape)
-    place = [int(i) for i in worst]
-    tolerance = f", more than {slack[worst]:.3g} apart" if slack[worst] else ""
-    return (
-        f"in {int((~same).sum())} of {same.size} elements, at {place} "
-        f"{a.mid[worst]:.9g} before and {b.mid[worst]:.9g} after{tolerance}"
-    )

@@ -21,6 +21,7 @@ torch and is meant for small programs; `compiler/verification.py` runs it around
 | product.py | matmul, group_matmul |
 | experts.py | select_experts, route, combine |
 | torch_ops.py | the operations of torch that passes raise or fuse; no others |
+| difference.py | whether two values are the same |
 | inputs.py | random inputs, legal and unpleasant |
 """
 

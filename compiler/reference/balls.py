@@ -222,7 +222,8 @@ def summed(x: Ball) -> Ball:
     total = Ball(x.mid.sum(-1, keepdims=True))
     if x.slack is None:
         return single(total)
-    error = x.mid.shape[-1] * UNIT * abs(x.mid) + x.slack
+    # one more than there are terms: a kernel may keep the product in each (fma)
+    error = (x.mid.shape[-1] + 1) * UNIT * abs(x.mid) + x.slack
     return single(ball(total.mid, error.sum(-1, keepdims=True), x))
 
 

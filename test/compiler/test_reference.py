@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -215,6 +215,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
+@settings(max_examples=40, deadline=None)
 @given(numbers, numbers, slacks, slacks, places, places)
 def test_results_of_other_members_lie_within_the_slack(name, a, b, s, t, u, v) -> None:
     """Of any members of the operands, evaluated without slack."""
