@@ -24,16 +24,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qfuse.compiler import remarks
+from qfuse.compiler.passes.outline import KERNEL
 from qfuse.compiler.pipeline import Stage
 from qfuse.compiler.reference.difference import difference, identity
 from qfuse.compiler.reference.inputs import RandomInputs
 from qfuse.compiler.reference.interpreter import Interpreter
-from qfuse.compiler.reference.values import (
-    Inexecutable,
-    Misfit,
-    Value,
-    name_of,
-)
+from qfuse.compiler.reference.values import Inexecutable, Misfit, Value, name_of
 from qfuse.compiler.torch_ir import FROM_BUILTIN, TO_BUILTIN
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
@@ -160,12 +156,14 @@ class Verification:
             if change is None:
                 self.compared += 1
             elif (old.sources & gone) or (outcome.sources & new):
-                replaced = _first(before.opaque, old.sources & gone)
-                made = _first(after.opaque, outcome.sources & new)
+                changed = [
+                    *_names(before.opaque, old.sources & gone),
+                    *_names(after.opaque, outcome.sources & new),
+                ]
                 self._skip(
                     context.name,
                     context.function,
-                    f"the reference does not execute {(replaced or made)[0]}, on which "
+                    f"the reference does not execute {changed[0]}, on which "
                     f"{old.what.split(',')[0]} depends",
                 )
             else:
@@ -196,7 +194,7 @@ class Verification:
         except Inexecutable as error:
             run.error = error
             return run
-        run.opaque = list(recorder.keys.values())
+        run.opaque = recorder.opaque
         sources = _sources(function, recorder)
         body = _body(function)
         number = {hash(op): i for i, op in enumerate(body)}
@@ -260,6 +258,11 @@ class _Recorder:
         self._results: dict[Key, tuple[Key, list[Value]]] = {}
         self._count: dict[Key, int] = {}
 
+    @property
+    def opaque(self) -> list[Key]:
+        """The operations that were asked for; bit i of `Outcome.sources` is the i-th."""
+        return [key for _, key, _ in self.calls]
+
     def __call__(self, op: ir.Operation, operands: list[Value]) -> list[Value]:
         types = tuple(str(r.type) for r in op.results)
         attributes = tuple((name, str(op.attributes[name])) for name in op.attributes)
@@ -278,7 +281,7 @@ class _Recorder:
 
 def _sources(function: ir.Operation, recorder: _Recorder) -> dict[ir.Value, int]:
     """The operations of torch without a rule that each value depends on, as bits."""
-    bit = {key: 1 << i for i, key in enumerate(recorder.keys.values())}
+    bit = {key: 1 << i for i, key in enumerate(recorder.opaque)}
     block = function.regions[0].blocks[0]
     found: dict[ir.Value, int] = dict.fromkeys(block.arguments, 0)
     for op in block.operations:
@@ -298,8 +301,8 @@ def _bits(opaque: Sequence[Key], wanted: set[Key]) -> int:
     return sum(1 << i for i, key in enumerate(opaque) if key in wanted)
 
 
-def _first(opaque: Sequence[Key], bits: int) -> Key | None:
-    return next((key for i, key in enumerate(opaque) if bits >> i & 1), None)
+def _names(opaque: Sequence[Key], bits: int) -> list[str]:
+    return [key[0] for i, key in enumerate(opaque) if bits >> i & 1]
 
 
 def _is_dynamic(function: ir.Operation) -> bool:
@@ -307,9 +310,10 @@ def _is_dynamic(function: ir.Operation) -> bool:
 
 
 def _functions(module: ir.Module) -> list[ir.Operation]:
-    """The functions of a module that have a body."""
+    """The functions of a module that have a body; a kernel runs where it is called."""
     operations = [op.operation for op in module.body.operations]
-    return [op for op in operations if op.name == "func.func" and len(op.regions[0].blocks)]
+    functions = [op for op in operations if op.name == "func.func" and KERNEL not in op.attributes]
+    return [op for op in functions if len(op.regions[0].blocks)]
 
 
 def _name(function: ir.Operation) -> str:

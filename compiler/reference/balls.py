@@ -58,6 +58,9 @@ class Ball:
     def reach(self) -> Array:
         return np.zeros(()) if self.slack is None else self.slack
 
+    def __getitem__(self, index: Any) -> "Ball":
+        return self.map(lambda a: a[index])
+
     def map(self, move: Callable[[Array], Array]) -> "Ball":
         """Something that only moves elements about, such as a reshape."""
         if self.slack is None:

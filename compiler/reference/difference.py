@@ -56,7 +56,7 @@ def identity(value: Value) -> Any:
         array = value.array
         if array.size > 1 << 16:
             return (array.ctypes.data, array.shape)
-        return (zlib.crc32(np.ascontiguousarray(array).view(np.uint8)), array.shape, value.dtype)
+        return (zlib.crc32(np.ascontiguousarray(array).tobytes()), array.shape, value.dtype)
     if value.known and isinstance(value.constant, tuple):
         return tuple(map(identity, value.constant))
     return ("constant", repr(value.constant)) if value.known else id(value)

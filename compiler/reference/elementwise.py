@@ -1,7 +1,6 @@
 """add, mul, activations, glu."""
 
 from collections.abc import Callable
-from typing import Any
 
 from qfuse.compiler.reference import balls, schemes
 from qfuse.compiler.reference.activations import ACTIVATIONS
@@ -23,16 +22,12 @@ def _elementwise(compute: Callable[..., Ball]) -> Callable[..., list[Value]]:
 def glu(op: ir.Operation, gate: Tensor, up: Tensor | None = None) -> list[Value]:
     if up is None:
         half = gate.shape[-1] // 2
-        g, u = (gate.ball().map(lambda a, s=s: a[..., s]) for s in _halves(half))
+        g, u = gate[..., :half].ball(), gate[..., half:].ball()
     else:
         g, u = gate.ball(), up.ball()
     act = ACTIVATIONS[ir.StringAttr(op.attributes["act"]).value]
     value = balls.mul(balls.rounded(act(g), gate.dtype), u)
     return value_and_quantized(op, Tensor.of(value, gate.dtype))
-
-
-def _halves(half: int) -> tuple[slice, slice]:
-    return slice(0, half), slice(half, None)
 
 
 def value_and_quantized(op: ir.Operation, value: Tensor, *others: Tensor) -> list[Value]:
@@ -52,7 +47,7 @@ def result_dtype(op: ir.Operation) -> str:
     return shaped(op.results[0].type).dtype
 
 
-RULES: dict[str, Callable[..., Any]] = {
+RULES: dict[str, Callable[..., list[Value]]] = {
     "qfuse.add": _elementwise(balls.add),
     "qfuse.mul": _elementwise(balls.mul),
     **{f"qfuse.{name}": _elementwise(compute) for name, compute in ACTIVATIONS.items()},

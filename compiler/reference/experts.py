@@ -1,5 +1,6 @@
 """select_experts, route, combine: the operations of `dialects/moe_ops.py` but the product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ class Router:
         if self.normalize:
             total = balls.constant(0.0)
             for j in range(self.count):
-                total = balls.add(total, weights.map(lambda a, j=j: a[:, j, None]))
+                total = balls.add(total, weights[:, j, None])
             if sigmoid:
                 total = balls.add(total, balls.constant(SIGMOID_EPSILON))
             weights = balls.div(weights, total)
@@ -85,9 +86,9 @@ def _in_groups(choice: Ball, groups: int, used: int) -> Ball:
     best = members.map(lambda a: a.reshape(tokens * groups, size))
     pair = _largest(best, min(2, size), ordered=False)
     top = best.map(lambda a: np.take_along_axis(a, pair, 1))
-    counts = top.map(lambda a: a[:, :1])
+    counts = top[:, :1]
     if size > 1:
-        counts = balls.add(counts, top.map(lambda a: a[:, 1:]))
+        counts = balls.add(counts, top[:, 1:])
     kept = np.zeros((tokens, groups), bool)
     chosen = _largest(counts.map(lambda a: a.reshape(tokens, groups)), used, ordered=False)
     np.put_along_axis(kept, chosen, True, 1)
@@ -144,8 +145,7 @@ def combine(
         slot = slots.array[:, j]
         if len(slot) and slot.max() >= len(rows.mid):
             raise Misfit(f"slots name rows of y outside of 0 to {len(rows.mid) - 1}")
-        row = rows.map(lambda a, s=slot: a[np.maximum(s, 0)] if len(a) else a[:0])
-        weight = weights.ball().map(lambda a, j=j: a[:, j, None])
+        row, weight = rows[np.maximum(slot, 0)], weights[:, j, None].ball()
         there = Ball((slot >= 0)[:, None])
         total = balls.select(there, balls.add(total, balls.mul(row, weight)), total)
     shape = (*_rows(op, type_.shape, slots.shape[0], residual), width)
@@ -171,7 +171,7 @@ def _rows(
     return tuple(rows)
 
 
-RULES = {
+RULES: dict[str, Callable[..., list[Value]]] = {
     "qfuse.select_experts": select_experts,
     "qfuse.route": route,
     "qfuse.combine": combine,

@@ -1,5 +1,7 @@
 """rms_norm and rope."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from qfuse.compiler.reference import balls
@@ -32,7 +34,7 @@ def rope(op: ir.Operation, x: Tensor, cos: Tensor, sin: Tensor) -> list[Value]:
     half = x.shape[3] // 2
 
     def by_heads(table: Tensor) -> Ball:
-        return table.ball().map(lambda a: a[:, :, None, :])
+        return table.ball()[:, :, None, :]
 
     def turned(a: Array) -> Array:
         return np.concatenate([a[..., half:], a[..., :half]], -1)
@@ -45,4 +47,4 @@ def rope(op: ir.Operation, x: Tensor, cos: Tensor, sin: Tensor) -> list[Value]:
     return [Tensor.of(balls.add(straight, crossed), x.dtype)]
 
 
-RULES = {"qfuse.rms_norm": rms_norm, "qfuse.rope": rope}
+RULES: dict[str, Callable[..., list[Value]]] = {"qfuse.rms_norm": rms_norm, "qfuse.rope": rope}

@@ -57,7 +57,7 @@ class Products:
             shape, index = tokens.shape, tokens.array.reshape(-1)
             if len(index) and not 0 <= index.min() <= index.max() < len(rows.mid):
                 raise Misfit(f"tokens name rows of x outside of 0 to {len(rows.mid) - 1}")
-            rows = rows.map(lambda a: a[index])
+            rows = rows[index]
         # rows of no expert hold anything: NaN, and whatever else a kernel leaves there
         count = math.prod(shape)
         mid = np.full((count, w.shape[1]), np.nan)
@@ -67,8 +67,7 @@ class Products:
             raise Misfit(f"indptr is no rising list from 0 to {count} at most")
         for e, (begin, end) in enumerate(pairwise(ends)):
             if begin < end:
-                part = rows.map(lambda a, b=begin, c=end: a[b:c])
-                total = balls.dot(part, _numbers(_expert(w, e), columns))
+                total = balls.dot(rows[begin:end], _numbers(_expert(w, e), columns))
                 mid[begin:end] = total.mid
                 if slack is not None:
                     slack[begin:end] = total.reach
@@ -93,16 +92,16 @@ def _quantized_input(op: ir.Operation, x: Operand, w: Operand) -> Operand:
 def _numbers(value: Operand, columns: Array) -> Ball:
     if isinstance(value, Quantized):
         return schemes.decode(value, columns)
-    return value.map(lambda a: a[..., columns]).ball()
+    return value[..., columns].ball()
 
 
 def _expert(w: Operand, e: int) -> Operand:
     """The weight [N, K] of one expert."""
 
     if isinstance(w, Tensor):
-        return w.map(lambda a: a[e])
+        return w[e]
     type_ = replace(w.type, shape=w.shape[1:])
-    return Quantized(w.data.map(lambda a: a[e]), w.scale.map(lambda a: a[e]), type_)
+    return Quantized(w.data[e], w.scale[e], type_)
 
 
 def _flat(a: Array) -> Array:
@@ -118,7 +117,7 @@ def _finish(
     block = w.type.scheme.block[0] if isinstance(w, Quantized) and w.type.scheme else 1
     arguments, at = [], 0
     for part in parts:
-        arguments.append(totals.map(lambda a, b=at, n=part: a[:, b : b + n]))
+        arguments.append(totals[:, at : at + part])
         at = round_up(at + part, block)
     count = totals.mid.shape[0]
     arguments += [_extra(e, kind, count) for e, kind in zip(extra, maps, strict=True)]

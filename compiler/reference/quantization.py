@@ -1,5 +1,6 @@
 """pack, unpack, quantize, dequantize, concat."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from qfuse.compiler.reference import schemes
@@ -35,7 +36,7 @@ def concat(op: ir.Operation, *weights: Value) -> list[Value]:
     return [stack([w for w in weights if isinstance(w, Tensor)])]
 
 
-RULES = {
+RULES: dict[str, Callable[..., list[Value]]] = {
     "qfuse.pack": pack,
     "qfuse.unpack": unpack,
     "qfuse.quantize": quantize,

@@ -28,8 +28,8 @@ def decode(value: Quantized, columns: Array | None = None) -> Ball:
         columns = np.arange(value.shape[-1])
     rows = np.arange(value.shape[-2]) // scheme.block[0]
     blocks = columns // scheme.block[1] * scheme.numbers
-    data = value.data.map(lambda a: a[..., columns]).ball()
-    scale = value.scale.map(lambda a: a[..., rows[:, None], blocks]).ball()
+    data = value.data[..., columns].ball()
+    scale = value.scale[..., rows[:, None], blocks].ball()
     slack = abs(data.mid) * scale.reach + (abs(scale.mid) + scale.reach) * data.reach
     return balls.ball(data.mid * scale.mid, slack, data, scale)
 
@@ -53,13 +53,10 @@ def encode(x: Ball, type_: Shaped) -> Quantized:
     amax = balls.maximum(balls.largest(balls.absolute(groups)), balls.constant(AMAX_FLOOR))
     scale = balls.div(amax, limit)
     codes = _codes(balls.mul(groups, balls.div(limit, amax)), type_.dtype)
-    numbers = scale.map(lambda a: a[..., 0])
+    numbers = scale[..., 0]
     if scheme.packing == "q8_1":  # the sum of each block beside its scale
-        total = codes.map(lambda a: a.sum(-1, keepdims=True))
-        if codes.slack is not None:
-            total = Ball(total.mid, codes.slack.sum(-1, keepdims=True))
-        pair = [numbers, balls.mul(scale, total).map(lambda a: a[..., 0])]
-        numbers = _interleaved(*pair)
+        total = codes.map(lambda a: a.sum(-1, keepdims=True))  # of whole numbers: exact
+        numbers = _interleaved(numbers, balls.mul(scale, total)[..., 0])
     data = codes.map(lambda a: a.reshape(*a.shape[:-2], -1)[..., :width])
     stored = Tensor(_stored(data.mid, type_.dtype), data.slack)
     return Quantized(stored, Tensor.of(numbers, scheme.scale), replace(type_, shape=stored.shape))

@@ -91,7 +91,7 @@ def _slice(
 ) -> Tensor:
     index = [slice(None)] * len(x.shape)
     index[dim] = slice(start, end, step)
-    return x.map(lambda v: v[tuple(index)])
+    return x[tuple(index)]
 
 
 def _reshape(out: Shaped, x: Tensor) -> Tensor:
@@ -227,13 +227,11 @@ def _moe_experts(
         return linear.ball()
 
     def expert(row: Tensor, e: int) -> Ball:
-        codes, scales = gate_up.map(lambda a: a[e]), gate_up_scale.map(lambda a: a[e])
-        gate = product(row, codes.map(lambda a: a[:width]), scales.map(lambda a: a[:start]))
-        up = product(row, codes.map(lambda a: a[start * height :]), scales.map(lambda a: a[start:]))
+        codes, scales = gate_up[e], gate_up_scale[e]
+        gate = product(row, codes[:width], scales[:start])
+        up = product(row, codes[start * height :], scales[start:])
         hidden = balls.mul(balls.rounded(ACTIVATIONS[act](gate), out.dtype), up)
-        return product(
-            _float(out, hidden), down.map(lambda a: a[e]), down_scale.map(lambda a: a[e])
-        )
+        return product(_float(out, hidden), down[e], down_scale[e])
 
     totals = []
     for t in range(x.shape[0]):
@@ -241,8 +239,8 @@ def _moe_experts(
         for j in range(ids.shape[1]):
             e = int(ids.array[t, j])
             if 0 <= e < gate_up.shape[0]:
-                weight = weights.map(lambda a, t=t, j=j: a[t : t + 1, j : j + 1]).ball()
-                y = expert(x.map(lambda a, t=t: a[t : t + 1]), e)
+                weight = weights[t : t + 1, j : j + 1].ball()
+                y = expert(x[t : t + 1], e)
                 total = balls.add(total, balls.mul(weight, y))
         totals.append(_float(out, total))
     return stack(totals) if totals else x

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,9 @@ class Tensor:
         if self.dtype in _TABLES:  # a lookup is several times faster than a cast
             return Ball(_TABLES[self.dtype][self.array.view(np.uint8)], self.slack)
         return Ball(self.array.astype(np.float64), self.slack)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return self.map(lambda a: a[index])
 
     def map(self, move: Callable[[Array], Array]) -> "Tensor":
         """Something that only moves elements about, such as a reshape."""
