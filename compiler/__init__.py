@@ -29,6 +29,8 @@
 | routing.py, routing_adapters.py | which rows are whose: one contract, and those of others |
 | pipeline.py | pass pipelines: the built-in order, and as text |
 | passes/ | one pass per file |
+| verification.py | running a program before and after each pass |
+| reference/ | the dialect, executed in numpy |
 | pdl.py, epilogue.py, remarks.py | what passes are written with |
 | expert_layers.py | launches of a layer of experts, for the report |
 | plan/ | the lowered host program as data |

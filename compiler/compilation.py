@@ -30,6 +30,7 @@ from qfuse.compiler.passes.triton_to_binary import to_binaries
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.program import Kernel, Program
+from qfuse.compiler.verification import Verification
 from qfuse.dialects import registry
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
@@ -62,6 +63,7 @@ class ConfigResult:
     seconds: dict[str, float]
     remarks: remarks.Remarks
     expert_layers: list[dict[str, Any]]
+    verified: list[str] | None = None
 
 
 Progress = Callable[[str, int, int], None]
@@ -78,6 +80,7 @@ def compile(
     max_len: int | None = None,
     logits: str = "last",
     blas: str = "auto",
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
@@ -90,9 +93,14 @@ def compile(
     faster there, "on" all that it has, or "off".  `disable` names fusions to leave out, or "all";
     the result is the same to the last bit.
 
+    `verify` runs the program before and after each pass in the reference interpreter, with random
+    weights and inputs, and raises NotEquivalent, naming pass and operation, if a pass changes what
+    it computes; see `compiler/verification.py`.  `program.report["verified"]` of the result says
+    what was compared, and what could not be.
+
     Raises QfuseError, in one line, for anything that cannot be read or compiled.
     """
-    options = CompileOptions.make(target, disable, blas=blas)
+    options = CompileOptions.make(target, disable, blas=blas, verify=verify)
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
 
@@ -116,9 +124,10 @@ def compile_imported(
 ) -> Executable:
     """Compile what a front end imported.  The module is changed in place."""
     module = imported.module
-    fused = fuse(module, options, progress)
-    decided = dispatch(module, options)
-    kernels = compile_kernels(module, options, progress)
+    verification = _verification(options)
+    fused = fuse(module, options, progress, verification)
+    decided = dispatch(module, options, verification)
+    kernels = compile_kernels(module, options, progress, verification)
     with module.context:
         plan = build_plan(module, kernels)
     program = Program.prepare(
@@ -130,6 +139,7 @@ def compile_imported(
             "remarks": [remark.to_json() for remark in fused.remarks],
             "expert_layers": fused.expert_layers,
             "dispatch": [row.to_json() for row in decided],
+            **({} if verification is None else {"verified": verification.report()}),
         },
         target=str(options.target),
         progress=lambda done, total: _report(progress, "weights", done, total),
@@ -137,7 +147,12 @@ def compile_imported(
     return Executable(program)
 
 
-def fuse(module: ir.Module, options: CompileOptions, progress: Progress | None = None) -> Fused:
+def fuse(
+    module: ir.Module,
+    options: CompileOptions,
+    progress: Progress | None = None,
+    verification: Verification | None = None,
+) -> Fused:
     """Run the import and the fusion passes."""
     names = [*pipeline.IMPORT, *options.fusion_passes()]
     names += () if options.target.is_cpu else pipeline.GPU
@@ -147,14 +162,19 @@ def fuse(module: ir.Module, options: CompileOptions, progress: Progress | None =
             registry.load_all()
         _report(progress, "fuse", 0, len(stages))
         imported = len(pipeline.IMPORT)
+        around = None if verification is None else verification.around
         timings = pipeline.run(
-            module, stages[:imported], lambda i, *_: _report(progress, "fuse", i + 1, len(stages))
+            module,
+            stages[:imported],
+            lambda i, *_: _report(progress, "fuse", i + 1, len(stages)),
+            around,
         )
         before = count_launches(module)
         timings += pipeline.run(
             module,
             stages[imported:],
             lambda i, *_: _report(progress, "fuse", imported + i + 1, len(stages)),
+            around,
         )
     layers = [
         {"weight": unfused.weight, "before": unfused.launches, "after": fused.launches}
@@ -163,13 +183,16 @@ def fuse(module: ir.Module, options: CompileOptions, progress: Progress | None =
     return Fused(collected, timings, layers)
 
 
-def dispatch(module: ir.Module, options: CompileOptions) -> list[Row]:
+def dispatch(
+    module: ir.Module, options: CompileOptions, verification: Verification | None = None
+) -> list[Row]:
     """Give each product of a fused module, in place, to a library or to our kernels."""
     chosen = Dispatch(str(options.target), options.blas)
     with _errors_as_one_line():
         rows = dispatch_table(module, chosen.machine())
         stages = [pipeline.Stage(p.name, p) for p in (chosen, ConvertToBlas())]
-        pipeline.run(module, stages)
+        around = None if verification is None else verification.around
+        pipeline.run(module, stages, around=around)
     return rows
 
 
@@ -198,13 +221,17 @@ def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] 
 
 
 def compile_kernels(
-    module: ir.Module, options: CompileOptions, progress: Progress | None = None
+    module: ir.Module,
+    options: CompileOptions,
+    progress: Progress | None = None,
+    verification: Verification | None = None,
 ) -> dict[str, Kernel]:
     """Lower a fused module, in place, and return machine code for its kernels, by name."""
     target, cache = options.target, options.cache_dir
     lower = ConvertToCpu() if target.is_cpu else ConvertToTriton(str(target))
     with _errors_as_one_line():
-        pipeline.run(module, [pipeline.Stage(lower.name, lower)])
+        around = None if verification is None else verification.around
+        pipeline.run(module, [pipeline.Stage(lower.name, lower)], around=around)
     functions = kernel_functions(module.operation)
 
     def report(done: int) -> None:
@@ -230,10 +257,21 @@ def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     imported = import_config(Path(config))
     seconds = {"import": time.perf_counter() - start}
     counts = {"imported": count_ops(imported.module)}
-    fused = fuse(imported.module, options)
+    verification = _verification(options)
+    fused = fuse(imported.module, options, verification=verification)
     seconds |= {timing.name: timing.seconds for timing in fused.timings}
+    if verification is not None:
+        seconds["verification"] = verification.seconds
     counts["fused"] = count_ops(imported.module)
-    return ConfigResult(imported.module, counts, seconds, fused.remarks, fused.expert_layers)
+    verified = None if verification is None else verification.report()
+    return ConfigResult(
+        imported.module, counts, seconds, fused.remarks, fused.expert_layers, verified
+    )
+
+
+def _verification(options: CompileOptions) -> Verification | None:
+    """What runs around passes, if it was asked for: few rows and short sums, for whole models."""
+    return Verification(extents=(5,), terms=64) if options.verify else None
 
 
 def count_ops(module: ir.Module) -> dict[str, int]:

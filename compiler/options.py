@@ -34,6 +34,7 @@ class CompileOptions:
     level: str | None = None
     cache_dir: Path | None = None
     blas: str = "auto"
+    verify: bool = False
 
     @staticmethod
     def make(
@@ -41,6 +42,7 @@ class CompileOptions:
         disable: Sequence[str] = (),
         environment: Mapping[str, str] = os.environ,
         blas: str = "auto",
+        verify: bool = False,
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
@@ -63,6 +65,7 @@ class CompileOptions:
             level,
             cache_dir(environment) / "kernels",
             blas,
+            verify,
         )
 
     @staticmethod

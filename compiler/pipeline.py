@@ -4,6 +4,7 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -60,20 +61,26 @@ class Timing:
     seconds: float
 
 
+Around = Callable[[Stage, ir.Module], AbstractContextManager[None]]
+"""What a stage runs inside of, such as `Verification.around`."""
+
+
 def run(
     module: ir.Module,
     stages: Sequence[Stage],
     after: Callable[[int, Stage, ir.Module], None] | None = None,
+    around: Around | None = None,
 ) -> list[Timing]:
-    """Run `stages` in order; `after` sees the module after each.
+    """Run `stages` in order, each inside of `around`; `after` sees the module after each.
 
     Raises QfuseError, or ir.MLIRError where the result does not verify.
     """
     timings = []
     for index, stage in enumerate(stages):
-        start = time.perf_counter()
-        stage.run(module)
-        timings.append(Timing(stage.name, time.perf_counter() - start))
+        with nullcontext() if around is None else around(stage, module):
+            start = time.perf_counter()
+            stage.run(module)
+            timings.append(Timing(stage.name, time.perf_counter() - start))
         if after is not None:
             after(index, stage, module)
     return timings

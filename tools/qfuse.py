@@ -44,7 +44,7 @@ def _compile(args: argparse.Namespace) -> int:
     from qfuse.compiler.options import CompileOptions
 
     disable = args.disable.split(",") if args.disable else ()
-    options = CompileOptions.make(args.target, disable, blas=args.blas)
+    options = CompileOptions.make(args.target, disable, blas=args.blas, verify=args.verify)
     console = Console(stderr=True)
     if args.config_only:
         if args.model is not None or args.max_len is not None:
@@ -68,9 +68,11 @@ def _compile(args: argparse.Namespace) -> int:
             disable=sorted(options.disable),
             max_len=args.max_len,
             blas=args.blas,
+            verify=args.verify,
             progress=progress,
         )
     exe.save(args.output)
+    _print_verified(exe.program.report.get("verified"))
     if args.remarks:
         _print_remarks(exe.program.report["remarks"])
     sizes = exe.program.sizes()
@@ -90,6 +92,7 @@ def _compile_config(args: argparse.Namespace, options: Any) -> int:
     start = time.perf_counter()
     result = compile_config(args.config_only, options)
     total = time.perf_counter() - start
+    _print_verified(result.verified)
     if args.output is not None:
         from qfuse.tools.files import write_text
 
@@ -194,6 +197,11 @@ def _print_remarks(remarks: Sequence[dict[str, str]]) -> None:
         )
 
 
+def _print_verified(lines: Sequence[str] | None) -> None:
+    for line in lines or ():
+        print(f"verify: {line}", file=sys.stderr)
+
+
 def _peak_rss() -> int:
     import resource
 
@@ -243,6 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
     add("--blas", default="auto", help="products by cuBLAS: auto (where faster), on, off")
     add("--remarks", action="store_true", help="print what each pattern did or declined")
+    add(
+        "--verify",
+        action="store_true",
+        help="run the program before and after each pass, with random weights and inputs, and "
+        "fail if a pass changes what it computes",
+    )
     add("--json", action="store_true", help="with --config-only: print JSON")
     add(
         "--config-only",

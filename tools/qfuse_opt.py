@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.passes import ALL_PASSES
@@ -16,6 +16,9 @@ from qfuse.tools import diagnostics
 from qfuse.tools.diagnostics import Diagnostic
 from qfuse.tools.ending import exit_code
 from qfuse.tools.files import write_text
+
+if TYPE_CHECKING:
+    from qfuse.compiler.verification import Verification
 
 SEPARATOR = "// -----"
 
@@ -41,11 +44,14 @@ def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
     if args.reproducer:  # written first, so that a crash of the process leaves it behind
         write_text(args.reproducer, _reproducer(text, stages))
     chunks = _split(text) if args.split_input_file else [text]
+    verification = _verification(args)
     outputs, failed = [], False
     for chunk in chunks:
-        output, good = _process(chunk, stages, args)
+        output, good = _process(chunk, stages, args, verification)
         outputs.append(output)
         failed |= not good
+    for line in verification.report() if verification is not None else ():
+        print(f"{_input_name(args)}: verify-fusion: {line}", file=sys.stderr)
     if failed:
         return 1
     if not args.verify_diagnostics:
@@ -57,9 +63,14 @@ def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
     return 0
 
 
-def _process(text: str, stages: list[pipeline.Stage], args: argparse.Namespace) -> tuple[str, bool]:
+def _process(
+    text: str,
+    stages: list[pipeline.Stage],
+    args: argparse.Namespace,
+    verification: "Verification | None",
+) -> tuple[str, bool]:
     """Run the stages over one module; return what to print and whether it went well."""
-    name = "<stdin>" if args.input == "-" else args.input
+    name = _input_name(args)
     found: list[Diagnostic] = []
     output = ""
     with ir.Context() as context, ir.Location.unknown():
@@ -67,7 +78,8 @@ def _process(text: str, stages: list[pipeline.Stage], args: argparse.Namespace) 
         with diagnostics.collect(context) as reported, remarks.collect() as collected:
             try:
                 module = ir.Module.parse(text)
-                timings = pipeline.run(module, stages, _observer(args))
+                around = None if verification is None else verification.around
+                timings = pipeline.run(module, stages, _observer(args), around)
                 output = f"{module}\n" if not str(module).endswith("\n") else str(module)
                 if args.timing:
                     _print_timings(timings)
@@ -86,6 +98,18 @@ def _process(text: str, stages: list[pipeline.Stage], args: argparse.Namespace) 
         print(f"{name}:{diagnostic}", file=sys.stderr)
     _print_remarks(args.remarks, name, collected)
     return output, not errors
+
+
+def _verification(args: argparse.Namespace) -> "Verification | None":
+    if not args.verify_fusion:
+        return None
+    from qfuse.compiler.verification import Verification  # numpy would double the start-up time
+
+    return Verification(args.verify_fusion_seed)
+
+
+def _input_name(args: argparse.Namespace) -> str:
+    return "<stdin>" if args.input == "-" else args.input
 
 
 def _observer(args: argparse.Namespace):
@@ -202,6 +226,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="print what each pattern did or declined, and why, on stderr; text (without "
         "=FORMAT) or json",
+    )
+    add(
+        "--verify-fusion",
+        action="store_true",
+        help="run each function before and after each pass of ours, on random inputs in the "
+        "reference interpreter, and fail if the pass changes what it computes",
+    )
+    add(
+        "--verify-fusion-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of these inputs; default 0",
     )
     add("--print-ir-after-all", action="store_true", help="print the IR after each pass on stderr")
     add("--dump-dir", type=Path, metavar="DIR", help="write the IR after each pass to DIR")

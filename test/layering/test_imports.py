@@ -73,6 +73,7 @@ def test_packages_of_pyproject_are_the_folders() -> None:
     [
         ("qfuse.tools.qfuse_opt", "torch"),
         ("qfuse.dialects.registry", "torch"),
+        ("qfuse.compiler.verification", "torch"),
         ("qfuse.compiler", "torch_mlir"),
         ("qfuse.compiler.runtime.program", "torch_mlir"),
         ("qfuse.lowering.cpu.launcher", "torch_mlir"),

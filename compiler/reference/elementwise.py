@@ -1,0 +1,88 @@
+"""Element-wise operations and GLUs."""
+
+import math
+from collections.abc import Callable
+
+from qfuse.compiler.reference import balls, schemes
+from qfuse.compiler.reference.activations import ACTIVATIONS, clamp, sigmoid
+from qfuse.compiler.reference.balls import Ball
+from qfuse.compiler.reference.values import Tensor, Value
+from qfuse.dialects.bindings import ir
+from qfuse.dialects.elementwise_ops import glu_of
+from qfuse.dialects.glu import SWIGLU_OAI, Glu
+from qfuse.dialects.types import shaped
+
+
+def _elementwise(compute: Callable[..., Ball]) -> Callable[..., list[Value]]:
+    """numpy's broadcasting, one f32 operation, rounded to the type of the result."""
+
+    def rule(op: ir.Operation, *operands: Tensor) -> list[Value]:
+        return [Tensor.of(compute(*(x.ball() for x in operands)), result_dtype(op))]
+
+    return rule
+
+
+def glu(op: ir.Operation, gate: Tensor, up: Tensor | None = None) -> list[Value]:
+    if up is None:
+        half = gate.shape[-1] // 2
+        g, u = gate[..., :half].ball(), gate[..., half:].ball()
+    else:
+        g, u = gate.ball(), up.ball()
+    value = balls.mul(*glu_factors(glu_of(op), g, u, gate.dtype))
+    return value_and_quantized(op, Tensor.of(value, gate.dtype))
+
+
+def glu_factors(glu: Glu, g: Ball, u: Ball, dtype: str) -> tuple[Ball, Ball]:
+    """What a GLU multiplies; written a second time on purpose, as the activations are."""
+
+    def rounded(x: Ball) -> Ball:
+        return balls.rounded(x, dtype)
+
+    if glu.limit != math.inf:
+        limit = rounded(balls.constant(glu.limit))
+        g = balls.minimum(g, limit)
+        u = balls.minimum(balls.maximum(u, balls.negative(limit)), limit)
+    if glu.act != SWIGLU_OAI:
+        return rounded(ACTIVATIONS[glu.act](g)), u
+    scaled = rounded(balls.mul(g, balls.constant(glu.alpha)))
+    gated = rounded(balls.mul(g, rounded(sigmoid(scaled))))
+    return gated, rounded(balls.add(u, balls.constant(1.0)))
+
+
+def _clamp(op: ir.Operation, x: Tensor) -> list[Value]:
+    low, high = (ir.FloatAttr(op.attributes[name]).value for name in ("low", "high"))
+    return [Tensor.of(clamp(x.ball(), low, high), result_dtype(op))]
+
+
+def value_and_quantized(op: ir.Operation, value: Tensor, *others: Tensor) -> list[Value]:
+    """The results that are there of: a value, the value quantized, and others."""
+    present = list(ir.DenseI32ArrayAttr(op.attributes["resultSegmentSizes"]))
+    types = iter([r.type for r in op.results])
+    results: list[Value] = []
+    for i, there in enumerate(present):
+        if there:
+            type_ = shaped(next(types))
+            known = [value, None, *others][i]
+            results.append(schemes.encode(value.ball(), type_) if known is None else known)
+    return results
+
+
+def result_dtype(op: ir.Operation) -> str:
+    return shaped(op.results[0].type).dtype
+
+
+RULES: dict[str, Callable[..., list[Value]]] = {
+    "qfuse.add": _elementwise(balls.add),
+    "qfuse.sub": _elementwise(balls.sub),
+    "qfuse.mul": _elementwise(balls.mul),
+    "qfuse.div": _elementwise(balls.div),
+    "qfuse.sigmoid": _elementwise(sigmoid),
+    "qfuse.tanh": _elementwise(balls.tanh),
+    "qfuse.exp": _elementwise(balls.exp),
+    "qfuse.neg": _elementwise(balls.negative),
+    "qfuse.square": _elementwise(lambda x: balls.mul(x, x)),
+    "qfuse.cast": _elementwise(lambda x: x),
+    "qfuse.clamp": _clamp,
+    **{f"qfuse.{name}": _elementwise(compute) for name, compute in ACTIVATIONS.items()},
+    "qfuse.glu": glu,
+}
