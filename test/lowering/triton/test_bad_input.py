@@ -66,19 +66,24 @@ def is_possible(at: tuple[Any, ...], value: Any) -> bool:
         return isinstance(value, str)
     if field in ("shared_bytes", "program_scratch", "scratch_per_row", "counter_bytes"):
         return type(value) is int and value >= 0
-    if field in ("rows", "per_block", "y", "groups"):
+    if field in ("rows", "per_block", "y", "groups", "times"):
         return value == 2**40
     if field == "at_most":
         return value in (None, 2**40)
     return field == "parameters" and len(at) > 1 and value in ([], {})  # takes no pointers
 
 
+WITH_DEFAULTS = (
+    *("per_block", "at_most", "y", "groups", "times"),
+    *("scratch_per_row", "counter_bytes", "index", "part"),
+)
+
+
 @pytest.mark.parametrize("at", list(places(METADATA)), ids=lambda at: ".".join(map(str, at)))
 def test_damaged_metadata_is_noticed(at: tuple[Any, ...]) -> None:
     """Started as it says, the kernel would get wrong memory, a wrong grid, or fail much later."""
     damaged = [changed(at, v) for v in WRONG if not is_possible(at, v)]
-    if at[-1] not in ("per_block", "at_most", "y", "groups", "scratch_per_row", "counter_bytes",
-                      "index", "part") and not isinstance(at[-1], int):  # fmt: skip
+    if at[-1] not in WITH_DEFAULTS and not isinstance(at[-1], int):
         damaged.append(changed(at))  # the others have defaults, or shorten a list
     same = [data for data in damaged if data == METADATA]
     for data in damaged:
