@@ -20,6 +20,7 @@ from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.dispatch.subject import Machine
 from qfuse.compiler.dispatch.table import Row, rows_of
 from qfuse.compiler.expert_layers import count_launches
+from qfuse.compiler.norms import count_norms
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
@@ -44,14 +45,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fused:
-    """What the patterns did, each pass's time, and launches of each layer of experts.
+    """What the patterns did, each pass's time, launches of each layer of experts, and the norms.
 
-    `expert_layers` is what `Report.from_json` reads of them.
+    `expert_layers` and `norms` are what `Report.from_json` reads of them.
     """
 
     remarks: remarks.Remarks
     timings: list[pipeline.Timing]
     expert_layers: list[dict[str, Any]]
+    norms: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class ConfigResult:
     seconds: dict[str, float]
     remarks: remarks.Remarks
     expert_layers: list[dict[str, Any]]
+    norms: dict[str, Any]
     verified: list[str] | None = None
 
 
@@ -138,6 +141,7 @@ def compile_imported(
         report={
             "remarks": [remark.to_json() for remark in fused.remarks],
             "expert_layers": fused.expert_layers,
+            "norms": fused.norms,
             "dispatch": [row.to_json() for row in decided],
             **({} if verification is None else {"verified": verification.report()}),
         },
@@ -180,7 +184,7 @@ def fuse(
         {"weight": unfused.weight, "before": unfused.launches, "after": fused.launches}
         for unfused, fused in zip(before, count_launches(module), strict=True)
     ]
-    return Fused(collected, timings, layers)
+    return Fused(collected, timings, layers, count_norms(module))
 
 
 def dispatch(
@@ -265,7 +269,13 @@ def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     counts["fused"] = count_ops(imported.module)
     verified = None if verification is None else verification.report()
     return ConfigResult(
-        imported.module, counts, seconds, fused.remarks, fused.expert_layers, verified
+        imported.module,
+        counts,
+        seconds,
+        fused.remarks,
+        fused.expert_layers,
+        fused.norms,
+        verified,
     )
 
 

@@ -101,6 +101,7 @@ def _compile_config(args: argparse.Namespace, options: Any) -> int:
         data = {
             "ops": result.counts,
             "expert_layers": result.expert_layers or None,
+            "norms": result.norms,
             "seconds": {**result.seconds, "total": total},
             "peak_rss_bytes": _peak_rss(),
         }
@@ -116,8 +117,11 @@ def _compile_config(args: argparse.Namespace, options: Any) -> int:
         print(f"{phase:44}{seconds:10.3f}")
     print(f"{'total':44}{total:10.3f}")
     print(f"{'peak memory, GiB':44}{_peak_rss() / 2**30:10.3f}")
-    for what, unfused, fused in Report.from_json({"expert_layers": result.expert_layers}).savings():
+    report = Report.from_json({"expert_layers": result.expert_layers, "norms": result.norms})
+    for what, unfused, fused in report.savings():
         print(f"{what:44}{unfused:>10}{fused:>10}")
+    if report.norms:
+        print(report.norms)
     if args.remarks:
         _print_remarks([remark.to_json() for remark in result.remarks])
     return 0

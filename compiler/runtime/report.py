@@ -33,19 +33,35 @@ class ExpertLayer:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """How many norms there are, and how many quantize what they make; why the others do not."""
+
+    total: int
+    fused: int
+    others: Mapping[str, int]
+
+    def __str__(self) -> str:
+        text = f"{self.fused} of {self.total} norms quantize what they make"
+        reasons = (f"{count} because {why}" for why, count in self.others.items())
+        return "; ".join([text, *reasons])
+
+
+@dataclass(frozen=True)
 class Report:
     """What fusion did to a program.
 
     `before` and `after` are the launches and bytes of one call, as `Profile.to_json` has them,
     of the program without fusion and of the one that runs; None where nobody measured.
     `expert_layers` has the layers of experts in program order; None where there are none, or none
-    that run as experts' products.  `str(report)` is plain text; rich renders it as tables.
+    that run as experts' products; `norms` counts norms, None where there are none.
+    `str(report)` is plain text; rich renders it as tables.
     """
 
     patterns: tuple[PatternReport, ...]
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
     expert_layers: tuple[ExpertLayer, ...] | None = None
+    norms: Norms | None = None
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Report":
@@ -53,9 +69,10 @@ class Report:
 
         `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause` and
         `cure`; `patterns` names all that ran, so that those without a remark are listed, too;
-        `before` and `after` are profiles; `expert_layers` lists the fields of each ExpertLayer.
-        Every key may be absent.
+        `before` and `after` are profiles; `expert_layers` lists the fields of each ExpertLayer,
+        `norms` has those of Norms.  Every key may be absent.
         """
+        norms = Norms(**data["norms"]) if data.get("norms") else None
         fired: Counter[str] = Counter()
         reasons: dict[str, Counter[str]] = {}
         names = dict.fromkeys(data.get("patterns") or ())
@@ -81,10 +98,11 @@ class Report:
             data.get("before"),
             data.get("after"),
             tuple(ExpertLayer(**layer) for layer in data.get("expert_layers") or ()) or None,
+            norms if norms is not None and norms.total else None,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: patterns with their counts and reasons, both profiles, layers of experts."""
+        """Plain data: patterns with counts and reasons, both profiles, layers of experts, norms."""
         return {
             "patterns": {
                 p.name: {"fired": p.fired, "refused": p.refused, "reasons": dict(p.reasons)}
@@ -95,6 +113,7 @@ class Report:
             "expert_layers": [asdict(e) for e in self.expert_layers]
             if self.expert_layers
             else None,
+            "norms": asdict(self.norms) if self.norms else None,
         }
 
     def most_of_an_expert_layer(self) -> tuple[int, int] | None:
@@ -111,6 +130,8 @@ class Report:
                 first, *rest = [f"{n} x {text}" for text, n in p.reasons] or [""]
                 lines.append(f"{p.name:{width}}  {p.fired:5}  {p.refused:7}  {first}".rstrip())
                 lines += [f"{'':{width}}  {'':5}  {'':7}  {text}" for text in rest]
+        if self.norms:
+            lines.append(str(self.norms))
         lines += [f"{name}: {before} -> {after}" for name, before, after in self.savings()]
         return "\n".join(lines)
 
@@ -126,7 +147,12 @@ class Report:
         savings = Table("per call", "before", "after")
         for row in self.savings():
             savings.add_row(*row)
-        return Group(patterns, savings) if savings.row_count else patterns
+        shown: list[RenderableType] = [patterns]
+        if self.norms:
+            shown.append(escape(str(self.norms)))
+        if savings.row_count:
+            shown.append(savings)
+        return Group(*shown)
 
     def savings(self) -> list[tuple[str, str, str]]:
         """What is known of a call without fusion and with it: (what, before, after), as text."""
