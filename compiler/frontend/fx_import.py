@@ -212,7 +212,9 @@ def layer_of(node: fx.Node, strip: str = "") -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = re.sub(r"^L(\['\w+'\]|__\w+__)\.?", "", next(reversed(stack.values()))[0])
+    # Dynamo's name of the model: a local variable, or one of `args` where forward is wrapped.
+    root = r"^L(\['\w+'\]|__\w+__)(\[\d+\])?\.?"
+    path = re.sub(root, "", next(reversed(stack.values()))[0])
     return "" if path.startswith("_empty_nn_module_stack") else path.removeprefix(strip)
 
 

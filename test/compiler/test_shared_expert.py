@@ -20,9 +20,9 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 class LayerWithSharedExpert(Layer):
     """Beside the experts, `width` hidden features that every token has."""
 
-    def __init__(self, *sizes: Any, width: int) -> None:
-        super().__init__(*sizes)
-        (_, _, hidden, _, _), self.width = sizes, width
+    def __init__(self, *sizes: int, act: str, width: int) -> None:
+        super().__init__(*sizes, (act, None, None))
+        (_, _, hidden, _), self.act, self.width = sizes, act, width
         for name, rows, columns in (
             ("gate", width, hidden),
             ("up", width, hidden),
@@ -66,9 +66,9 @@ def compiled(layer: LayerWithSharedExpert, **options: Any) -> Any:
     return compile(layer, arguments, dynamic_shapes=({0: tokens}, {0: tokens}), **options)
 
 
-def layer_of(*sizes: Any, width: int) -> LayerWithSharedExpert:
+def layer_of(*sizes: int, act: str, width: int) -> LayerWithSharedExpert:
     torch.manual_seed(sizes[0])
-    layer = LayerWithSharedExpert(*sizes, width=width).eval().requires_grad_(False)
+    layer = LayerWithSharedExpert(*sizes, act=act, width=width).eval().requires_grad_(False)
     layer.norm.bfloat16()
     return layer
 
@@ -91,7 +91,7 @@ def fired(exe: Any, pattern: str) -> int:
     act=st.sampled_from(["silu", "gelu_tanh"]),
 )
 def test_fused_equals_unfused(experts: int, chosen: int, hidden: int, inner: int, act: str) -> None:
-    layer = layer_of(experts, min(chosen, experts), hidden, inner, act, width=inner)
+    layer = layer_of(experts, min(chosen, experts), hidden, inner, act=act, width=inner)
     fused, apart, plain = (compiled(layer, disable=disable) for disable in DISABLED)
     assert [fired(exe, "shared-expert") for exe in (fused, apart, plain)] == [1, 0, 0]
     assert len(apart.program.plan.steps) - len(fused.program.plan.steps) == 2
@@ -106,7 +106,7 @@ def test_fused_equals_unfused(experts: int, chosen: int, hidden: int, inner: int
 
 def test_a_wider_one_stays_alone() -> None:
     """Two shared experts in one MLP are no expert twice as often, and the result says so."""
-    layer = layer_of(4, 2, 72, 40, "silu", width=80)
+    layer = layer_of(4, 2, 72, 40, act="silu", width=80)
     fused, plain = (compiled(layer, disable=disable) for disable in ([], ["all"]))
     (report,) = (p for p in fused.report().patterns if p.name == "shared-expert")
     assert (report.fired, report.refused) == (0, 1)
@@ -191,7 +191,7 @@ def test_no_second_copy_of_the_experts(
 
 def test_experts_that_are_tensors_already() -> None:
     """Those of a module are joined, too; its own stay as they are."""
-    layer = layer_of(4, 2, 72, 40, "silu", width=40)
+    layer = layer_of(4, 2, 72, 40, act="silu", width=40)
     program = compiled(layer, target="cuda:sm_90").program
     both, down = (p for p in program.plan.prepares if p.layout == "stack")
     made = program.constants[both.packed].view(torch.uint8)
