@@ -99,6 +99,8 @@ class Verification:
     def __init__(
         self, seed: int = 0, extents: Sequence[int] = (1, 3, 17), terms: int | None = 512
     ) -> None:
+        if seed < 0:
+            raise QfuseError(f"seed {seed} is negative; use 0 or more")
         self.seed, self.extents, self.terms = seed, extents, terms
         self.compared, self.seconds = 0, 0.0
         self.skipped: dict[str, None] = {}

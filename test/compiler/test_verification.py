@@ -410,6 +410,8 @@ def test_command_fails_in_one_line(
     assert "after qfuse-fuse-gate-up @main differs" in captured.err
     assert qfuse_opt.main([*argv, "--verify-fusion-seed=7"]) == 1
     assert "seed 7" in capsys.readouterr().err
+    assert qfuse_opt.main([*argv, "--verify-fusion-seed=-1"]) == 1
+    assert "seed -1 is negative" in capsys.readouterr().err
 
 
 def test_compile_verifies_a_checkpoint(
