@@ -243,7 +243,7 @@ func.func @main({text}) -> (tensor<?x{n}xbf16> {{qfuse.kind = "output", qfuse.na
 
 @pytest.mark.parametrize("n", [40, 200])
 def test_products_of_experts(n):
-    """tanh((y + bias) / c) * (y + bias) joins the product of experts."""
+    """tanh((y + bias) / c) * (y + bias) joins the product of experts, which adds up its rows."""
     torch.manual_seed(n)
     number = 0.75
     codes, scale = quantize_blocks(torch.randn(EXPERTS, n, IN) * IN**-0.5, [128, 128])
@@ -259,7 +259,7 @@ def test_products_of_experts(n):
             )
             for disable in ((), ("all",))
         )
-    assert (len(fused.program.plan.steps), len(plain.program.plan.steps)) == (4, 8)
+    assert (len(fused.program.plan.steps), len(plain.program.plan.steps)) == (3, 8)
     w = dequantize_blocks(codes, scale, (128, 128)).double()
     for count in (1, 3, 33):
         logits, x = torch.randn(count, EXPERTS), torch.randn(count, IN).bfloat16()

@@ -143,10 +143,10 @@ def test_blocks_without_a_kernel() -> None:
     """The lowering's reason, with the operator's name; it is not remembered as compiled."""
     for _ in range(2):
         with pytest.raises(QfuseError) as caught:
-            fp8_groupwise_scaled_gemm(*operands(5, 130, 300, (100, 128)), (100, 128), "bfloat16")
+            fp8_groupwise_scaled_gemm(*operands(5, 130, 300, (100, 24)), (100, 24), "bfloat16")
         text = str(caught.value)
-        assert text.startswith(f"{operators.NAME}: N = 130, K = 300, block [100, 128], f8E4M3FN: ")
-        assert "blocks of [100, 128] have no CPU kernel" in text and "\n" not in text
+        assert text.startswith(f"{operators.NAME}: N = 130, K = 300, block [100, 24], f8E4M3FN: ")
+        assert "blocks of [100, 24] have no CPU kernel" in text and "\n" not in text
 
 
 def test_misaligned_tensors() -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_checkpoint import load
+from loading import load
 from test_import import IDS, relative, run_steps
 from transformers.integrations.finegrained_fp8 import FP8Experts
 
@@ -34,7 +34,7 @@ def test_stacked_weights_are_those_of_the_file(checkpoints, architecture):
     from safetensors.torch import load_file
 
     path = checkpoints(architecture=architecture, weight_block=(64, 32))
-    stored, loaded = load_file(path / "model.safetensors"), load(path)
+    stored, loaded = load_file(path / "model.safetensors"), load(path)[1]
     at = "model.layers.1.mlp.experts"
     gate_up, down = loaded[f"{at}.gate_up_proj"], loaded[f"{at}.down_proj"]
     assert gate_up.shape == (8, 128 + 72, 128) and down.shape == (8, 128, 72)
@@ -56,7 +56,7 @@ def test_stacked_weights_are_those_of_the_file(checkpoints, architecture):
 
 def test_stacks_are_made_when_they_are_read(checkpoints):
     """So the stacks of one layer at a time take memory; all else is mapped or small."""
-    loaded = load(checkpoints(architecture="qwen3_moe"))
+    _, loaded = load(checkpoints(architecture="qwen3_moe"))
     name = "model.layers.0.mlp.experts.down_proj"
     first, second = loaded[name], loaded[name]
     assert first.data_ptr() != second.data_ptr() and torch.equal(first.float(), second.float())
@@ -196,7 +196,7 @@ def test_deepseek_without_a_query_rank_and_with_prediction_layers(editable):
     reference = baseline.reference_model(Checkpoint(model.path), simulate_activations=True)
     expected = baseline.logits(reference, IDS)
     assert relative(run_steps(model.path, [6, 1, 1]), expected) < 1e-3
-    assert not any("layers.2." in name for name in load(model.path))
+    assert not any("layers.2." in name for name in load(model.path)[1])
 
 
 def test_router_of_deepseek_is_read_in_f32(checkpoints):
@@ -261,7 +261,7 @@ def test_biases_of_experts(editable, architecture, quantized):
     expected = baseline.logits(reference, IDS)
     assert relative(run_steps(model.path, [6, 1, 1]), expected) < 1e-3
     assert relative(before, expected) > 5e-3
-    loaded, at = load(model.path), "model.layers.1.mlp.experts"
+    loaded, at = load(model.path)[1], "model.layers.1.mlp.experts"
     assert loaded[f"{at}.gate_up_proj_bias"].shape == (8, 144)
     assert loaded[f"{at}.down_proj_bias"].shape == (8, 128)
     assert loaded[f"{at}.down_proj_bias"].dtype == torch.float32

@@ -172,7 +172,7 @@ def test_imported_and_fused(models):
     imported = import_checkpoint(path, max_len=32)
     assert imported.model.eos_token_ids == (2,) and imported.model.bos_token_id == 1
     assert str(imported.module).count('"torch.qfuse.quantized_linear"') == 15
-    remarks, _ = fuse(imported.module, CompileOptions.make("cpu", ()))
+    remarks = fuse(imported.module, CompileOptions.make("cpu", ())).remarks
     text = str(imported.module)
     assert "torch.qfuse.quantized_linear" not in text
     assert '"q4_k"' in text and '"q6_k"' in text and '"q8_1"' in text

@@ -15,12 +15,14 @@
 !h = !torch.vtensor<[?,256],bf16>
 func.func @halves(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>) -> !h {
   %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,512],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,512],bf16>
   %int256 = torch.constant.int 256
   %im1 = torch.constant.int -1
   // expected-remark @+1 {{split-product: fired at torch.aten.split.Tensor}}
@@ -47,12 +49,14 @@ func.func @halves(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vte
 !h = !torch.vtensor<[?,256],bf16>
 func.func @slices_with_bias(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>, %b: !torch.vtensor<[512],bf16>) -> !h {
   %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %b, %wb, %xb) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.vtensor<[512],bf16>, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,512],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %b, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.vtensor<[512],bf16>, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,512],bf16>
   %int384 = torch.constant.int 384
   // expected-remark @+1 {{split-product: fired at torch.aten.slice.Tensor}}
   %g = torch.aten.slice.Tensor %y, %int1, %int128, %int384, %int1 : !torch.vtensor<[?,512],bf16>, !torch.int, !torch.int, !torch.int, !torch.int -> !h
@@ -70,12 +74,14 @@ func.func @slices_with_bias(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: 
 !h = !torch.vtensor<[?,200],bf16>
 func.func @off_a_block(%x: !x, %w: !torch.vtensor<[400,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>) -> !h {
   %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!x, !torch.vtensor<[400,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,400],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[400,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,400],bf16>
   %int0 = torch.constant.int 0
   %int200 = torch.constant.int 200
   // expected-remark @+1 {{split-product: refused at torch.aten.slice.Tensor: the parts begin at rows [0, 200] of the weight, whose blocks have 128; give all parts but the last a multiple of 128 features}}
@@ -93,12 +99,14 @@ func.func @off_a_block(%x: !x, %w: !torch.vtensor<[400,512],f8E4M3FN>, %s: !torc
 !h = !torch.vtensor<[?,256],bf16>
 func.func @read_whole(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>) -> (!h, !x) {
   %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,512],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,512],bf16>
   %int0 = torch.constant.int 0
   %int256 = torch.constant.int 256
   // expected-remark @+1 {{split-product: refused at torch.aten.slice.Tensor: the product is read as a whole, too; read nothing but its parts}}
@@ -116,12 +124,14 @@ func.func @read_whole(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch
 !h = !torch.vtensor<[?,256],bf16>
 func.func @overlap(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>) -> (!h, !h) {
   %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,512],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,512],bf16>
   %int0 = torch.constant.int 0
   %int256 = torch.constant.int 256
   %int384 = torch.constant.int 384
@@ -141,12 +151,14 @@ func.func @overlap(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vt
 !h = !torch.vtensor<[?,256],bf16>
 func.func @nothing_joins(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>) -> (!h, !h) {
   %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
   %int1 = torch.constant.int 1
   %int128 = torch.constant.int 128
   %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
   // expected-remark @+1 {{quantized-linear: fired}}
-  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>) -> !torch.vtensor<[?,512],bf16>
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,512],bf16>
   %int256 = torch.constant.int 256
   %im1 = torch.constant.int -1
   %l = torch.aten.split.Tensor %y, %int256, %im1 : !torch.vtensor<[?,512],bf16>, !torch.int, !torch.int -> !torch.list<vtensor>
