@@ -39,7 +39,12 @@ from qfuse.lowering.cpu.layout import GROUP
 
 _SPLITS = ("torch.aten.split.Tensor", "torch.aten.split_with_sizes", "torch.aten.chunk")
 _SLICE = "torch.aten.slice.Tensor"
-_ELEMENTWISE = {f"torch.aten.{text.split()[0]}" for texts in SPELLINGS.values() for text in texts}
+_ELEMENTWISE = {
+    f"torch.aten.{text.split()[0]}"
+    for name, texts in SPELLINGS.items()
+    for text in texts
+    if name != "cast"  # which is how a norm of the part begins
+}
 
 
 @dataclass(frozen=True)

@@ -165,3 +165,31 @@ func.func @nothing_joins(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !to
   %g, %u = torch.prim.ListUnpack %l : !torch.list<vtensor> -> !h, !h
   return %g, %u : !h, !h
 }
+
+// -----
+
+// Nor with one that only begins a norm: DeepSeek's compressed keys and values.
+// CHECK-LABEL: func.func @norm_of_a_part
+// CHECK:         parts = array<i64: 512>
+!x = !torch.vtensor<[?,512],bf16>
+!h = !torch.vtensor<[?,256],bf16>
+!f = !torch.vtensor<[?,256],f32>
+func.func @norm_of_a_part(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !torch.vtensor<[4,4],f32>) -> (!f, !h) {
+  %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %int1 = torch.constant.int 1
+  %int128 = torch.constant.int 128
+  %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: fired}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[512,512],f8E4M3FN>, !torch.vtensor<[4,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,512],bf16>
+  %int256 = torch.constant.int 256
+  %im1 = torch.constant.int -1
+  %l = torch.aten.split.Tensor %y, %int256, %im1 : !torch.vtensor<[?,512],bf16>, !torch.int, !torch.int -> !torch.list<vtensor>
+  %g, %u = torch.prim.ListUnpack %l : !torch.list<vtensor> -> !h, !h
+  %int6 = torch.constant.int 6
+  %false = torch.constant.bool false
+  %c = torch.aten.to.dtype %g, %int6, %false, %false, %none : !h, !torch.int, !torch.bool, !torch.bool, !torch.none -> !f
+  return %c, %u : !f, !h
+}
