@@ -198,7 +198,7 @@ def fitting(
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row in short, while others are measured."""
-    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratios"].items())
+    """A row in short, while others are measured; peers as multiples of our time."""
+    ratios = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratios"].items())
     own = f"{row['ms']:.2f} ms, {row['of_floor']:.0%} of floor" if row["ms"] else "failed"
     return f"{row['case']} {row['tokens']} tokens {row['routing']}: {own}; {ratios}"
