@@ -128,6 +128,9 @@ class CpuMachine:
         samples = interleaved(calls)
         own, others = busy_seconds()
         own, others = own - own_before, max(0.0, others - others_before)
+        # Limits are those of the rounds in which ours took part, not of what else came later.
+        rounds = len(samples.get(("subject", OURS), ())) or None
+        samples |= {key: samples[key][:rounds] for key in samples if key[0] == "probe"}
         busy = 100 * others / max(own + others, 1e-9)
         least = self._measured({name: min(taken) for name, taken in samples.items()}, {})
         medians = {name: statistics.median(taken) for name, taken in samples.items()}
