@@ -177,7 +177,7 @@ class Program:
 
         attributes = (
             f'eps = 1.0e-6 : f64, offset = {offset} : f64, rounding = "{rounding}", '
-            "resultSegmentSizes = array<i32: 1, 0, 0>"
+            "resultSegmentSizes = array<i32: 1, 0, 0, 0>"
         )
         return self._op("rms_norm", [x, weight], [x.type], compute, attributes)[0]
 
