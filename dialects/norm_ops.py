@@ -5,16 +5,15 @@ from dataclasses import replace
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
 from qfuse.dialects.elementwise_ops import outputs_error
+from qfuse.dialects.roundings import QUANTIZE_ROUNDINGS, WEIGHT_ROUNDINGS
 from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, shaped
 from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree, unknown_attribute
 
-WEIGHT_ROUNDINGS = ("before", "after")
 RMS_NORM_OUTPUTS = ("value", "quantized", "quantized2", "new_residual")
 QUANTIZED = RMS_NORM_OUTPUTS[1:3]
 """The results that may be quantized values, each in a format of its own."""
 
 QUANTIZE_ROUNDING = "quantize_rounding"
-QUANTIZE_ROUNDINGS = ("value", "f32")
 RMS_NORM_ATTRIBUTES = ("eps", "offset", "rounding", QUANTIZE_ROUNDING)
 """Those it may have; the last may be left out."""
 

@@ -12,7 +12,6 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.norm_ops import (
     QUANTIZE_ROUNDING,
-    QUANTIZE_ROUNDINGS,
     QUANTIZED,
     RMS_NORM_ATTRIBUTES,
     RMS_NORM_OUTPUTS,
@@ -20,6 +19,7 @@ from qfuse.dialects.norm_ops import (
     format_key,
     quantize_rounding,
 )
+from qfuse.dialects.roundings import QUANTIZE_ROUNDINGS
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import segments
 
@@ -44,6 +44,9 @@ class FuseNormQuantize(Pass):
     residual %h where something reads that.  Readers that want two formats get both of one norm.
     The value is rounded before it is quantized, as before; with `quantize-rounding` f32 it is not,
     which saves a rounding and changes what the program computes.
+
+    What a product reads is the same for any number of rows: qfuse-dispatch, later, decides on the
+    type of that very value, and all backends that it chooses among read it.
 
     A third format, an add that broadcasts, and an add whose readers come before the norm's weight
     stay as they are, with a remark.  `residual` false leaves all adds.

@@ -1,4 +1,4 @@
-"""Norms that quantize to two formats, or what is not rounded yet, on the interpreter: to the bit."""
+"""Norms in two formats, or of what is not rounded yet, on the interpreter: to the bit."""
 
 from collections.abc import Sequence
 
