@@ -29,6 +29,7 @@ OTHER_STORES = ("plain", "i8", "e8m0")
 FORMATS = (
     ("f8E4M3FN", 16, "f32", "none"),
     ("f8E4M3FN", 0, "f32", "none"),
+    ("f8E4M3FN", 32, "f8E8M0FNU", "none"),
     ("i8", 0, "f32", "none"),
     ("i8", 32, "f16", "q8_1"),
 )
