@@ -35,7 +35,6 @@ from qfuse.compiler.verification import Verification
 from qfuse.dialects import registry
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
-from qfuse.dialects.roundings import QUANTIZE_ROUNDINGS
 from qfuse.lowering.cpu.cache import compile_cached
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def compile(
     logits: str = "last",
     blas: str = "auto",
     verify: bool = False,
-    quantize_rounding: str = QUANTIZE_ROUNDINGS[0],
+    quantize_rounding: str = "value",
     progress: Progress | None = None,
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.

@@ -36,7 +36,7 @@ class CompileOptions:
     cache_dir: Path | None = None
     blas: str = "auto"
     verify: bool = False
-    quantize_rounding: str = QUANTIZE_ROUNDINGS[0]
+    quantize_rounding: str = "value"
 
     @staticmethod
     def make(
@@ -45,7 +45,7 @@ class CompileOptions:
         environment: Mapping[str, str] = os.environ,
         blas: str = "auto",
         verify: bool = False,
-        quantize_rounding: str = QUANTIZE_ROUNDINGS[0],
+        quantize_rounding: str = "value",
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
@@ -69,7 +69,7 @@ class CompileOptions:
                 f"quantize_rounding {quantize_rounding!r} is not one of "
                 f"{', '.join(QUANTIZE_ROUNDINGS)}"
             )
-        if verify and quantize_rounding != QUANTIZE_ROUNDINGS[0]:
+        if verify and quantize_rounding != "value":
             raise QfuseError(
                 f"verify holds passes to every bit, and quantize_rounding {quantize_rounding!r} "
                 "changes what is computed; leave out one of them"
@@ -101,7 +101,7 @@ class CompileOptions:
     def fusion_passes(self) -> list[str]:
         """The fusion passes that are on, with their options, in the order in which they run."""
         options = {}
-        if self.quantize_rounding != QUANTIZE_ROUNDINGS[0]:
+        if self.quantize_rounding != "value":
             options["norm-quantize"] = f"{{quantize-rounding={self.quantize_rounding}}}"
         on = (fusion for fusion in FUSIONS if fusion not in self.disable)
         return [FUSIONS[fusion] + options.get(fusion, "") for fusion in on]

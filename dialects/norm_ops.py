@@ -77,10 +77,9 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
 
 def quantize_rounding(norm: ir.Operation) -> str:
     """What a `qfuse.rms_norm` quantizes, one of QUANTIZE_ROUNDINGS."""
-    given = norm.attributes
-    if QUANTIZE_ROUNDING not in given:
-        return QUANTIZE_ROUNDINGS[0]
-    return ir.StringAttr(given[QUANTIZE_ROUNDING]).value
+    if QUANTIZE_ROUNDING not in norm.attributes:
+        return "value"
+    return ir.StringAttr(norm.attributes[QUANTIZE_ROUNDING]).value
 
 
 def format_key(quantized: Shaped) -> str:

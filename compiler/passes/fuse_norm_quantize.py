@@ -54,7 +54,7 @@ class FuseNormQuantize(Pass):
 
     name: ClassVar[str] = "qfuse-fuse-norm-quantize"
     residual: bool = True
-    quantize_rounding: str = QUANTIZE_ROUNDINGS[0]
+    quantize_rounding: str = "value"
 
     def run(self, module: ir.Operation) -> None:
         if self.quantize_rounding not in QUANTIZE_ROUNDINGS:
