@@ -84,6 +84,7 @@ def compile(
     logits: str = "last",
     blas: str = "auto",
     verify: bool = False,
+    quantize_rounding: str = "value",
     progress: Progress | None = None,
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
@@ -94,7 +95,8 @@ def compile(
     for, 2048 at most), and `logits` is "last" or "all" of the
     tokens of a call.  `blas` says which products go to cuBLAS: "auto" those that are estimated
     faster there, "on" all that it has, or "off".  `disable` names fusions to leave out, or "all";
-    the result is the same to the last bit.
+    the result is the same to the last bit.  Norms that quantize round their value first, like the
+    unfused program; with `quantize_rounding` "f32" they do not, and the result is another.
 
     `verify` runs the program before and after each pass in the reference interpreter, with random
     weights and inputs, and raises NotEquivalent, naming pass and operation, if a pass changes what
@@ -103,7 +105,9 @@ def compile(
 
     Raises QfuseError, in one line, for anything that cannot be read or compiled.
     """
-    options = CompileOptions.make(target, disable, blas=blas, verify=verify)
+    options = CompileOptions.make(
+        target, disable, blas=blas, verify=verify, quantize_rounding=quantize_rounding
+    )
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from qfuse.compiler.passes.fuse_norm_quantize import QUANTIZED, VALUE, outputs
+from qfuse.compiler.passes.fuse_norm_quantize import VALUE, formats, outputs
 from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.reference.values import name_of
 from qfuse.dialects.bindings import ir
@@ -25,11 +25,10 @@ def count_norms(module: ir.Module) -> dict[str, Any]:
                 if op.operation.name != "qfuse.rms_norm":
                     continue
                 total += 1
-                made = outputs(op.operation)
-                if QUANTIZED in made:
+                if formats(op.operation):
                     fused += 1
                 else:
-                    others[_why(made[VALUE])] += 1
+                    others[_why(outputs(op.operation)[VALUE])] += 1
     return {"total": total, "fused": fused, "others": dict(others)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qfuse.compiler.dispatch.modes import MODES
 from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.roundings import QUANTIZE_ROUNDINGS
 from qfuse.lowering.cpu.cpu import choose_level
 from qfuse.lowering.target import TARGETS, Target
 
@@ -35,6 +36,7 @@ class CompileOptions:
     cache_dir: Path | None = None
     blas: str = "auto"
     verify: bool = False
+    quantize_rounding: str = "value"
 
     @staticmethod
     def make(
@@ -43,11 +45,14 @@ class CompileOptions:
         environment: Mapping[str, str] = os.environ,
         blas: str = "auto",
         verify: bool = False,
+        quantize_rounding: str = "value",
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
         Target "cuda" is the GPU at hand, torch's current one.  `blas` says where library products
         are used: "auto", where they are estimated faster; "on", wherever there is one; or "off".
+        `quantize_rounding` says what norms quantize: "value", what the unfused program does, or
+        "f32", what the value is rounded from.
         Read from the environment: `QFUSE_DISABLE` (fusions to leave out, comma separated),
         `QFUSE_CPU_LEVEL` (avx512, avx2 or generic instead of the best the CPU has) and
         `QFUSE_CACHE_DIR` (where compiled kernels are kept).
@@ -59,6 +64,16 @@ class CompileOptions:
             choose_level(level)
         if blas not in MODES:
             raise QfuseError(f"blas {blas!r} is not one of {', '.join(MODES)}")
+        if quantize_rounding not in QUANTIZE_ROUNDINGS:
+            raise QfuseError(
+                f"quantize_rounding {quantize_rounding!r} is not one of "
+                f"{', '.join(QUANTIZE_ROUNDINGS)}"
+            )
+        if verify and quantize_rounding != "value":
+            raise QfuseError(
+                f"verify holds passes to every bit, and quantize_rounding {quantize_rounding!r} "
+                "changes what is computed; leave out one of them"
+            )
         return CompileOptions(
             Target.parse(_gpu_at_hand() if target == "cuda" else target),
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
@@ -66,6 +81,7 @@ class CompileOptions:
             cache_dir(environment) / "kernels",
             blas,
             verify,
+            quantize_rounding,
         )
 
     @staticmethod
@@ -83,8 +99,12 @@ class CompileOptions:
         )
 
     def fusion_passes(self) -> list[str]:
-        """Names of the fusion passes that are on, in the order in which they run."""
-        return [name for fusion, name in FUSIONS.items() if fusion not in self.disable]
+        """The fusion passes that are on, with their options, in the order in which they run."""
+        options = {}
+        if self.quantize_rounding != "value":
+            options["norm-quantize"] = f"{{quantize-rounding={self.quantize_rounding}}}"
+        on = (fusion for fusion in FUSIONS if fusion not in self.disable)
+        return [FUSIONS[fusion] + options.get(fusion, "") for fusion in on]
 
 
 def _gpu_at_hand() -> str:

@@ -87,8 +87,8 @@ def run(
 
 
 def stages_of(names: Sequence[str]) -> list[Stage]:
-    """Stages for passes of ours given by name, with their default options."""
-    return [make_stage(name) for name in names]
+    """Stages for passes of ours given by name, each with its options, if any, as `name{a=1}`."""
+    return [_stage(name) for name in names]
 
 
 def make_stage(name: str, options: str = "") -> Stage:
@@ -114,18 +114,21 @@ def parse_pipeline(text: str) -> list[Stage]:
         raise QfuseError(f"pipeline '{text}' is not of the form builtin.module(pass,...)")
     stages = []
     for item in _split(match[1]):
-        name, brace, options = item.partition("{")
-        if brace and "(" not in name:
-            if not options.endswith("}"):
-                raise QfuseError(f"pipeline: unbalanced braces in '{item}'")
-            stages.append(make_stage(name.strip(), options[:-1].strip()))
-        elif "(" in item:
+        if "(" in item.partition("{")[0]:
             _refuse_nested_ours(item)
             _check_upstream(item.partition("(")[0], item)
             stages.append(Stage(item))
         else:
-            stages.append(make_stage(item))
+            stages.append(_stage(item))
     return stages
+
+
+def _stage(text: str) -> Stage:
+    """One pass with its options: `name`, or `name{a=1 b=2}`."""
+    name, brace, options = text.partition("{")
+    if brace and not options.endswith("}"):
+        raise QfuseError(f"pipeline: unbalanced braces in '{text}'")
+    return make_stage(name.strip(), options[:-1].strip())
 
 
 def _split(text: str) -> Iterator[str]:

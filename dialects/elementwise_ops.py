@@ -12,7 +12,13 @@ from qfuse.dialects.glu import ACTIVATIONS as ACTIVATIONS
 from qfuse.dialects.glu import Glu
 from qfuse.dialects.quantization_ops import quantize_error
 from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, scheme_error, shaped
-from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree
+from qfuse.dialects.verify import (
+    DYNAMIC,
+    segments,
+    shape_text,
+    shapes_agree,
+    unknown_attribute,
+)
 
 
 class _Unary(Op):
@@ -201,11 +207,8 @@ _GLU_NUMBERS = ("limit", "alpha")
 
 
 def _glu_attributes_error(op: ir.Operation) -> str | None:
-    known = ("act", *_GLU_NUMBERS)
-    for name in op.attributes:
-        foreign = "." in name or name.endswith("SegmentSizes")
-        if name not in known and not foreign:  # a misspelt limit would be none
-            return f"attribute {name} is not one of {', '.join(known)}"
+    if why := unknown_attribute(op, ("act", *_GLU_NUMBERS)):  # a misspelt limit would be none
+        return why
     for name in _GLU_NUMBERS:
         if name in op.attributes and not isinstance(op.attributes[name], ir.FloatAttr):
             return f"attribute {name} is {op.attributes[name]}; expected a FloatAttr"

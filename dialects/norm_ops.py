@@ -1,13 +1,21 @@
 """Row-wise operations of a transformer block: RMSNorm and rotary embedding."""
 
+from dataclasses import replace
+
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
 from qfuse.dialects.elementwise_ops import outputs_error
+from qfuse.dialects.roundings import QUANTIZE_ROUNDINGS, WEIGHT_ROUNDINGS
 from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, shaped
-from qfuse.dialects.verify import DYNAMIC, shape_text, shapes_agree
+from qfuse.dialects.verify import DYNAMIC, segments, shape_text, shapes_agree, unknown_attribute
 
-WEIGHT_ROUNDINGS = ("before", "after")
-RMS_NORM_OUTPUTS = ("value", "quantized", "new_residual")
+RMS_NORM_OUTPUTS = ("value", "quantized", "quantized2", "new_residual")
+QUANTIZED = RMS_NORM_OUTPUTS[1:3]
+"""The results that may be quantized values, each in a format of its own."""
+
+QUANTIZE_ROUNDING = "quantize_rounding"
+RMS_NORM_ATTRIBUTES = ("eps", "offset", "rounding", QUANTIZE_ROUNDING)
+"""Those it may have; the last may be left out."""
 
 
 class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
@@ -15,7 +23,7 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
 
         %y, %q, %h = "qfuse.rms_norm"(%x, %w, %residual)
            {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before",
-            resultSegmentSizes = array<i32: 1, 1, 1>}
+            resultSegmentSizes = array<i32: 1, 1, 0, 1>}
            : (tensor<?x512xbf16>, tensor<512xbf16>, tensor<?x512xbf16>)
            -> (tensor<?x512xbf16>, !qfuse.qtensor<...>, tensor<?x512xbf16>)
 
@@ -23,8 +31,10 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
     n = h * rsqrt(mean(h^2) + eps) in f32.
     value = round(round(n) * (weight + offset)) for rounding "before" (Llama, Qwen), and
     round(n * (weight + offset)) for "after" (Gemma, with offset 1); round is to x's element type.
-    The results are any subset of the value, the quantized value (quantized as `qfuse.quantize`
-    would) and h, the new residual.
+    The results are any subset of the value, up to two quantized values (quantized as
+    `qfuse.quantize` would) and h, the new residual.  Two quantized ones differ in format, and
+    stand in the order of `format_key`; a single one is `quantized`.  `quantize_rounding` says
+    what of: "value", the default, of the rounded value; "f32", of what it is rounded from.
     """
 
     x: ext.Operand[ir.RankedTensorType]
@@ -34,12 +44,17 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
     rounding: ir.StringAttr
     value: ext.Result[ir.RankedTensorType] | None = None
     quantized: ext.Result[QTensorType] | None = None
+    quantized2: ext.Result[QTensorType] | None = None
     new_residual: ext.Result[ir.RankedTensorType] | None = None
     residual: ext.Operand[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
         x, weight, *residual = (shaped(v.type) for v in self.operation.operands)
         attributes = self.operation.attributes
+        if why := unknown_attribute(
+            self.operation, RMS_NORM_ATTRIBUTES
+        ):  # misspelt, it would be none
+            return why
         if not is_float(x):
             return f"input element type {x.dtype} is not f32, f16 or bf16"
         if not x.shape or x.shape[-1] == DYNAMIC:
@@ -53,7 +68,52 @@ class RmsNormOp(Op, name="rms_norm", traits=[ext.Pure]):
                 f'rounding "{attributes["rounding"].value}" is not one of '
                 f"{', '.join(WEIGHT_ROUNDINGS)}"
             )
-        return outputs_error(self, RMS_NORM_OUTPUTS, Shaped(x.shape, x.dtype))
+        if why := _quantize_rounding_error(self.operation):
+            return why
+        return outputs_error(self, RMS_NORM_OUTPUTS, Shaped(x.shape, x.dtype)) or _formats_error(
+            self
+        )
+
+
+def quantize_rounding(norm: ir.Operation) -> str:
+    """What a `qfuse.rms_norm` quantizes, one of QUANTIZE_ROUNDINGS."""
+    if QUANTIZE_ROUNDING not in norm.attributes:
+        return "value"
+    return ir.StringAttr(norm.attributes[QUANTIZE_ROUNDING]).value
+
+
+def format_key(quantized: Shaped) -> str:
+    """The format of a quantized value, as text: element type and scheme but for `scale_layout`.
+
+    A pass may change the layout, so it neither tells formats apart nor orders them.
+    """
+    assert quantized.scheme is not None
+    return f"{quantized.dtype} {replace(quantized.scheme, scale_layout='row_major')}"
+
+
+def _quantize_rounding_error(norm: ir.Operation) -> str | None:
+    if QUANTIZE_ROUNDING not in norm.attributes:
+        return None
+    given = norm.attributes[QUANTIZE_ROUNDING]
+    if isinstance(given, ir.StringAttr) and given.value in QUANTIZE_ROUNDINGS:
+        return None
+    return f"{QUANTIZE_ROUNDING} {given} is not one of {', '.join(QUANTIZE_ROUNDINGS)}"
+
+
+def _formats_error(norm: ir.OpView) -> str | None:
+    """Why the quantized results of a norm, legal each by itself, do not go together."""
+    first, second = segments(norm, "result")[1:3]
+    if not second:
+        return None
+    if not first:
+        return f"has a result {QUANTIZED[1]} but no {QUANTIZED[0]}; a single one is {QUANTIZED[0]}"
+    results = [shaped(r.type) for r in norm.operation.results]
+    a, b = (value for value in results if value.quantized)
+    if format_key(a) == format_key(b):
+        return f"quantizes twice to {a}; one result serves all of its readers"
+    if format_key(a) > format_key(b):
+        return f"quantized results stand in the order of their formats' text: {b} before {a}"
+    return None
 
 
 class RopeOp(Op, name="rope", traits=[ext.Pure]):

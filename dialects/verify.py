@@ -43,3 +43,12 @@ def segments(op: ir.OpView, kind: str) -> list[bool]:
     are present.
     """
     return [bool(n) for n in op.operation.attributes[f"{kind}SegmentSizes"]]
+
+
+def unknown_attribute(op: ir.Operation, known: Sequence[str]) -> str | None:
+    """Why an attribute of `op` is none of `known`, those of other dialects and MLIR's own apart."""
+    for name in op.attributes:
+        foreign = "." in name or name.endswith("SegmentSizes")
+        if name not in known and not foreign:
+            return f"attribute {name} is not one of {', '.join(known)}"
+    return None

@@ -1,5 +1,6 @@
 """`qfuse-fuse-norm-quantize`: a norm takes in the residual add before it and quantizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,11 +9,21 @@ from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import defined_before, readers, run_equally_often
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.norm_ops import RMS_NORM_OUTPUTS, RmsNormOp
+from qfuse.dialects.errors import QfuseError
+from qfuse.dialects.norm_ops import (
+    QUANTIZE_ROUNDING,
+    QUANTIZED,
+    RMS_NORM_ATTRIBUTES,
+    RMS_NORM_OUTPUTS,
+    RmsNormOp,
+    format_key,
+    quantize_rounding,
+)
+from qfuse.dialects.roundings import QUANTIZE_ROUNDINGS
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import segments
 
-VALUE, QUANTIZED, NEW_RESIDUAL = RMS_NORM_OUTPUTS
+VALUE, *_, NEW_RESIDUAL = RMS_NORM_OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -27,31 +38,70 @@ class FuseNormQuantize(Pass):
 
     After::
 
-        %q, %h = "qfuse.rms_norm"(%x, %w, %r) {resultSegmentSizes = array<i32: 0, 1, 1>}
+        %q, %h = "qfuse.rms_norm"(%x, %w, %r) {resultSegmentSizes = array<i32: 0, 1, 0, 1>}
 
     The value stays a result where something else reads it too (a router, say), and the new
-    residual %h where something reads that.  The value is rounded before it is quantized, as
-    before.  A second quantization to another scheme, an add that broadcasts, and an add whose
-    readers come before the norm's weight stay as they are, with a remark.
+    residual %h where something reads that.  Readers that want two formats get both of one norm.
+    The value is rounded before it is quantized, as before; with `quantize-rounding` f32 it is not,
+    which saves a rounding and changes what the program computes.
+
+    What a product reads is the same for any number of rows: qfuse-dispatch, later, decides on the
+    type of that very value, and all backends that it chooses among read it.
+
+    A third format, an add that broadcasts, and an add whose readers come before the norm's weight
+    stay as they are, with a remark.  `residual` false leaves all adds.
     """
 
     name: ClassVar[str] = "qfuse-fuse-norm-quantize"
     residual: bool = True
+    quantize_rounding: str = "value"
 
     def run(self, module: ir.Operation) -> None:
-        patterns = [norm_quantize]
+        if self.quantize_rounding not in QUANTIZE_ROUNDINGS:
+            raise QfuseError(
+                f"{self.name}: quantize-rounding={self.quantize_rounding} is not one of "
+                f"{', '.join(QUANTIZE_ROUNDINGS)}"
+            )
+        patterns = [_norm_quantize(self.quantize_rounding)]
         if self.residual:
             patterns.append(norm_residual)
         Patterns(patterns).apply(module)
 
 
-def norm_quantize(p: Pattern) -> None:
-    norm = p.op("qfuse.rms_norm", p.values(), many=True)
-    quantize = p.op("qfuse.quantize", p.result(norm))
-    p.require(reads_the_normed_value, quantize, norm)
-    p.require(run_equally_often, quantize, norm)
-    p.require(norm_quantizes_nothing_yet, quantize, norm)
-    p.rewrite(quantize, quantize_in_norm, norm)
+def _norm_quantize(rounding: str) -> Callable[[Pattern], None]:
+    """A norm and a quantization of its value, which is rounded before as `rounding` says."""
+
+    def quantizes_alike(_quantize: ir.Operation, norm: ir.Operation) -> Verdict:
+        found = quantize_rounding(norm)
+        if found == rounding or not formats(norm):
+            return None
+        return Refusal(
+            f"the norm already quantizes with {QUANTIZE_ROUNDING} {found}, not {rounding}",
+            "run the pass once, with one rounding",
+        )
+
+    def quantize_in_norm(rewriter, quantize: ir.Operation, norm: ir.Operation) -> None:
+        old = outputs(norm)
+        fused = _quantizing(norm, quantize.results[0].type, rounding)
+        remarks.fired("norm-quantize", quantize, remarks.argument_name(norm.operands[1]))
+        new, made = outputs(fused), {value.type: value for value in formats(fused)}
+        # A value that is no result any more has lost its only reader; any result will do for it.
+        values = {VALUE: new.get(VALUE, new[QUANTIZED[0]]), NEW_RESIDUAL: new.get(NEW_RESIDUAL)}
+        values |= {name: made[old[name].type] for name in QUANTIZED if name in old}
+        rewriter.replace_op(quantize, [made[quantize.results[0].type]])
+        _replace(rewriter, norm, values)
+
+    def pattern(p: Pattern) -> None:
+        norm = p.op("qfuse.rms_norm", p.values(), many=True)
+        quantize = p.op("qfuse.quantize", p.result(norm))
+        p.require(reads_the_normed_value, quantize, norm)
+        p.require(run_equally_often, quantize, norm)
+        p.require(has_room_for_format, quantize, norm)
+        p.require(quantizes_alike, quantize, norm)
+        p.rewrite(quantize, quantize_in_norm, norm)
+
+    pattern.__name__ = "norm_quantize"
+    return pattern
 
 
 def norm_residual(p: Pattern) -> None:
@@ -67,16 +117,22 @@ def reads_the_normed_value(quantize: ir.Operation, norm: ir.Operation) -> Verdic
     return None if quantize.operands[0] == outputs(norm).get(VALUE) else MISMATCH
 
 
-def norm_quantizes_nothing_yet(quantize: ir.Operation, norm: ir.Operation) -> Verdict:
-    present = outputs(norm).get(QUANTIZED)
-    if present is None:
-        return None
-    if present.type == quantize.results[0].type:
+def has_room_for_format(quantize: ir.Operation, norm: ir.Operation) -> Verdict:
+    present, wanted = [shaped(v.type) for v in formats(norm)], shaped(quantize.results[0].type)
+    listed = " and ".join(map(str, present))
+    if wanted in present:
         return Refusal("the norm already yields this very value", "run cse first")
+    if format_key(wanted) in map(format_key, present):
+        return Refusal(
+            f"the norm already yields {listed}, and {wanted} differs in the layout of its scales "
+            "alone",
+            "quantize for all readers in one layout",
+        )
+    if len(present) < len(QUANTIZED):
+        return None
     return Refusal(
-        f"the norm already yields {shaped(present.type)}, and this reader wants "
-        f"{shaped(quantize.results[0].type)}",
-        "quantize all readers of a norm to one scheme",
+        f"the norm already yields {listed}, and this reader wants {wanted}",
+        f"quantize for the readers of a norm in at most {len(QUANTIZED)} formats",
     )
 
 
@@ -99,19 +155,19 @@ def weight_precedes_add(norm: ir.Operation, add: ir.Operation) -> Verdict:
     )
 
 
-def quantize_in_norm(rewriter, quantize: ir.Operation, norm: ir.Operation) -> None:
-    old = outputs(norm)
-    types = {name: value.type for name, value in old.items()}
-    types[QUANTIZED] = quantize.results[0].type
-    if len(readers(old[VALUE])) == 1:
+def _quantizing(norm: ir.Operation, wanted: ir.Type, rounding: str) -> ir.Operation:
+    """The norm that yields `wanted`, too, beside `norm`; without a value that only that needs."""
+    types = {name: value.type for name, value in outputs(norm).items() if name not in QUANTIZED}
+    if len(readers(outputs(norm)[VALUE])) == 1:
         del types[VALUE]
-    remarks.fired("norm-quantize", quantize, remarks.argument_name(norm.operands[1]))
+    in_order = [wanted, *(value.type for value in formats(norm))]
+    in_order.sort(key=lambda type_: format_key(shaped(type_)))
+    types |= zip(QUANTIZED, in_order, strict=False)
     with ir.InsertionPoint(norm):
-        new = outputs(build_rms_norm(norm, list(norm.operands), types))
-    rewriter.replace_op(quantize, [new[QUANTIZED]])
-    # The value's only reader is gone if it is no result any more; any result will do for it.
-    any_value = new.get(VALUE, new[QUANTIZED])
-    _replace(rewriter, norm, {name: new.get(name, any_value) for name in old})
+        made = build_rms_norm(norm, list(norm.operands), types)
+    if quantize_rounding(made) != rounding:
+        made.attributes[QUANTIZE_ROUNDING] = ir.StringAttr.get(rounding)
+    return made
 
 
 def add_in_norm(rewriter, norm: ir.Operation, add: ir.Operation) -> None:
@@ -136,11 +192,18 @@ def outputs(norm: ir.Operation) -> dict[str, ir.Value]:
     return dict(zip(names, norm.results, strict=True))
 
 
+def formats(norm: ir.Operation) -> list[ir.Value]:
+    """The quantized results of a norm, in order."""
+    made = outputs(norm)
+    return [made[name] for name in QUANTIZED if name in made]
+
+
 def build_rms_norm(
     like: ir.Operation, operands: list[ir.Value], types: dict[str, ir.Type]
 ) -> ir.Operation:
     """A norm with the options of `like` that yields the results named in `types`."""
-    attributes = {name: like.attributes[name] for name in ("eps", "offset", "rounding")}
+    given = like.attributes
+    attributes = {name: given[name] for name in RMS_NORM_ATTRIBUTES if name in given}
     attributes["resultSegmentSizes"] = ir.DenseI32ArrayAttr.get(
         [int(name in types) for name in RMS_NORM_OUTPUTS]
     )

@@ -28,8 +28,8 @@ def glu(op: ir.Operation, gate: Tensor, up: Tensor | None = None) -> list[Value]
         g, u = gate[..., :half].ball(), gate[..., half:].ball()
     else:
         g, u = gate.ball(), up.ball()
-    value = balls.mul(*glu_factors(glu_of(op), g, u, gate.dtype))
-    return value_and_quantized(op, Tensor.of(value, gate.dtype))
+    value = Tensor.of(balls.mul(*glu_factors(glu_of(op), g, u, gate.dtype)), gate.dtype)
+    return outputs(op, value.ball(), value, None)
 
 
 def glu_factors(glu: Glu, g: Ball, u: Ball, dtype: str) -> tuple[Ball, Ball]:
@@ -54,17 +54,14 @@ def _clamp(op: ir.Operation, x: Tensor) -> list[Value]:
     return [Tensor.of(clamp(x.ball(), low, high), result_dtype(op))]
 
 
-def value_and_quantized(op: ir.Operation, value: Tensor, *others: Tensor) -> list[Value]:
-    """The results that are there of: a value, the value quantized, and others."""
+def outputs(op: ir.Operation, quantized: Ball, *known: Tensor | None) -> list[Value]:
+    """The results that are there of `known`; in place of None, `quantized` as its type says."""
     present = list(ir.DenseI32ArrayAttr(op.attributes["resultSegmentSizes"]))
-    types = iter([r.type for r in op.results])
-    results: list[Value] = []
-    for i, there in enumerate(present):
-        if there:
-            type_ = shaped(next(types))
-            known = [value, None, *others][i]
-            results.append(schemes.encode(value.ball(), type_) if known is None else known)
-    return results
+    wanted = [value for value, there in zip(known, present, strict=True) if there]
+    return [
+        schemes.encode(quantized, shaped(result.type)) if value is None else value
+        for value, result in zip(wanted, op.results, strict=True)
+    ]
 
 
 def result_dtype(op: ir.Operation) -> str:

@@ -6,9 +6,10 @@ import numpy as np
 
 from qfuse.compiler.reference import balls
 from qfuse.compiler.reference.balls import Array, Ball
-from qfuse.compiler.reference.elementwise import value_and_quantized
+from qfuse.compiler.reference.elementwise import outputs
 from qfuse.compiler.reference.values import Tensor, Value
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.norm_ops import quantize_rounding
 
 
 def rms_norm(
@@ -26,8 +27,10 @@ def rms_norm(
     factor = weight.ball()
     if offset:
         factor = balls.add(factor, balls.constant(offset))
-    value = Tensor.of(balls.mul(normed, factor), x.dtype)
-    return value_and_quantized(op, value, Tensor.of(h, x.dtype))
+    exact = balls.mul(normed, factor)
+    value = Tensor.of(exact, x.dtype)
+    source = value.ball() if quantize_rounding(op) == "value" else exact
+    return outputs(op, source, value, None, None, Tensor.of(h, x.dtype))
 
 
 def rope(op: ir.Operation, x: Tensor, cos: Tensor, sin: Tensor) -> list[Value]:

@@ -39,8 +39,6 @@ def encode(x: Ball, type_: Shaped) -> Quantized:
     scheme = known(type_)
     if type_.dtype not in STORAGE_MAX:
         raise Inexecutable(f"the reference cannot quantize to {type_.dtype}")
-    if scheme.scale == "f8E8M0FNU":
-        raise Inexecutable(f"the reference cannot quantize to {type_}: scales of powers of two")
     limit = balls.constant(STORAGE_MAX[type_.dtype])
     width = x.mid.shape[-1]
     group = min(scheme.block[1], width) or 1
@@ -51,8 +49,11 @@ def encode(x: Ball, type_: Shaped) -> Quantized:
 
     groups = x.map(to_groups)
     amax = balls.maximum(balls.largest(balls.absolute(groups)), balls.constant(AMAX_FLOOR))
-    scale = balls.div(amax, limit)
-    codes = _codes(balls.mul(groups, balls.div(limit, amax)), type_.dtype)
+    scale, factor = balls.div(amax, limit), balls.div(limit, amax)
+    if scheme.scale == "f8E8M0FNU":
+        scale = balls.monotone(scale, _power_of_two_above)
+        factor = balls.div(balls.constant(1.0), scale)
+    codes = _codes(balls.mul(groups, factor), type_.dtype)
     numbers = scale[..., 0]
     if scheme.packing == "q8_1":  # the sum of each block beside its scale
         total = codes.map(lambda a: a.sum(-1, keepdims=True))  # of whole numbers: exact
@@ -97,6 +98,16 @@ def _codes(x: Ball, dtype: str) -> Ball:
         return balls.nearest(clipped, dtype) if dtype.startswith("f8") else np.rint(clipped)
 
     return balls.monotone(x, nearest)
+
+
+def _power_of_two_above(values: Array) -> Array:
+    """The least power of two that is not below; NaN past the largest that e8m0 has.
+
+    What a ball reaches at or below zero is zero, so that the function has one direction.
+    """
+    mantissa, exponent = np.frexp(values)  # mantissa in [0.5, 1)
+    powers = np.where(values > 0, np.ldexp(1.0, exponent - (mantissa == 0.5)), 0.0)
+    return np.where(values <= 2.0**127, powers, np.nan)
 
 
 def _stored(values: Array, dtype: str) -> Array:

@@ -124,7 +124,7 @@ def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
             width,
             compute,
             (value.data, value.dtype) if value else None,
-            quantized.target() if quantized else None,
+            [quantized.target()] if quantized else [],
         )
 
     return emit, width, _TRANSCENDENTAL_COST + (_ENCODE_COST if quantized else 0)
@@ -206,7 +206,7 @@ def _quantize(signature: Signature) -> tuple[EmitRow, int, int]:
             return lanes.load(x.data, at, x.dtype, piece.mask)
 
         scale = lanes.f.load(given[0].data, 0, "f32") if given else None
-        emit_outputs(lanes, row, x.width, compute, None, replace(result.target(), given=scale))
+        emit_outputs(lanes, row, x.width, compute, None, [replace(result.target(), given=scale)])
 
     return emit, x.width, _COPY_COST + _ENCODE_COST
 

@@ -1,5 +1,7 @@
 """RMSNorm kernels: two walks over each row, the first for its sum of squares.
 
+A second quantized result takes one more walk, for its groups may be others.
+
 The sum is made in an order that depends on the width alone: four vector accumulators take every
 fourth vector each, then they are added up, then their lanes.  So the normalized values are the
 same bits whichever results a kernel has.
@@ -8,6 +10,7 @@ same bits whichever results a kernel has.
 from collections.abc import Callable
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.norm_ops import quantize_rounding
 from qfuse.dialects.types import shaped
 from qfuse.lowering.cpu.elementwise import optional_results
 from qfuse.lowering.cpu.emit import LANES, Index, Value
@@ -18,6 +21,7 @@ from qfuse.lowering.cpu.signature import Built, Signature
 
 _ACCUMULATORS = 4
 _COST = 12  # bytes of memory traffic in the time of an element: two walks, the encoding
+_ANOTHER_COST = 8  # one more walk, one more encoding
 
 OPS = ("qfuse.rms_norm",)
 
@@ -33,11 +37,13 @@ def refuse(op: ir.Operation) -> str | None:
 def build(signature: Signature, level: str) -> Built:
     x, weight = signature.operands[:2]
     residual = signature.operands[2] if len(signature.operands) == 3 else None
-    value, quantized, new_residual = optional_results(signature)
+    value, *formats, new_residual = optional_results(signature)
+    targets = [quantized.target() for quantized in formats if quantized is not None]
     attributes = signature.op.attributes
     eps = ir.FloatAttr(attributes["eps"]).value
     offset = ir.FloatAttr(attributes["offset"]).value
     rounds_first = ir.StringAttr(attributes["rounding"]).value == "before"
+    rounds_last = quantize_rounding(signature.op) == "value"
     width = x.width
 
     def emit_row(lanes: Lanes, row: Value) -> None:
@@ -65,7 +71,7 @@ def build(signature: Signature, level: str) -> Built:
         shifted = f.add(mean, f.scalar(eps))
         root = f.op(f"math.sqrt {shifted} : f32", "f32")
         inverse = f.broadcast(f.div(f.scalar(1.0), root))
-        if value is None and quantized is None:
+        if value is None and not targets:
             return
 
         def compute(piece: Piece) -> Value:
@@ -81,18 +87,14 @@ def build(signature: Signature, level: str) -> Built:
             w = lanes.load(weight.data, piece.column, weight.dtype, piece.mask)
             if offset:
                 w = f.add(w, f.splat(offset))
-            return lanes.round(f.mul(n, w), x.dtype)
+            made = f.mul(n, w)
+            return lanes.round(made, x.dtype) if rounds_last else made
 
-        emit_outputs(
-            lanes,
-            row,
-            width,
-            compute,
-            (value.data, value.dtype) if value else None,
-            quantized.target() if quantized else None,
-        )
+        stored = (value.data, value.dtype) if value else None
+        emit_outputs(lanes, row, width, compute, stored, targets)
 
-    function, entry = build_row_entry("run", signature.data, level, width, _COST, emit_row)
+    cost = _COST + _ANOTHER_COST * max(0, len(targets) - 1)
+    function, entry = build_row_entry("run", signature.data, level, width, cost, emit_row)
     return Built([function], [entry])
 
 

@@ -6,7 +6,7 @@ a few vectors), each in vectors of sixteen; the last segment and the last vector
     width 300, length 128:   [0..128) [128..256) [256..300) = 16 + 16 + 12 masked
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -164,13 +164,17 @@ class QuantizedTarget:
         return self.shaped.scale_shape[-1]
 
 
+def ignore(piece: Piece, value: Value) -> None:
+    """What is done with values that are only quantized."""
+
+
 def emit_quantized(
     lanes: Lanes,
     target: QuantizedTarget,
     row: Index,
     segment: Segment,
     compute: Callable[[Piece], Value],
-    finish: Callable[[Piece, Value], None] = lambda piece, value: None,
+    finish: Callable[[Piece, Value], None] = ignore,
 ) -> None:
     """Quantize one group of the values that `compute` gives; `finish` sees each of them once.
 
@@ -239,11 +243,13 @@ def emit_outputs(
     width: int,
     compute: Callable[[Piece], Value],
     value: tuple[Value, str] | None,
-    quantized: QuantizedTarget | None = None,
+    quantized: Sequence[QuantizedTarget] = (),
 ) -> None:
-    """Write a row as a plain result (buffer and element type), a quantized one, or both.
+    """Write a row as a plain result (buffer and element type), quantized ones, or both.
 
-    `compute` gives values already rounded to the element type of the plain result.
+    `compute` gives what is quantized; storing rounds it to the element type of the plain result.
+    Each quantized result computes the row anew, so that groups need not nest.  The plain one is
+    stored with the last of them: it may lie in the memory of an operand.
     """
     f = lanes.f
 
@@ -252,11 +258,20 @@ def emit_outputs(
             at = f.address((row, width), piece.column)
             lanes.store(result, value[0], at, value[1], piece.mask)
 
-    def emit_segment(segment: Segment) -> None:
-        if quantized is None:
-            for piece, result in [(p, compute(p)) for p in pieces(f, segment)]:
-                store_value(piece, result)
-        else:
-            emit_quantized(lanes, quantized, row, segment, compute, store_value)
+    def emit_plain(segment: Segment) -> None:
+        for piece, result in [(p, compute(p)) for p in pieces(f, segment)]:
+            store_value(piece, result)
 
-    for_segments(f, width, quantized.group if quantized else min(width, 4 * LANES), emit_segment)
+    def emit_format(target: QuantizedTarget, finish: Callable[[Piece, Value], None]) -> None:
+        def emit_segment(segment: Segment) -> None:
+            emit_quantized(lanes, target, row, segment, compute, finish)
+
+        for_segments(f, width, target.group, emit_segment)
+
+    if not quantized:
+        for_segments(f, width, min(width, 4 * LANES), emit_plain)
+        return
+    *others, last = quantized
+    for target in others:
+        emit_format(target, ignore)
+    emit_format(last, store_value)

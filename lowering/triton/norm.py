@@ -1,7 +1,7 @@
 """RMSNorm: residual added, normed, and quantized in one pass over each row."""
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.norm_ops import RMS_NORM_OUTPUTS
+from qfuse.dialects.norm_ops import QUANTIZED, RMS_NORM_OUTPUTS, quantize_rounding
 from qfuse.dialects.types import shaped
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Variant
@@ -44,8 +44,10 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
         factor = tile.load(weight, "[N]")
         if offset:
             factor = b.add(factor, offset)
-        value = rounded(b.mul(rounded(normed) if rounds_before else normed, factor))
-        made = {"value": value, "quantized": value, "new_residual": h}
+        exact = b.mul(rounded(normed) if rounds_before else normed, factor)
+        value = rounded(exact)
+        source = value if quantize_rounding(signature.op) == "value" else exact
+        made = {"value": value, **dict.fromkeys(QUANTIZED, source), "new_residual": h}
         for name, result in zip(names, signature.results, strict=True):
             tile.store(made[name], result)
 

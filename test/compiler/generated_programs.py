@@ -26,6 +26,15 @@ CPU_STORES = ("f8E4M3FN", "f8E5M2")
 OTHER_STORES = ("plain", "i8", "e8m0")
 """Weights that only the reference multiplies: plain, int8, FP8 with scales of powers of two."""
 
+FORMATS = (
+    ("f8E4M3FN", 16, "f32", "none"),
+    ("f8E4M3FN", 0, "f32", "none"),
+    ("f8E4M3FN", 32, "f8E8M0FNU", "none"),
+    ("i8", 0, "f32", "none"),
+    ("i8", 32, "f16", "q8_1"),
+)
+"""Formats of activations: stored type, group (0: a whole row), type of scales, packing."""
+
 assert set(ACTS) == set(ACTIVATIONS)
 
 
@@ -87,6 +96,10 @@ class Writer(Program):
         dtype = "i8" if self.store == "i8" else "f8E4M3FN"
         type_ = replace(x.type, dtype=dtype, scheme=Scheme((1, group or self.block[1]), "f32"))
         return self._op("quantize", [x], [type_], None)[0]
+
+    def in_format(self, x: Value, dtype: str, group: int, scale: str, packing: str) -> Value:
+        scheme = Scheme((1, group or x.type.shape[-1]), scale, packing)
+        return self._op("quantize", [x], [replace(x.type, dtype=dtype, scheme=scheme)], None)[0]
 
     def source(self, x: Value) -> tuple[Value, str]:
         """How products read x: as it is, quantized, or to be quantized; and the attribute."""
@@ -168,6 +181,7 @@ def _elementwise(p: Writer, y: Value) -> Value:
 
 
 def _norm(p: Writer) -> None:
+    """A norm, perhaps of a sum, and what reads it: products, and readers of several formats."""
     x = p.some()
     if p.maybe():
         x = p.add(*((x, p.some(x)) if p.maybe() else (p.some(x), x)), x.type)
@@ -178,7 +192,9 @@ def _norm(p: Writer) -> None:
     products = p.choose(0, 1, 1, 2)
     for _ in range(products):
         p.values += p.product(p.source(y), p.weight(p.choose(*WIDTHS), y.type.shape[-1]))
-    if not products or p.maybe():
+    formats = p.draw(st.permutations(FORMATS))[: p.choose(0, 0, 0, 1, 2, 2, 3)]
+    p.values += [p.dequantize(p.in_format(y, *which)) for which in formats]
+    if not (products or formats) or p.maybe():
         p.values.append(y)
 
 

@@ -166,18 +166,24 @@ class Program:
         return self._op("glu", [gate, up], [gate.type], compute, attributes)[0]
 
     def rms_norm(
-        self, x: Value, weight: Value, *, rounding: str = "before", offset: float = 0.0
+        self,
+        x: Value,
+        weight: Value,
+        *,
+        rounding: str = "before",
+        offset: float = 0.0,
+        eps: float = 1e-6,
     ) -> Value:
         dtype = x.type.dtype
 
         def compute(h: Tensor, w: Tensor) -> Tensor:
-            n = h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-6)
+            n = h * torch.rsqrt((h * h).mean(-1, keepdim=True) + eps)
             n = _round(n, dtype) if rounding == "before" else n
             return _round(n * (w + offset), dtype)
 
         attributes = (
-            f'eps = 1.0e-6 : f64, offset = {offset} : f64, rounding = "{rounding}", '
-            "resultSegmentSizes = array<i32: 1, 0, 0>"
+            f'eps = {eps:e} : f64, offset = {offset} : f64, rounding = "{rounding}", '
+            "resultSegmentSizes = array<i32: 1, 0, 0, 0>"
         )
         return self._op("rms_norm", [x, weight], [x.type], compute, attributes)[0]
 
@@ -230,12 +236,14 @@ class Program:
         body = "\n  ".join([*self.lines, f"return {values} : {types}"])
         return f"func.func @main({arguments}) -> ({results}) {{\n  {body}\n}}\n"
 
-    def compile(self, outputs: Sequence[Value], fusions: Sequence[str]) -> Executable:
-        """The program with these fusions on, all others off."""
+    def compile(
+        self, outputs: Sequence[Value], fusions: Sequence[str], **others: Any
+    ) -> Executable:
+        """The program with these fusions on, all others off; `others` are further options."""
         with ir.Context():
             load_all()
             module = ir.Module.parse(self.text(outputs))
-        options = CompileOptions.make("cpu", [f for f in FUSIONS if f not in fusions])
+        options = CompileOptions.make("cpu", [f for f in FUSIONS if f not in fusions], **others)
         return compile_imported(Imported(module, self.parameters, (), ()), options)
 
     def inputs(self, rows: int) -> list[Tensor]:

@@ -12,8 +12,8 @@ from qfuse.dialects.registry import load_all
 
 NORM = """ "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before",
   resultSegmentSizes = array<i32: """
-VALUE = NORM + "1, 0, 0>} : (!x, tensor<512xbf16>) -> !x"
-BOTH = NORM + "1, 1, 0>} : (!x, tensor<512xbf16>) -> (!x, !xq)"
+VALUE = NORM + "1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x"
+BOTH = NORM + "1, 1, 0, 0>} : (!x, tensor<512xbf16>) -> (!x, !xq)"
 NORMS = f"""
 !x = tensor<?x512xbf16>
 !xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none",

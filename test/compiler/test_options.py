@@ -34,3 +34,17 @@ def test_nowhere_to_cache(monkeypatch):
     assert cache_dir({"XDG_CACHE_HOME": "/cache"}) == Path("/cache/qfuse")
     with pytest.raises(QfuseError, match="set QFUSE_CACHE_DIR"):
         cache_dir({})
+
+
+def test_what_norms_quantize():
+    name = "qfuse-fuse-norm-quantize"
+    assert name in CompileOptions.make().fusion_passes()
+    passes = CompileOptions.make(quantize_rounding="f32").fusion_passes()
+    assert name + "{quantize-rounding=f32}" in passes
+    assert [p.partition("{")[0] for p in passes] == CompileOptions.make().fusion_passes()
+    off = CompileOptions.make(disable=["norm-quantize"], quantize_rounding="f32")
+    assert not any(p.startswith(name) for p in off.fusion_passes())
+    with pytest.raises(QfuseError, match="quantize_rounding 'bf16' is not one of value, f32"):
+        CompileOptions.make(quantize_rounding="bf16")
+    with pytest.raises(QfuseError, match="leave out one of them"):
+        CompileOptions.make(quantize_rounding="f32", verify=True)

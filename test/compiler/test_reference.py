@@ -57,6 +57,17 @@ def test_encode_keeps_nan_in_its_block() -> None:
     assert numbers[0, 2:] == pytest.approx([2.0, 4.0], rel=2.0**-23)  # the scale is rounded
 
 
+def test_encode_rounds_scales_up_to_powers_of_two() -> None:
+    """One that is a power stays; NaN and infinity make all of their block NaN."""
+    type_ = quantized((5, 2), (1, 2), scale="f8E8M0FNU")
+    x = [[448.0, 7.0], [450.0, -7.0], [448 * 2.0**-9, 0.0], [np.nan, 1.0], [np.inf, 1.0]]
+    with np.errstate(invalid="ignore"):
+        q = encode(Ball(np.array(x)), type_)
+    assert q.scale.array[:3, 0].astype(float).tolist() == [1.0, 2.0, 2.0**-9]
+    assert q.data.array[:2].astype(float).tolist() == [[448.0, 7.0], [224.0, -3.5]]
+    assert np.isnan(decode(q).mid[3:]).all()
+
+
 def test_encode_q8_1_keeps_the_sum_of_each_block() -> None:
     type_ = quantized((1, 40), (1, 32), "i8", scale="f16", packing="q8_1")
     x = np.arange(40.0)[None] - 20
@@ -210,6 +221,9 @@ OPERATIONS = {
     "sum": lambda a, b: balls.summed(a),
     "largest": lambda a, b: balls.largest(a),
     "quantized": lambda a, b: decode(encode(a.map(lambda v: v[None]), quantized((1, 8), (1, 4)))),
+    "quantized, e8m0": lambda a, b: decode(
+        encode(a.map(lambda v: v[None]), quantized((1, 8), (1, 4), scale="f8E8M0FNU"))
+    ),
     "dot": lambda a, b: balls.dot(a.map(lambda v: v[None]), b.map(lambda v: v[None])),
 }
 

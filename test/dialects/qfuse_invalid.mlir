@@ -666,7 +666,7 @@ func.func @case(%x: !xq, %w: !wq) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<299xbf16>) {
   // expected-error @+1 {{weight is tensor<299xbf16>; expected 300 values of f32, f16 or bf16}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<299xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<299xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -679,7 +679,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<299xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>, %r: tensor<?x300xf32>) {
   // expected-error @+1 {{residual is tensor<?x300xf32> but x is tensor<?x300xbf16>}}
-  %y = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
+  %y = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
   return
 }
 
@@ -692,7 +692,85 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>, %r: tensor<?x300xf
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{rounding "never" is not one of before, after}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "never", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "never", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// So do two of what is quantized.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xi = !qfuse.qtensor<tensor<?x300xi8>, #act>
+!xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{quantize_rounding "bf16" is not one of value, f32}}
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantize_rounding = "bf16", resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
+  return
+}
+
+// -----
+
+// A misspelt attribute would be none.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xi = !qfuse.qtensor<tensor<?x300xi8>, #act>
+!xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{attribute quantise_rounding is not one of eps, offset, rounding, quantize_rounding}}
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantise_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
+  return
+}
+
+// -----
+
+// A single format has its place.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xi = !qfuse.qtensor<tensor<?x300xi8>, #act>
+!xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{has a result quantized2 but no quantized; a single one is quantized}}
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 0, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
+  return
+}
+
+// -----
+
+// Two formats differ.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xi = !qfuse.qtensor<tensor<?x300xi8>, #act>
+!xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{quantizes twice to !qfuse.qtensor<tensor<?x300xf8E4M3FN>}}
+  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq, !xq)
+  return
+}
+
+// -----
+
+// The layout of scales makes no other format.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xi = !qfuse.qtensor<tensor<?x300xi8>, #act>
+!xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{quantizes twice to !qfuse.qtensor<tensor<?x300xf8E4M3FN>}}
+  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xc, !xq)
+  return
+}
+
+// -----
+
+// Two formats have one order.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xi = !qfuse.qtensor<tensor<?x300xi8>, #act>
+!xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
+func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
+  // expected-error @+1 {{quantized results stand in the order of their formats' text: !qfuse.qtensor<tensor<?x300xf8E4M3FN>}}
+  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xi, !xq)
   return
 }
 
@@ -705,7 +783,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{result value is f32; it follows the input, bf16}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xf32>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xf32>
   return
 }
 
@@ -718,7 +796,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{result value has shape [?, 299], not [?, 300]}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x299xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x299xbf16>
   return
 }
 
@@ -731,7 +809,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<4x?xbf16>, %w: tensor<?xbf16>) {
   // expected-error @+1 {{the normalized dimension must be static}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<4x?xbf16>, tensor<?xbf16>) -> tensor<4x?xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x?xbf16>, tensor<?xbf16>) -> tensor<4x?xbf16>
   return
 }
 
@@ -964,7 +1042,7 @@ func.func @case(%x: tensor<4x4xf32>) {
 
 // The segment attribute counts every result.
 func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
-  // expected-error @+1 {{resultSegmentSizes is array<i32: 1>; expected 0 or 1, as i32, for each of value, quantized, new_residual, 1 in all}}
+  // expected-error @+1 {{resultSegmentSizes is array<i32: 1>; expected 0 or 1, as i32, for each of value, quantized, quantized2, new_residual, 1 in all}}
   %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
   return
 }
@@ -973,8 +1051,8 @@ func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
 
 // There is one of each.
 func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
-  // expected-error @+1 {{resultSegmentSizes is array<i32: 2, -1, 0>}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 2, -1, 0>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
+  // expected-error @+1 {{resultSegmentSizes is array<i32: 2, -1, 0, 0>}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 2, -1, 0, 0>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
   return
 }
 
@@ -1010,7 +1088,7 @@ func.func @case(%x: tensor<f32>) {
 // A scalar has no last dimension to normalize.
 func.func @case(%x: tensor<f32>, %w: tensor<1xf32>) {
   // expected-error @+1 {{the normalized dimension must be static}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<f32>, tensor<1xf32>) -> tensor<f32>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<f32>, tensor<1xf32>) -> tensor<f32>
   return
 }
 

@@ -89,12 +89,20 @@ func.func @plain_parts(%x: tensor<2x?x8xbf16>, %w: tensor<16x8xbf16>) -> (tensor
 }
 
 // CHECK-LABEL: func.func @norm
-// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 0, 0>
-// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 1, 1>
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 0, 0, 0>
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 1, 0, 1>
 func.func @norm(%x: tensor<?x300xbf16>, %w: tensor<300xf32>) -> (tensor<?x300xbf16>, tensor<?x300xbf16>, !xq, tensor<?x300xbf16>) {
-  %a = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> tensor<?x300xbf16>
-  %v, %q, %h = "qfuse.rms_norm"(%x, %w, %a) {eps = 1.0e-6 : f64, offset = 1.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 1, 1>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<?x300xbf16>) -> (tensor<?x300xbf16>, !xq, tensor<?x300xbf16>)
+  %a = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> tensor<?x300xbf16>
+  %v, %q, %h = "qfuse.rms_norm"(%x, %w, %a) {eps = 1.0e-6 : f64, offset = 1.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 1, 0, 1>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<?x300xbf16>) -> (tensor<?x300xbf16>, !xq, tensor<?x300xbf16>)
   return %a, %v, %q, %h : tensor<?x300xbf16>, tensor<?x300xbf16>, !xq, tensor<?x300xbf16>
+}
+
+// CHECK-LABEL: func.func @norm_in_two_formats
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}quantize_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 1, 0>
+!x1 = !qfuse.qtensor<tensor<?x300xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
+func.func @norm_in_two_formats(%x: tensor<?x300xbf16>, %w: tensor<300xf32>) -> (!xq, !x1) {
+  %q:2 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantize_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> (!xq, !x1)
+  return %q#0, %q#1 : !xq, !x1
 }
 
 // CHECK-LABEL: func.func @rotary

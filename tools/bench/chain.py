@@ -76,7 +76,7 @@ class Mlp:
             f"func.func private @norm(%x: {row}, %w: {weight}) -> {out} "
             "attributes {qfuse.kernel} {\n"
             f'  %y = "qfuse.rms_norm"(%x, %w) {{eps = {EPS:e} : f64, offset = 0.0 : f64, '
-            'rounding = "before", resultSegmentSizes = array<i32: 0, 1, 0>} : '
+            'rounding = "before", resultSegmentSizes = array<i32: 0, 1, 0, 0>} : '
             f"({row}, {weight}) -> {out}\n  return %y : {out}\n}}\n"
         )
 

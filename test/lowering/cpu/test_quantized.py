@@ -171,11 +171,11 @@ def test_norm_quantizes(level: str, scheme: tuple, width: int) -> None:
     attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", ' + segment_sizes(
         "operand", [True, True, False]
     )
-    both = f"{attributes}, {segment_sizes('result', [True, True, False])}"
+    both = f"{attributes}, {segment_sizes('result', [True, True, False, False])}"
     text = kernel_text("rms_norm", [row, plain(width)], [row, type_], both)
     value, q = run(text, level, [x, w], [row, type_], 9)
     assert same_bits(q, reference(value, type_))
-    only = f"{attributes}, {segment_sizes('result', [False, True, False])}"
+    only = f"{attributes}, {segment_sizes('result', [False, True, False, False])}"
     text = kernel_text("rms_norm", [row, plain(width)], [type_], only)
     assert same_bits(run(text, level, [x, w], [type_], 9)[0], q)
 

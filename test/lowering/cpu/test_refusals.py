@@ -177,7 +177,7 @@ REFUSED = {
             'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
             + segment_sizes("operand", [True, True, False])
             + ", "
-            + segment_sizes("result", [False, True, False]),
+            + segment_sizes("result", [False, True, False, False]),
         ),
         "scales must lie row_major",
     ),

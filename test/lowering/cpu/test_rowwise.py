@@ -130,7 +130,7 @@ def norm_kernel(case: tuple) -> tuple[str, list]:
         f'eps = 1.0e-6 : f64, offset = {offset} : f64, rounding = "{rounding}", '
         + segment_sizes("operand", [True, True, residual])
         + ", "
-        + segment_sizes("result", [value, quant, new])
+        + segment_sizes("result", [value, quant, False, new])
     )
     operands = [row, plain(width, dtype=weight)] + [row] * residual
     return kernel_text("rms_norm", operands, results, attributes), results

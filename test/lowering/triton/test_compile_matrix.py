@@ -42,6 +42,7 @@ FAMILIES: dict[str, tuple[str, str, int]] = {
     "int4": ("bf16", PLAIN_BY_CODES["int4 with zero points"], 4096),
     "q4_k by q8_1": ("i8", INTEGERS["q4_k"], 16),
     "rms_norm": ("", ROWS["rms_norm"], 1),
+    "rms_norm in two formats": ("", ROWS["rms_norm in two formats"], 1),
     "glu": ("", ROWS["glu"], 1),
     "clamped glu": ("", ROWS["clamped glu"], 1),
     "rope": ("", ROWS["rope"], 1),

@@ -64,7 +64,7 @@ W = quantized(512, 256, block=(128, 128))
                 [plain(-1, 65536), plain(65536)],
                 [plain(-1, 65536)],
                 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
-                + segment_sizes("result", [True, False, False]),
+                + segment_sizes("result", [True, False, False, False]),
             ),
             "a row has 65536 elements; GPU kernels hold at most 32768",
         ),

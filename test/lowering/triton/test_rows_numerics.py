@@ -102,13 +102,13 @@ def test_dequantize(m: int, value: Shaped, target: str) -> None:
 @pytest.mark.parametrize("m", ROWS)
 @pytest.mark.parametrize("width", [64, 1400, 4096])
 @pytest.mark.parametrize("rounding", ["before", "after"])
-@pytest.mark.parametrize("present", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 1, 1)])
-def test_rms_norm(m: int, width: int, rounding: str, present: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("present", [(1, 1, 0, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 1)])
+def test_rms_norm(m: int, width: int, rounding: str, present: tuple[int, ...]) -> None:
     """Any subset of the results, with and without a residual."""
     offset = 1.0 if rounding == "after" else 0.0
-    row = plain(-1, width)
-    outs = [t for t, there in zip((row, quantized(-1, width), row), present, strict=True) if there]
-    residual = [row] if present[2] else []
+    row, codes = plain(-1, width), quantized(-1, width)
+    outs = [t for t, there in zip((row, codes, codes, row), present, strict=True) if there]
+    residual = [row] if present[3] else []
     attributes = (
         f'eps = 1.0e-6 : f64, offset = {offset} : f64, rounding = "{rounding}", '
         + segment_sizes("result", present)
@@ -127,7 +127,7 @@ def test_rms_norm(m: int, width: int, rounding: str, present: tuple[int, int, in
         assert_close(next(made), value, "bf16")
     if present[1]:
         assert_quantized(next(made), value, quantized(-1, width))
-    if present[2]:
+    if present[3]:
         np.testing.assert_array_equal(next(made).astype(np.float64), h)
 
 
@@ -150,7 +150,7 @@ def test_fused_quantization_bit_for_bit(op: str, name: str, target: str) -> None
     if op == "rms_norm":
         attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
         operands, values = [row, plain(row.shape[-1])], [x, other[0].copy()]
-        attributes += segment_sizes("result", [True, True, False])
+        attributes += segment_sizes("result", [True, True, False, False])
     else:
         attributes = 'act = "silu", ' + segment_sizes("result", [True, True])
         operands, values = [row, row], [x, other]
@@ -279,7 +279,7 @@ def test_q8_1_is_q8_0_with_sums(m: int, op: str, target: str) -> None:
             ((codes, scale),) = run(kernel_text(op, [row], [out]), [x], [out], m, target)
             return codes, scale
         attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
-        attributes += segment_sizes("result", (0, 1, 0))
+        attributes += segment_sizes("result", (0, 1, 0, 0))
         text = kernel_text(op, [row, plain(200)], [out], attributes)
         weight = np.ones(200, x.dtype)
         ((codes, scale),) = run(text, [x, weight], [out], m, target)

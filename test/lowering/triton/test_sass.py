@@ -151,7 +151,14 @@ ROWS = {
         [plain(-1, 4096), plain(4096), plain(-1, 4096)],
         [plain(-1, 4096), quantized(-1, 4096), plain(-1, 4096)],
         'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
-        + segment_sizes("result", [True] * 3),
+        + segment_sizes("result", [True, True, False, True]),
+    ),
+    "rms_norm in two formats": kernel_text(
+        "rms_norm",
+        [plain(-1, 4096), plain(4096), plain(-1, 4096)],
+        [plain(-1, 4096), quantized(-1, 4096), packed(-1, 4096, packing="q8_1"), plain(-1, 4096)],
+        'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
+        + segment_sizes("result", [True] * 4),
     ),
     "glu": kernel_text(
         "glu",

@@ -161,7 +161,7 @@ def test_norms_and_products_write_e8m0() -> None:
     row = plain(-1, 256)
     x = random((m, 256), "bf16", 1)
     attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
-    attributes += segment_sizes("result", (1, 1, 0))
+    attributes += segment_sizes("result", (1, 1, 0, 0))
     text = kernel_text("rms_norm", [row, plain(256)], [row, out], attributes)
     weight = np.ones(256, x.dtype)
     value, (codes, scale) = run(text, [x, weight], [row, out], m)
