@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import extend_epilogue, places
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.epilogue_stages import reads_a_product, runs_as_often
@@ -133,7 +134,6 @@ _ACTIVATION_OPS = ("math.exp", "math.erf", "math.tanh", "arith.maximumf")
 def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None:
     keep = len(readers(glu.results[0])) > 1
     value_type, quantized_type = glu.results[0].type, quantize.results[0].type
-    remarks.fired("glu-quantize", quantize)
     with ir.InsertionPoint(glu):
         new = create_glu(
             glu_of(glu),
@@ -142,6 +142,7 @@ def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None
             quantized_type,
             loc=glu.location,
         )
+    remarks.fired("glu-quantize", quantize, saves=savings([glu, quantize], [new]))
     _replace(rewriter, quantize, glu, new)
 
 
@@ -149,12 +150,13 @@ def quantize_in_product(rewriter, quantize: ir.Operation, y: ir.Value) -> None:
     product = y.owner.operation
     number = list(product.results).index(y)
     order = places(product, quantize)
-    remarks.fired("product-quantize", quantize, remarks.argument_name(product.operands[1]))
     types = [quantize.results[0].type if i is None else product.results[i].type for i in order]
     with ir.InsertionPoint(product), product.location:
         new = extend_epilogue(
             product, types, lambda ys, _: [ys[number if i is None else i] for i in order]
         )
+    about = remarks.argument_name(product.operands[1])
+    remarks.fired("product-quantize", quantize, about, saves=savings([product, quantize], [new]))
     made = dict(zip(order, new.results, strict=True))
     rewriter.replace_op(quantize, [made[None]])
     rewriter.replace_op(product, [made.get(i, made[None]) for i in range(len(product.results))])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import extend_epilogue
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.epilogue_stages import (
@@ -105,7 +106,8 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         kind = _map(product, other)
         assert kind is not None
         fused = extend_epilogue(product, [glu.results[0].type], extend, extra=[other], maps=[kind])
-        remarks.fired("epilogue-glu", glu, _subject(product))
+        saved = savings([product, glu], [fused])
+        remarks.fired("epilogue-glu", glu, _subject(product), saves=saved)
         rewriter.replace_op(glu, fused.results)
 
     def pattern(p: Pattern) -> None:
@@ -142,8 +144,7 @@ def _glu_of_results(allowed: frozenset[str]) -> Callable[[Pattern], None]:
         return build_glu(glu_of(glu), gate, up, shaped(glu.operands[0].type).dtype)
 
     def absorb_glu(rewriter, glu: ir.Operation, gate: ir.Value, _up: ir.Value) -> None:
-        remarks.fired("epilogue-glu", glu, _subject(gate.owner.operation))
-        absorb_into(rewriter, gate.owner.operation, glu, compute)
+        absorb_into(rewriter, "epilogue-glu", gate.owner.operation, glu, compute)
 
     def pattern(p: Pattern) -> None:
         gate, up = p.value(), p.value()
@@ -199,7 +200,7 @@ def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
             operands=[*combined.operands, residual],
             attributes={"operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 1, 1])},
         )
-        remarks.fired("combine-residual", add)
+        remarks.fired("combine-residual", add, saves=savings([combined, add], [fused]))
         rewriter.replace_op(add, fused.results)
 
     def pattern(p: Pattern) -> None:

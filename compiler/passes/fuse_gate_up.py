@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import build_yield, extend_epilogue
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import has_one_reader, readers, run_equally_often
@@ -126,7 +127,8 @@ def merge_with_glu(rewriter, glu: ir.Operation, gate: ir.Operation, up: ir.Opera
         gate_value, up_value = (build_rounding(a, dtype) for a in block.arguments)
         build_yield([build_glu(glu_of(glu), gate_value, up_value, dtype)])
     weights = [remarks.argument_name(p.operands[1]) for p in (gate, up)]
-    remarks.fired("gate-up", glu, " + ".join(filter(None, weights)))
+    saved = savings([gate, up, glu], [merged])
+    remarks.fired("gate-up", glu, " + ".join(filter(None, weights)), saves=saved)
     rewriter.replace_op(glu, merged.results)
 
 
@@ -135,7 +137,8 @@ def absorb_glu(rewriter, glu: ir.Operation, product: ir.Operation) -> None:
     fused = extend_epilogue(
         product, [glu.results[0].type], lambda ys, _: [build_glu(glu_of(glu), ys[0], ys[1], dtype)]
     )
-    remarks.fired("gate-up", glu, remarks.argument_name(product.operands[1]))
+    saved = savings([product, glu], [fused])
+    remarks.fired("gate-up", glu, remarks.argument_name(product.operands[1]), saves=saved)
     rewriter.replace_op(glu, fused.results)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import defined_before, readers, run_equally_often
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
@@ -105,9 +106,12 @@ def quantize_in_norm(rewriter, quantize: ir.Operation, norm: ir.Operation) -> No
     types[QUANTIZED] = quantize.results[0].type
     if len(readers(old[VALUE])) == 1:
         del types[VALUE]
-    remarks.fired("norm-quantize", quantize, remarks.argument_name(norm.operands[1]))
     with ir.InsertionPoint(norm):
-        new = outputs(build_rms_norm(norm, list(norm.operands), types))
+        fused = build_rms_norm(norm, list(norm.operands), types)
+    saved = savings([norm, quantize], [fused])
+    about = remarks.argument_name(norm.operands[1])
+    remarks.fired("norm-quantize", quantize, about, saves=saved)
+    new = outputs(fused)
     rewriter.replace_op(quantize, [new[QUANTIZED]])
     # The value's only reader is gone if it is no result any more; any result will do for it.
     any_value = new.get(VALUE, new[QUANTIZED])
@@ -120,10 +124,12 @@ def add_in_norm(rewriter, norm: ir.Operation, add: ir.Operation) -> None:
     keep = len(readers(add.results[0])) > 1
     if keep:
         types[NEW_RESIDUAL] = add.results[0].type
-    remarks.fired("norm-residual", norm, remarks.argument_name(norm.operands[1]))
     x, residual = add.operands
     with ir.InsertionPoint(add):
-        new = outputs(build_rms_norm(norm, [x, norm.operands[1], residual], types))
+        fused = build_rms_norm(norm, [x, norm.operands[1], residual], types)
+    saved = savings([add, norm], [fused])
+    remarks.fired("norm-residual", norm, remarks.argument_name(norm.operands[1]), saves=saved)
+    new = outputs(fused)
     _replace(rewriter, norm, {name: new[name] for name in old})
     if keep:
         rewriter.replace_op(add, [new[NEW_RESIDUAL]])

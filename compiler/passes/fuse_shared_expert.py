@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import build_yield, is_identity
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
@@ -104,7 +105,7 @@ def _fuse(side: int, quantized: bool) -> Callable[[Pattern], None]:
             p.require(roundings_agree, shared, expert)
         p.require(sum_has_one_type, add, combine)
         p.require(are_read_in_between_only, add, *inner)
-        p.rewrite(add, append_shared_expert, route, combine, *products, *hidden)
+        p.rewrite(add, append_shared_expert, route, combine, *products, *hidden, *shared_hidden)
 
     return shared_expert
 
@@ -255,18 +256,25 @@ def append_shared_expert(
     gate: ir.Operation,
     up: ir.Operation,
     shared_down: ir.Operation,
-    *hidden: ir.Operation,
+    *between: ir.Operation,
 ) -> None:
+    """`between` are the operations between the products, of the experts and the shared one."""
+    hidden = between[: len(between) // 2]
     slots, tokens, indptr = _route_with_shared(route).results
     x, experts = both.operands[0], both.operands[1]
     joined = build_append_expert(experts, build_concat([gate.operands[1], up.operands[1]]))
     values = _group_product(both, [x, joined, indptr, tokens])
+    new = [slots.owner, values[0].owner]
     for op in hidden:
         values = _again(op, values)
+        new.append(values[0].owner)
     narrow = build_append_expert(down.operands[1], shared_down.operands[1])
     (rows,) = _group_product(down, [values[0], narrow, indptr, None])
     out = _like(combine, [rows, slots, combine.operands[2]], [add.results[0].type])
-    remarks.fired("shared-expert", add, remarks.argument_name(experts))
+    new += [rows.owner, out[0].owner]
+    old = [route, both, down, combine, gate, up, shared_down, *between, add]
+    saved = savings(old, [op.operation for op in new])
+    remarks.fired("shared-expert", add, remarks.argument_name(experts), saves=saved)
     rewriter.replace_op(add, out)
 
 
