@@ -63,7 +63,7 @@ class FuseEpilogue(Pass):
 
     Where others read the product, too, the fused one yields both values: it is computed once, and
     its readers have one launch less and one read less.  A reshape between a product and
-    its reader moves behind the reader.
+    its reader moves behind the reader; so does a transpose, if that reads nothing else.
 
     A GLU that qfuse-fuse-gate-up left, one side of which is the product, is an activation and a
     residual.  What adds up the experts of a token (`qfuse.combine`) takes a residual in the same
@@ -71,8 +71,8 @@ class FuseEpilogue(Pass):
 
     What stays as it is, with a remark: an operation in another block, one that broadcasts the
     product to another shape, one whose other operand is made from the product or behind another
-    reader of it, one behind a write in place, or behind a transpose, and a seventh operand or
-    fifth result.
+    reader of it, one behind a write in place, one with another operand behind a transpose, and a
+    seventh operand or fifth result.
     """
 
     name: ClassVar[str] = "qfuse-fuse-epilogue"
