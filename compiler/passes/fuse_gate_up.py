@@ -151,23 +151,25 @@ def can_be_merged(_glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> V
 def both_operands_are_products(glu: ir.Operation) -> Verdict:
     if len(glu.operands) == 1:
         return Refusal("gate and up are halves of one value", "compute them by two products")
+    makers = [
+        "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name
+        for value in glu.operands
+    ]
     biased = [_is_biased_product(value) for value in glu.operands]
     if all(biased):
         return MISMATCH
-    for side, value in zip(("gate", "up"), glu.operands, strict=True):
-        made_by = (
-            "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name
-        )
+    for i, side in enumerate(("gate", "up")):
+        if biased[i] and makers[1 - i] in PRODUCTS:
+            return Refusal(f"of gate and up, only {side} has a bias", "give both one, or none")
+    for side, made_by in zip(("gate", "up"), makers, strict=True):
         if made_by not in PRODUCTS:
-            if any(biased) and _is_biased_product(value):
-                return Refusal(f"of gate and up, only {side} has a bias", "give both one, or none")
             cure = "apply bias or scale to both sides inside one product"
             return Refusal(f"{side} is made by {made_by}, not by a product", cure)
     return MISMATCH
 
 
 def _is_biased_product(value: ir.Value) -> bool:
-    """Whether a product makes one operand of the add that makes `value`, and the other is a bias."""
+    """Whether `value` is the sum of what a product makes and a bias."""
     if isinstance(value, ir.BlockArgument) or value.owner.name != "qfuse.add":
         return False
     total = value.owner.operation

@@ -111,9 +111,9 @@ class Report:
         """Read what the compiler stored with the program.
 
         `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause`, `cure`
-        and `saves` (the fields of Savings, or None); `patterns` names all that ran, so that those without a remark are listed, too;
-        `before` and `after` are profiles; `expert_layers` lists the fields of each ExpertLayer,
-        `norms` has those of Norms.  Every key may be absent.
+        and `saves` (the fields of Savings, or None); `patterns` names all that ran, so that those
+        without a remark are listed, too; `before` and `after` are profiles; `expert_layers` lists
+        the fields of each ExpertLayer, `norms` has those of Norms.  Every key may be absent.
         """
         norms = Norms(**data["norms"]) if data.get("norms") else None
         fired: Counter[str] = Counter()

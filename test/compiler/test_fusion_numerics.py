@@ -179,8 +179,9 @@ def test_gate_up_with_biases(glu, dtype, n, biased, on_the_left, wide, seed):
     """One pass merges biases of both sides; for one of one side it takes three."""
     program = Program(dtype, seed)
     x, sides = program.input(-1, 72), []
-    for name, left in zip(("gate", "up"), on_the_left, strict=True):
-        y = program.matmul(x, program.weight(n, 72), dtype="f32" if wide else dtype)
+    weights = [program.weight(n, 72) for _ in range(2)]
+    for name, w, left in zip(("gate", "up"), weights, on_the_left, strict=True):
+        y = program.matmul(x, w, dtype="f32" if wide else dtype)
         if biased in (name, "both"):
             bias = program.parameter(n, dtype=y.type.dtype)
             y = program.add(*((bias, y) if left else (y, bias)), y.type)
