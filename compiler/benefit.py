@@ -25,10 +25,7 @@ def savings(old: Sequence[ir.Operation], new: Sequence[ir.Operation]) -> Savings
     are left out, since a product that joins several reads all of them; so are constants, which
     are written into a kernel.
     """
-    before, after = _moved(old), _moved(new)
-    return Savings(len(old) - len(new), before.bytes, before.bytes_per_row) - Savings(
-        0, after.bytes, after.bytes_per_row
-    )
+    return Savings(len(old) - len(new)) + _moved(old) - _moved(new)
 
 
 def _moved(ops: Iterable[ir.Operation]) -> Savings:

@@ -218,8 +218,9 @@ def _merge(
         for i, total in enumerate(sums):
             bias = arguments[len(products) + i]
             values[i] = _rounded(build_elementwise("add", [values[i], bias], {}), total)
+        gate_value, up_value = values
         dtype = shaped(glu.operands[0].type).dtype
-        build_yield([build_glu(glu_of(glu), *values, dtype)])
+        build_yield([build_glu(glu_of(glu), gate_value, up_value, dtype)])
     weights = [remarks.argument_name(p.operands[1]) for p in products]
     saved = savings([*products, *sums, glu], [merged])
     remarks.fired("gate-up", glu, " + ".join(filter(None, weights)), saves=saved)
