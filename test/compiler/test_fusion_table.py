@@ -23,7 +23,6 @@ from qfuse.compiler.options import FUSIONS, CompileOptions
 from qfuse.compiler.passes.convert_to_triton import ConvertToTriton
 from qfuse.compiler.passes.outline import kernel_functions
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import Glu
 from qfuse.dialects.registry import load_all
 from qfuse.lowering.triton.embedding import TARGET
@@ -73,7 +72,7 @@ OF_EXPERTS = {
 }
 EXPERTS = "experts: FP8 E4M3, blocks 128x128; per token and 128"
 
-FIRES, ON_CPU, PLAIN = "CPU, GPU", "CPU", "-"
+FIRES, PLAIN = "CPU, GPU", "-"
 WIDE, GIVEN = "no: a scale of all columns", "no: static"
 REASONS = {
     (WIDE, "act-quantize"): f"a group of {N} lies in several of the tiles",
@@ -81,21 +80,17 @@ REASONS = {
 }
 """What the remark says; a norm looks at no quantization by a scale given beforehand."""
 
-NO_KERNEL = {"e5m2 channel": "multiplies f8E4M3FN by f8E5M2; both operands must store one type"}
-"""What has no GPU kernel, fused or not, and what compiling says."""
-
 
 def wanted(scheme: str, fusion: str) -> str:
     """A cell: the backends on which the fusion fires, or why it does not."""
-    fires = ON_CPU if scheme in NO_KERNEL else FIRES
     if fusion not in ("norm-quantize", "act-quantize"):
-        return fires
+        return FIRES
     if scheme not in X_SCHEMES:
         return PLAIN
     if scheme.endswith("static"):
         return GIVEN
     is_wide = fusion == "act-quantize" and X_SCHEMES[scheme][1] == 0
-    return WIDE if is_wide else fires
+    return WIDE if is_wide else FIRES
 
 
 def table() -> str:
@@ -143,11 +138,7 @@ def test_for_a_gpu(scheme: str) -> None:
     with ir.Context():
         load_all()
         module = ir.Module.parse(p.text(outputs))
-    if scheme in NO_KERNEL:
-        with pytest.raises(QfuseError, match=NO_KERNEL[scheme]):
-            lowered_for_a_gpu(module)
-    else:
-        hold(lowered_for_a_gpu(module), scheme)
+    hold(lowered_for_a_gpu(module), scheme)
 
 
 def test_experts_for_a_gpu() -> None:
@@ -178,7 +169,7 @@ def hold(remarks: Sequence[dict[str, Any]], scheme: str) -> None:
         cell = wanted(scheme, fusion)
         about = [r for r in remarks if r["pattern"] in patterns]
         fired = {r["pattern"] for r in about if r["outcome"] == "fired"}
-        assert fired == (patterns if cell in (FIRES, ON_CPU) else set()), (fusion, about)
+        assert fired == (patterns if cell == FIRES else set()), (fusion, about)
         reasons = [r["cause"] for r in about if r["outcome"] == "refused"]
         if reason := REASONS.get((cell, fusion)):
             assert any(reason in text for text in reasons), (fusion, reasons)
