@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from qfuse.compiler.runtime.report import Savings
 from qfuse.dialects.bindings import ir
 
 
@@ -17,7 +18,8 @@ class Remark:
     """One match that a pattern attempted.
 
     `op` is the operation's name, `subject` the weight or argument that tells it apart in a model
-    (empty in plain IR), `location` its MLIR location.
+    (empty in plain IR), `location` its MLIR location.  `saves` is what a fusion saves where it
+    fired, by `compiler/benefit.py`; None for what was refused, and for rewrites that only raise.
     """
 
     outcome: Literal["fired", "refused"]
@@ -27,17 +29,20 @@ class Remark:
     subject: str = ""
     cause: str = ""
     cure: str = ""
+    saves: Savings | None = None
 
     def __str__(self) -> str:
         subject = f" ({self.subject})" if self.subject else ""
         text = f"{self.pattern}: {self.outcome} at {self.op}{subject}"
+        if self.saves:
+            text += f": saves {self.saves}"
         if self.cause:
             text += f": {self.cause}"
         if self.cure:
             text += f"; {self.cure}"
         return text
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -86,10 +91,17 @@ def collect() -> Iterator[Remarks]:
         _current.reset(token)
 
 
-def fired(pattern: str, root: ir.Operation, about: str = "", cause: str = "") -> None:
+def fired(
+    pattern: str,
+    root: ir.Operation,
+    about: str = "",
+    cause: str = "",
+    saves: Savings | None = None,
+) -> None:
     """Record that `pattern` replaces `root`; `about` names what tells it apart in a model."""
     about = about or subject(root)
-    _record(Remark("fired", pattern, root.name, str(root.location), about, cause), root)
+    place = str(root.location)
+    _record(Remark("fired", pattern, root.name, place, about, cause, saves=saves), root)
 
 
 def refused(pattern: str, root: ir.Operation, at: ir.Operation, cause: str, cure: str = "") -> None:

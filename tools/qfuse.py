@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,10 +190,13 @@ def _check_writable(path: Path) -> None:
     check_writable(path)
 
 
-def _print_remarks(remarks: Sequence[dict[str, str]]) -> None:
+def _print_remarks(remarks: Sequence[Mapping[str, Any]]) -> None:
+    from qfuse.compiler.runtime.report import Savings
+
     for remark in remarks:
         subject = f" ({remark['subject']})" if remark["subject"] else ""
-        reason = "; ".join(filter(None, (remark["cause"], remark["cure"])))
+        saves = f"saves {Savings(**remark['saves'])}" if remark["saves"] else ""
+        reason = "; ".join(filter(None, (saves, remark["cause"], remark["cure"])))
         print(
             f"{remark['location']}: {remark['pattern']}: {remark['outcome']} at "
             f"{remark['op']}{subject}" + (f": {reason}" if reason else ""),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import (
     Build,
     absorb_reader,
@@ -76,9 +77,7 @@ def _pattern(
         return None
 
     def absorb(rewriter, reader: ir.Operation, y: ir.Value, *other: ir.Value) -> None:
-        product = y.owner.operation
-        remarks.fired(f"epilogue-{stage}", reader, remarks.argument_name(product.operands[1]))
-        absorb_into(rewriter, product, reader, _compute)
+        absorb_into(rewriter, f"epilogue-{stage}", y.owner.operation, reader, _compute)
 
     def pattern(p: Pattern) -> None:
         y = p.value()
@@ -92,11 +91,19 @@ def _pattern(
     return pattern
 
 
-def absorb_into(rewriter, product: ir.Operation, reader: ir.Operation, build: Build) -> None:
-    """Replace `product` and `reader`, which `build` makes of scalars, by one product."""
+def absorb_into(
+    rewriter, pattern: str, product: ir.Operation, reader: ir.Operation, build: Build
+) -> None:
+    """Replace `product` and `reader`, which `build` makes of scalars, by one product.
+
+    The remark names `pattern`.
+    """
     late = made_late(product, *reader.operands)
     with ir.InsertionPoint.after(late) if late else ir.InsertionPoint(product):
         absorbed = absorb_reader(product, reader, build)
+    about = remarks.argument_name(product.operands[1])
+    saved = savings([product, reader], [absorbed.product])
+    remarks.fired(pattern, reader, about, saves=saved)
     rewriter.replace_op(reader, [absorbed.result])
     numbers = range(len(product.results))
     rewriter.replace_op(product, [absorbed.kept.get(i, absorbed.result) for i in numbers])

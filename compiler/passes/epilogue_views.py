@@ -1,12 +1,13 @@
-"""Patterns of `qfuse-fuse-epilogue`: reshapes between a product and what reads it.
+"""Patterns of `qfuse-fuse-epilogue`: reshapes and transposes between a product and its reader.
 
-A reshape moves no element, so an element-wise operation may as well be applied before it:
+A reshape changes no element, so an element-wise operation may as well be applied before it:
 
     %y = "qfuse.matmul"(%x, %w)                         %y = "qfuse.matmul"(%x, %w)
     %v = torch.aten.view %y, [..]              ->       %z = "qfuse.add"(%y, %bias)
     %z = "qfuse.add"(%v, %bias)                         %v = torch.aten.view %z, [..]
 
-A transpose does, so what follows one stays where it is, with a remark.
+So it may before a transpose, if it reads nothing else: another operand would have to be moved as
+the elements are, and stays behind the transpose with its operation, with a remark.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def _pattern(name: str, side: int) -> Callable[[Pattern], None]:
     return pattern
 
 
-def reads_a_view_of_a_product(_reader: ir.Operation, v: ir.Value, *_: ir.Value) -> Verdict:
+def reads_a_view_of_a_product(_reader: ir.Operation, v: ir.Value, *other: ir.Value) -> Verdict:
     view = _maker(v)
     if view is None or view.name not in (*VIEWS, *_TRANSPOSES):
         return MISMATCH
@@ -88,9 +89,10 @@ def reads_a_view_of_a_product(_reader: ir.Operation, v: ir.Value, *_: ir.Value) 
             view = maker
     if not is_product(_uncast(source)):
         return MISMATCH
-    if view.name in _TRANSPOSES:
+    if view.name in _TRANSPOSES and any(scalar_constant(value) is None for value in other):
         return Refusal(
-            f"{view.name} stands between the product and its reader, and moves elements",
+            f"{view.name} stands between the product and its reader, and moves elements, but not "
+            "those of the other operand",
             "apply the operation before it",
         )
     return None
@@ -189,7 +191,8 @@ def _erase_unread(rewriter, value: ir.Value) -> None:
     """
     while not isinstance(value, ir.BlockArgument):
         op = value.owner.operation
-        if op.name not in (TO_BUILTIN, FROM_BUILTIN, *VIEWS) or readers(op.results[0]):
+        passes_on = op.name in (TO_BUILTIN, FROM_BUILTIN, *VIEWS, *_TRANSPOSES)
+        if not passes_on or readers(op.results[0]):
             return
         value = op.operands[0]
         rewriter.erase_op(op)

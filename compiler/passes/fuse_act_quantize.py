@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import extend_epilogue, places
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.epilogue_stages import reads_a_product, runs_as_often
@@ -31,14 +32,14 @@ class FuseActQuantize(Pass):
     A product of experts (`qfuse.group_matmul`) does the same.  With other readers the value stays
     a result, as the other results of a product do.  A plain product, one whose epilogue is no
     activation, keeps its quantization apart (vLLM PR 36689 measured 0.70 to 1.00 of the unfused
-    speed for it); so does a producer that quantizes already, or has no room for a fifth result.
-    All leave a remark.
+    speed for it); so does a producer that quantizes already, or has no room for a fifth result,
+    and a quantization by a scale given beforehand.  All leave a remark.
     """
 
     name: ClassVar[str] = "qfuse-fuse-act-quantize"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([glu_quantize, product_quantize]).apply(module)
+        Patterns([glu_quantize, product_quantize, *_WITH_GIVEN_SCALE]).apply(module)
 
 
 def glu_quantize(p: Pattern) -> None:
@@ -59,6 +60,35 @@ def product_quantize(p: Pattern) -> None:
     p.require(ends_in_activation, quantize, y)
     p.require(groups_fit_tiles, quantize)
     p.rewrite(quantize, quantize_in_product, y)
+
+
+def glu_with_given_scale(p: Pattern) -> None:
+    """Matches only to say why it stays; so does the next one."""
+    glu = p.op("qfuse.glu", p.values(), many=True)
+    quantize = p.op("qfuse.quantize", p.result(glu), p.value())
+    p.require(finds_its_scale, quantize)
+    p.rewrite(quantize, _never)
+
+
+def product_with_given_scale(p: Pattern) -> None:
+    y = p.value()
+    quantize = p.op("qfuse.quantize", y, p.value())
+    p.require(reads_a_product, quantize, y)
+    p.require(finds_its_scale, quantize)
+    p.rewrite(quantize, _never)
+
+
+_WITH_GIVEN_SCALE = (glu_with_given_scale, product_with_given_scale)
+glu_with_given_scale.__name__ = "glu_quantize"  # the patterns that their remarks are about
+product_with_given_scale.__name__ = "product_quantize"
+
+
+def finds_its_scale(_quantize: ir.Operation) -> Verdict:
+    return Refusal(
+        "the scale is given beforehand, and what makes a value only quantizes it by scales that "
+        "it finds itself",
+        "quantize dynamically",
+    )
 
 
 def quantizes_nothing_yet(quantize: ir.Operation, producer: ir.Operation) -> Verdict:
@@ -133,7 +163,6 @@ _ACTIVATION_OPS = ("math.exp", "math.erf", "math.tanh", "arith.maximumf")
 def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None:
     keep = len(readers(glu.results[0])) > 1
     value_type, quantized_type = glu.results[0].type, quantize.results[0].type
-    remarks.fired("glu-quantize", quantize)
     with ir.InsertionPoint(glu):
         new = create_glu(
             glu_of(glu),
@@ -142,6 +171,7 @@ def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None
             quantized_type,
             loc=glu.location,
         )
+    remarks.fired("glu-quantize", quantize, saves=savings([glu, quantize], [new]))
     _replace(rewriter, quantize, glu, new)
 
 
@@ -149,12 +179,13 @@ def quantize_in_product(rewriter, quantize: ir.Operation, y: ir.Value) -> None:
     product = y.owner.operation
     number = list(product.results).index(y)
     order = places(product, quantize)
-    remarks.fired("product-quantize", quantize, remarks.argument_name(product.operands[1]))
     types = [quantize.results[0].type if i is None else product.results[i].type for i in order]
     with ir.InsertionPoint(product), product.location:
         new = extend_epilogue(
             product, types, lambda ys, _: [ys[number if i is None else i] for i in order]
         )
+    about = remarks.argument_name(product.operands[1])
+    remarks.fired("product-quantize", quantize, about, saves=savings([product, quantize], [new]))
     made = dict(zip(order, new.results, strict=True))
     rewriter.replace_op(quantize, [made[None]])
     rewriter.replace_op(product, [made.get(i, made[None]) for i in range(len(product.results))])
@@ -164,3 +195,7 @@ def _replace(rewriter, quantize: ir.Operation, old: ir.Operation, new: ir.Operat
     """The quantized value is the last result of `new`; without another, `old` has no reader."""
     rewriter.replace_op(quantize, [new.results[len(new.results) - 1]])
     rewriter.replace_op(old, [new.results[0]])
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("patterns with a given scale only explain")

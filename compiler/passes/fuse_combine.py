@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import extend_epilogue
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import has_one_reader, has_one_result, run_equally_often
@@ -109,7 +110,9 @@ def absorb_combine(rewriter, combine: ir.Operation, product: ir.Operation) -> No
         lambda ys, _: ys,
         into=(name, [given[operand] for operand in INPUTS[name]]),
     )
-    remarks.fired("product-combine", combine, remarks.argument_name(product.operands[1]))
+    saved = savings([product, combine], [fused])
+    about = remarks.argument_name(product.operands[1])
+    remarks.fired("product-combine", combine, about, saves=saved)
     rewriter.replace_op(combine, fused.results)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import extend_epilogue
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.epilogue_stages import (
@@ -62,7 +63,7 @@ class FuseEpilogue(Pass):
 
     Where others read the product, too, the fused one yields both values: it is computed once, and
     its readers have one launch less and one read less.  A reshape between a product and
-    its reader moves behind the reader.
+    its reader moves behind the reader; so does a transpose, if that reads nothing else.
 
     A GLU that qfuse-fuse-gate-up left, one side of which is the product, is an activation and a
     residual.  What adds up the experts of a token (`qfuse.combine`) takes a residual in the same
@@ -70,8 +71,8 @@ class FuseEpilogue(Pass):
 
     What stays as it is, with a remark: an operation in another block, one that broadcasts the
     product to another shape, one whose other operand is made from the product or behind another
-    reader of it, one behind a write in place, or behind a transpose, and a seventh operand or
-    fifth result.
+    reader of it, one behind a write in place, one with another operand behind a transpose, and a
+    seventh operand or fifth result.
     """
 
     name: ClassVar[str] = "qfuse-fuse-epilogue"
@@ -105,7 +106,8 @@ def _glu(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
         kind = _map(product, other)
         assert kind is not None
         fused = extend_epilogue(product, [glu.results[0].type], extend, extra=[other], maps=[kind])
-        remarks.fired("epilogue-glu", glu, _subject(product))
+        saved = savings([product, glu], [fused])
+        remarks.fired("epilogue-glu", glu, _subject(product), saves=saved)
         rewriter.replace_op(glu, fused.results)
 
     def pattern(p: Pattern) -> None:
@@ -142,8 +144,7 @@ def _glu_of_results(allowed: frozenset[str]) -> Callable[[Pattern], None]:
         return build_glu(glu_of(glu), gate, up, shaped(glu.operands[0].type).dtype)
 
     def absorb_glu(rewriter, glu: ir.Operation, gate: ir.Value, _up: ir.Value) -> None:
-        remarks.fired("epilogue-glu", glu, _subject(gate.owner.operation))
-        absorb_into(rewriter, gate.owner.operation, glu, compute)
+        absorb_into(rewriter, "epilogue-glu", gate.owner.operation, glu, compute)
 
     def pattern(p: Pattern) -> None:
         gate, up = p.value(), p.value()
@@ -199,7 +200,7 @@ def _combine(side: int, allowed: frozenset[str]) -> Callable[[Pattern], None]:
             operands=[*combined.operands, residual],
             attributes={"operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 1, 1])},
         )
-        remarks.fired("combine-residual", add)
+        remarks.fired("combine-residual", add, saves=savings([combined, add], [fused]))
         rewriter.replace_op(add, fused.results)
 
     def pattern(p: Pattern) -> None:

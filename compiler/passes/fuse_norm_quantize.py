@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import defined_before, readers, run_equally_often
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
@@ -83,7 +84,9 @@ def _norm_quantize(rounding: str) -> Callable[[Pattern], None]:
     def quantize_in_norm(rewriter, quantize: ir.Operation, norm: ir.Operation) -> None:
         old = outputs(norm)
         fused = _quantizing(norm, quantize.results[0].type, rounding)
-        remarks.fired("norm-quantize", quantize, remarks.argument_name(norm.operands[1]))
+        saved = savings([norm, quantize], [fused])
+        about = remarks.argument_name(norm.operands[1])
+        remarks.fired("norm-quantize", quantize, about, saves=saved)
         new, made = outputs(fused), {value.type: value for value in formats(fused)}
         # A value that is no result any more has lost its only reader; any result will do for it.
         values = {VALUE: new.get(VALUE, new[QUANTIZED[0]]), NEW_RESIDUAL: new.get(NEW_RESIDUAL)}
@@ -176,10 +179,12 @@ def add_in_norm(rewriter, norm: ir.Operation, add: ir.Operation) -> None:
     keep = len(readers(add.results[0])) > 1
     if keep:
         types[NEW_RESIDUAL] = add.results[0].type
-    remarks.fired("norm-residual", norm, remarks.argument_name(norm.operands[1]))
     x, residual = add.operands
     with ir.InsertionPoint(add):
-        new = outputs(build_rms_norm(norm, [x, norm.operands[1], residual], types))
+        fused = build_rms_norm(norm, [x, norm.operands[1], residual], types)
+    saved = savings([add, norm], [fused])
+    remarks.fired("norm-residual", norm, remarks.argument_name(norm.operands[1]), saves=saved)
+    new = outputs(fused)
     _replace(rewriter, norm, {name: new[name] for name in old})
     if keep:
         rewriter.replace_op(add, [new[NEW_RESIDUAL]])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import defined_before, readers
@@ -86,7 +87,8 @@ def merge_siblings(rewriter, product: ir.Operation) -> None:
     with ir.InsertionPoint(block):
         build_yield(list(block.arguments))
     weights = [remarks.argument_name(p.operands[1]) for p in group]
-    remarks.fired("siblings", product, " + ".join(filter(None, weights)))
+    about = " + ".join(filter(None, weights))
+    remarks.fired("siblings", product, about, saves=savings(group, [merged]))
     for old, new in zip(group, merged.results, strict=True):
         rewriter.replace_op(old, [new])
 

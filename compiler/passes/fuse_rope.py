@@ -1,12 +1,14 @@
 """`qfuse-fuse-rope`: the torch operations of a rotary embedding become one `qfuse.rope`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.passes.base import Pass
+from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
     builtin_type,
@@ -75,7 +77,8 @@ def _rotate_half(cos_first: bool, sin_first: bool) -> Callable[[Pattern], None]:
         p.require(concatenates_last_dimension, cat_dim)
         p.require(takes_both_halves, x, *low_args, *high_args)
         p.require(has_rows_for_every_token, root, x, cos_rows, sin_rows)
-        p.rewrite(root, rotate, x, cos_rows, sin_rows, dim0, dim1)
+        inner = (negated, halves, rotated, straight, crossed)
+        p.rewrite(root, rotate, x, cos_rows, sin_rows, dim0, dim1, *inner)
 
     rotary_embedding.__name__ = "rope"
     return rotary_embedding
@@ -151,7 +154,9 @@ def rotate(
     sin: ir.Value,
     dim0: ir.Value,
     dim1: ir.Value,
+    *inner: ir.Operation,
 ) -> None:
+    """`inner` are the operations between the slices and the root, which go where all do."""
     operands = [to_builtin(v) for v in (x, cos, sin)]
     rope = ir.Operation.create(
         RopeOp.OPERATION_NAME, results=[operands[0].type], operands=operands
@@ -162,5 +167,14 @@ def rotate(
         results=[root.results[0].type],
         operands=[rotated, dim0, dim1],
     )
-    remarks.fired("rope", root)
+    remarks.fired("rope", root, saves=savings(_gone(root, inner), [rope.owner.operation]))
     rewriter.replace_op(root, transposed.results)
+
+
+def _gone(root: ir.Operation, inner: Sequence[ir.Operation]) -> list[ir.Operation]:
+    """The root, and what of `inner` only they read: each a launch, but for the list of a cat."""
+    gone = [root]
+    for op in reversed(inner):
+        if all(reader in gone for reader in readers(op.results[0])):
+            gone.append(op)
+    return [op for op in gone if op.name != "torch.prim.ListConstruct"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from qfuse.compiler import remarks
+from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import build_yield, is_identity
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
@@ -104,7 +105,7 @@ def _fuse(side: int, quantized: bool) -> Callable[[Pattern], None]:
             p.require(roundings_agree, shared, expert)
         p.require(sum_has_one_type, add, combine)
         p.require(are_read_in_between_only, add, *inner)
-        p.rewrite(add, append_shared_expert, route, combine, *products, *hidden)
+        p.rewrite(add, append_shared_expert, route, combine, *products, *hidden, *shared_hidden)
 
     return shared_expert
 
@@ -224,7 +225,7 @@ def is_as_experts_are(add: ir.Operation, combine: ir.Operation, other: ir.Value)
     both = _product_of(down.operands[0]) if down is not None else None
     if down is None or both is None:
         return MISMATCH
-    shared = _between(both.operands[0], other)
+    shared = _between(_forms(both.operands[0]), other)
     products = [op for op in shared if op.name == "qfuse.matmul"]
     if len(products) < 2:
         return MISMATCH
@@ -235,6 +236,12 @@ def is_as_experts_are(add: ir.Operation, combine: ir.Operation, other: ir.Value)
             return Refusal(f"{op.name} is part of the shared expert, but of no other expert")
     if (why := products_are_plain(add, both, down, *products)) is not None:
         return why
+    if any(op.name == "qfuse.quantize" and len(op.operands) > 1 for op in shared):
+        return Refusal(
+            "the shared expert's hidden values are quantized by a scale given beforehand, which "
+            "is none of the other experts'",
+            "quantize them dynamically",
+        )
     makers = [value.owner.operation for value in (down.operands[0], products[-1].operands[0])]
     if makers[0].name != makers[1].name:
         return Refusal(
@@ -255,18 +262,25 @@ def append_shared_expert(
     gate: ir.Operation,
     up: ir.Operation,
     shared_down: ir.Operation,
-    *hidden: ir.Operation,
+    *between: ir.Operation,
 ) -> None:
+    """`between` are the operations between the products, of the experts and the shared one."""
+    hidden = between[: len(between) // 2]
     slots, tokens, indptr = _route_with_shared(route).results
     x, experts = both.operands[0], both.operands[1]
     joined = build_append_expert(experts, build_concat([gate.operands[1], up.operands[1]]))
     values = _group_product(both, [x, joined, indptr, tokens])
+    new = [slots.owner, values[0].owner]
     for op in hidden:
         values = _again(op, values)
+        new.append(values[0].owner)
     narrow = build_append_expert(down.operands[1], shared_down.operands[1])
     (rows,) = _group_product(down, [values[0], narrow, indptr, None])
     out = _like(combine, [rows, slots, combine.operands[2]], [add.results[0].type])
-    remarks.fired("shared-expert", add, remarks.argument_name(experts))
+    new += [rows.owner, out[0].owner]
+    old = [route, both, down, combine, gate, up, shared_down, *between, add]
+    saved = savings(old, [op.operation for op in new])
+    remarks.fired("shared-expert", add, remarks.argument_name(experts), saves=saved)
     rewriter.replace_op(add, out)
 
 
@@ -340,17 +354,24 @@ def _product_of(value: ir.Value) -> ir.Operation | None:
     return None
 
 
-def _between(x: ir.Value, end: ir.Value, steps: int = _FAR) -> list[ir.Operation]:
-    """The operations on the way from dense products of `x` to `end`, in order; [] if none is.
+def _forms(x: ir.Value) -> set[ir.Value]:
+    """`x`, what it is quantized from, and whatever else that is quantized to."""
+    if not isinstance(x, ir.BlockArgument) and x.owner.name == "qfuse.quantize":
+        x = x.owner.operands[0]
+    return {x} | {op.results[0] for op in readers(x) if op.name == "qfuse.quantize"}
 
-    So a residual has none: it comes from before `x`.
+
+def _between(xs: set[ir.Value], end: ir.Value, steps: int = _FAR) -> list[ir.Operation]:
+    """The operations on the way from dense products of `xs` to `end`, in order; [] if none is.
+
+    So a residual has none: it comes from before `xs`.
     """
     if isinstance(end, ir.BlockArgument) or steps == 0:
         return []
     op = end.owner.operation
-    if op.name == "qfuse.matmul" and op.operands[0] == x:
+    if op.name == "qfuse.matmul" and op.operands[0] in xs:
         return [op]
-    before = [found for value in op.operands for found in _between(x, value, steps - 1)]
+    before = [found for value in op.operands for found in _between(xs, value, steps - 1)]
     return [*dict.fromkeys(before), op] if before else []
 
 

@@ -10,13 +10,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Savings:
+    """What a fusion saves in one call: launches, and bytes that are no longer read or written.
+
+    `bytes_per_row` counts for each row of what has dynamic extents, each token in a model.
+    """
+
+    launches: int = 0
+    bytes: int = 0
+    bytes_per_row: int = 0
+
+    def __add__(self, other: "Savings") -> "Savings":
+        return Savings(
+            self.launches + other.launches,
+            self.bytes + other.bytes,
+            self.bytes_per_row + other.bytes_per_row,
+        )
+
+    def __sub__(self, other: "Savings") -> "Savings":
+        return self + Savings(-other.launches, -other.bytes, -other.bytes_per_row)
+
+    def of_rows(self, rows: int) -> int:
+        """Bytes saved in a call with so many rows."""
+        return self.bytes + rows * self.bytes_per_row
+
+    def __str__(self) -> str:
+        parts = []
+        if self.launches:
+            parts.append(f"{self.launches} launch{'es' if self.launches != 1 else ''}")
+        if self.bytes:
+            parts.append(f"{self.bytes} B")
+        if self.bytes_per_row:
+            parts.append(f"{self.bytes_per_row} B a row")
+        return ", ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True)
 class PatternReport:
-    """How often a pattern fired and declined; `reasons` counts each cause of declining."""
+    """How often a pattern fired and declined; `reasons` counts each cause of declining.
+
+    `saves` adds up what it saved where it fired; None for a pattern that is no fusion.
+    """
 
     name: str
     fired: int
     refused: int
     reasons: tuple[tuple[str, int], ...] = ()
+    saves: Savings | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +90,8 @@ class Norms:
 class Report:
     """What fusion did to a program.
 
+    `matches` has every match attempted, in order, as `Remark.to_json` of compiler/remarks.py has
+    it: where, why and what would help, and what it saves; `patterns` counts them.
     `before` and `after` are the launches and bytes of one call, as `Profile.to_json` has them,
     of the program without fusion and of the one that runs; None where nobody measured.
     `expert_layers` has the layers of experts in program order; None where there are none, or none
@@ -62,18 +104,20 @@ class Report:
     after: Mapping[str, Any] | None = None
     expert_layers: tuple[ExpertLayer, ...] | None = None
     norms: Norms | None = None
+    matches: tuple[Mapping[str, Any], ...] = ()
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Report":
         """Read what the compiler stored with the program.
 
-        `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause` and
-        `cure`; `patterns` names all that ran, so that those without a remark are listed, too;
-        `before` and `after` are profiles; `expert_layers` lists the fields of each ExpertLayer,
-        `norms` has those of Norms.  Every key may be absent.
+        `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause`, `cure`
+        and `saves` (the fields of Savings, or None); `patterns` names all that ran, so that those
+        without a remark are listed, too; `before` and `after` are profiles; `expert_layers` lists
+        the fields of each ExpertLayer, `norms` has those of Norms.  Every key may be absent.
         """
         norms = Norms(**data["norms"]) if data.get("norms") else None
         fired: Counter[str] = Counter()
+        saved: dict[str, Savings] = {}
         reasons: dict[str, Counter[str]] = {}
         names = dict.fromkeys(data.get("patterns") or ())
         for remark in data.get("remarks") or ():
@@ -81,6 +125,8 @@ class Report:
             names.setdefault(name)
             if remark["outcome"] == "fired":
                 fired[name] += 1
+                if (saves := remark.get("saves")) is not None:
+                    saved[name] = saved.get(name, Savings()) + Savings(**saves)
             else:
                 texts = (remark.get("cause", ""), remark.get("cure", ""))
                 reason = "; ".join(t for t in texts if t) or "no reason given"
@@ -92,6 +138,7 @@ class Report:
                     fired[name],
                     sum(reasons.get(name, Counter()).values()),
                     tuple(reasons.get(name, Counter()).most_common()),
+                    saved.get(name),
                 )
                 for name in names
             ),
@@ -99,15 +146,23 @@ class Report:
             data.get("after"),
             tuple(ExpertLayer(**layer) for layer in data.get("expert_layers") or ()) or None,
             norms if norms is not None and norms.total else None,
+            tuple(data.get("remarks") or ()),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: patterns with counts and reasons, both profiles, layers of experts, norms."""
+        """Plain data: patterns with counts, reasons and what they saved, every match attempted,
+        both profiles, layers of experts, norms."""
         return {
             "patterns": {
-                p.name: {"fired": p.fired, "refused": p.refused, "reasons": dict(p.reasons)}
+                p.name: {
+                    "fired": p.fired,
+                    "refused": p.refused,
+                    "reasons": dict(p.reasons),
+                    "saves": asdict(p.saves) if p.saves else None,
+                }
                 for p in self.patterns
             },
+            "matches": [dict(match) for match in self.matches],
             "before": dict(self.before) if self.before else None,
             "after": dict(self.after) if self.after else None,
             "expert_layers": [asdict(e) for e in self.expert_layers]
@@ -125,11 +180,14 @@ class Report:
         lines = []
         if self.patterns:
             width = max(len(p.name) for p in self.patterns)
-            lines.append(f"{'pattern':{width}}  fired  refused  reasons")
-            for p in self.patterns:
+            saves = [str(p.saves or "") for p in self.patterns]
+            wide = max(map(len, ["saves", *saves]))
+            lines.append(f"{'pattern':{width}}  fired  refused  {'saves':{wide}}  reasons")
+            for p, saved in zip(self.patterns, saves, strict=True):
                 first, *rest = [f"{n} x {text}" for text, n in p.reasons] or [""]
-                lines.append(f"{p.name:{width}}  {p.fired:5}  {p.refused:7}  {first}".rstrip())
-                lines += [f"{'':{width}}  {'':5}  {'':7}  {text}" for text in rest]
+                counts = f"{p.name:{width}}  {p.fired:5}  {p.refused:7}  {saved:{wide}}"
+                lines.append(f"{counts}  {first}".rstrip())
+                lines += [f"{'':{len(counts)}}  {text}" for text in rest]
         if self.norms:
             lines.append(str(self.norms))
         lines += [f"{name}: {before} -> {after}" for name, before, after in self.savings()]
@@ -140,10 +198,10 @@ class Report:
         from rich.markup import escape
         from rich.table import Table
 
-        patterns = Table("pattern", "fired", "refused", "reasons", title="Fusion")
+        patterns = Table("pattern", "fired", "refused", "saves", "reasons", title="Fusion")
         for p in self.patterns:
             reasons = "\n".join(f"{n} x {escape(text)}" for text, n in p.reasons)
-            patterns.add_row(p.name, str(p.fired), str(p.refused), reasons)
+            patterns.add_row(p.name, str(p.fired), str(p.refused), str(p.saves or ""), reasons)
         savings = Table("per call", "before", "after")
         for row in self.savings():
             savings.add_row(*row)

@@ -20,7 +20,8 @@ SCALE_TYPES = ("f32", "f16", "bf16", "f8E8M0FNU")
 K_QUANTS = ("q4_k", "q6_k")
 """Packings whose blocks of 256 columns have headers of bytes as scales."""
 
-_PAIRS = {"f8E4M3FN": ("f8E4M3FN",), "f8E5M2": ("f8E5M2",), "i8": ("i8", "i4", "i6")}
+_FP8 = ("f8E4M3FN", "f8E5M2")
+_PAIRS = {**dict.fromkeys(_FP8, _FP8), "i8": ("i8", "i4", "i6")}
 """What w may store beside an x that stores this."""
 
 
@@ -96,9 +97,10 @@ class Product:
             return self.x.dtype
         if self.w.dtype == "i6":  # runs of 16, for which no matrix instruction takes i8
             return "f16"
-        if self.x.dtype == "i8" or self.x.dtype in gpu.fp8_products:
-            return self.x.dtype
-        return "f16"
+        if self.x.dtype == "i8":
+            return "i8"
+        is_one = self.x.dtype == self.w.dtype  # Triton multiplies FP8 of one kind; f16 holds both
+        return self.x.dtype if is_one and self.x.dtype in gpu.fp8_products else "f16"
 
     @property
     def packing(self) -> str:
@@ -217,7 +219,7 @@ def _pair_error(x: Shaped, w: Shaped) -> str | None:
             return f"multiplies {x.dtype} by {w.dtype}; quantize x to i8, or leave it plain"
         if w.dtype == "f4E2M1FN":
             return f"multiplies {x.dtype} by {w.dtype}; leave x plain"
-        return f"multiplies {x.dtype} by {w.dtype}; both operands must store one type"
+        return f"multiplies {x.dtype} by {w.dtype}; both operands must store FP8, or both integers"
     if not x.quantized and not w.quantized and x.dtype != w.dtype:
         return f"multiplies {x.dtype} by {w.dtype}; cast one of them"
     return None

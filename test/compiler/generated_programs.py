@@ -211,7 +211,8 @@ def _gate_up(p: Writer) -> None:
     x = p.some()
     k = x.type.shape[-1]
     n = p.choose(*WIDTHS)
-    kind = p.choose("right", "right", "same weight", "other block", "other input", "read twice")
+    alike = ("right", "right", "biases", "same weight")
+    kind = p.choose(*alike, "one bias", "other block", "other input", "read twice")
     source = p.source(x)
     weight = p.weight(n, k)
     gate = p.product(source, weight)[0]
@@ -226,10 +227,18 @@ def _gate_up(p: Writer) -> None:
         return
     if kind == "read twice":
         p.values.append(p.choose(gate, up))
+    if kind in ("biases", "one bias"):
+        gate = _biased(p, gate)
+        up = _biased(p, up) if kind == "biases" else up
     y = p.gated(p.choose(*ACTS), *((gate, up) if p.maybe() else (up, gate)))
     if p.maybe():
         y = p.product(p.source(y), p.weight(HIDDEN, n))[0]
     p.values.append(y)
+
+
+def _biased(p: Writer, y: Value) -> Value:
+    bias = p.parameter(y.type.shape[-1], dtype=p.choose(y.type.dtype, "f32"))
+    return p.add(*((y, bias) if p.maybe() else (bias, y)), y.type)
 
 
 def _halves(p: Writer) -> None:

@@ -33,6 +33,7 @@ LAYERS: dict[str, Layer] = {
     "clamped gate": lambda f, x, r: f(0, x).clamp(max=1) * (f(1, x).clamp(-1, 1) + 1),
     "joined rows": lambda f, x, r: functional.silu(f(0, x).view(-1, HIDDEN)).view(r.shape),
     "heads": lambda f, x, r: f(0, x).view(*x.shape[:2], 8, 25).tanh().view(r.shape),
+    "transposed": lambda f, x, r: functional.silu(f(0, x).transpose(0, 1)).transpose(0, 1),
     "read twice": lambda f, x, r: (y := f(0, x)) + functional.softplus(y),
 }
 """By name, where `f(i, x)` is linear layer i of x; the layers of one x are merged."""

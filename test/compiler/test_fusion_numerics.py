@@ -165,6 +165,35 @@ def test_gate_up(glu, dtype, rank, n, k, shared, seed):
     check(program, outputs, ["gate-up"], {"gate-up": 1}, kernels=3 if shared else 1)
 
 
+@settings(some, max_examples=4)
+@given(
+    glus,
+    dtypes,
+    widths,
+    st.sampled_from(["gate", "up", "both"]),
+    st.tuples(st.booleans(), st.booleans()),
+    st.booleans(),
+    seeds,
+)
+def test_gate_up_with_biases(glu, dtype, n, biased, on_the_left, wide, seed):
+    """One pass merges biases of both sides; for one of one side it takes three."""
+    program = Program(dtype, seed)
+    x, sides = program.input(-1, 72), []
+    weights = [program.weight(n, 72) for _ in range(2)]
+    for name, w, left in zip(("gate", "up"), weights, on_the_left, strict=True):
+        y = program.matmul(x, w, dtype="f32" if wide else dtype)
+        if biased in (name, "both"):
+            bias = program.parameter(n, dtype=y.type.dtype)
+            y = program.add(*((bias, y) if left else (y, bias)), y.type)
+        sides.append(y)
+    if biased == "both":
+        fusions, fired = ["gate-up"], {"gate-up": 1}
+    else:
+        fusions = ["gate-up", "qkv", "epilogue"]
+        fired = {"siblings": 1, "epilogue-bias": 1, "epilogue-glu": 1}
+    check(program, [program.glu(glu, *sides)], fusions, fired, kernels=1)
+
+
 @some
 @given(glus, dtypes, ranks, widths, st.sampled_from(["gate", "up", "both"]), seeds)
 def test_glu_of_one_product(glu, dtype, rank, n, side, seed):

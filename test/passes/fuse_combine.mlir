@@ -2,7 +2,7 @@
 
 // The rows of a token's experts are added up by the product that makes them.
 
-// CHECK-DAG: product-combine: fired at qfuse.combine
+// CHECK-DAG: product-combine: fired at qfuse.combine: saves 1 launch, 1024 B a row
 // CHECK-DAG: product-combine: refused at qfuse.group_matmul: the product has 2 readers, and fusing one would compute it again for the others; give the value one reader
 // CHECK-DAG: product-combine: refused at qfuse.group_matmul: the product has 2 results; fuse what follows before products are merged
 // CHECK-DAG: product-combine: refused at qfuse.combine: the slots are not of the route that the rows are sorted by: indptr is made by qfuse.route, slots by qfuse.route; take indptr and slots from one qfuse.route

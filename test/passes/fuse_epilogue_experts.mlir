@@ -2,7 +2,7 @@
 
 // Residuals of what adds up the experts of a token.
 
-// CHECK-DAG: combine-residual: fired at qfuse.add
+// CHECK-DAG: combine-residual: fired at qfuse.add: saves 1 launch, 256 B a row
 // CHECK-DAG: combine-residual: refused at qfuse.combine: it adds a residual already
 // CHECK-DAG: combine-residual: refused at qfuse.combine: the sum has 2 readers, and the others want it without the residual; give the sum one reader
 // CHECK-DAG: combine-residual: refused at qfuse.combine: the residual is tensor<?x64xf32>, the sum tensor<?x64xbf16>

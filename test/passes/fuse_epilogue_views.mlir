@@ -129,10 +129,15 @@ func.func @bias_of_higher_rank(%x: tensor<?x64xbf16>, %w: tensor<512x64xbf16>, %
 
 // -----
 
-// A transpose moves elements: what follows stays behind it.
+// What reads the product alone may be applied before a transpose, too, and a number with it.
 // CHECK-LABEL: func.func @transpose
+// CHECK:         "qfuse.matmul"
+// CHECK:           arith.maximumf
+// CHECK:           arith.mulf
+// CHECK:         (tensor<2x?x64xbf16>, tensor<512x64xbf16>) -> tensor<2x?x512xbf16>
+// CHECK-NOT:     "qfuse.
 // CHECK:         torch.aten.transpose.int
-// CHECK:         "qfuse.relu"
+// CHECK-NOT:     "qfuse.
 !x = tensor<2x?x64xbf16>
 !w = tensor<512x64xbf16>
 !y = tensor<2x?x512xbf16>
@@ -149,8 +154,40 @@ func.func @transpose(%x: !x, %w: !w) -> tensor<?x2x512xbf16> {
   %t = torch_c.from_builtin_tensor %0 : !y -> !ty
   %u = torch.aten.transpose.int %t, %i0, %i1 : !ty, !torch.int, !torch.int -> !torch.vtensor<[?,2,512],bf16>
   %v = torch_c.to_builtin_tensor %u : !torch.vtensor<[?,2,512],bf16> -> tensor<?x2x512xbf16>
-  // expected-remark @+1 {{epilogue-view: refused at qfuse.relu: torch.aten.transpose.int stands between the product and its reader, and moves elements; apply the operation before it}}
+  // expected-remark @+2 {{epilogue-view: fired at qfuse.relu}}
+  // expected-remark @+1 {{epilogue-activation: fired at qfuse.relu: saves 1 launch, 4096 B a row}}
   %1 = "qfuse.relu"(%v) : (tensor<?x2x512xbf16>) -> tensor<?x2x512xbf16>
+  %c = arith.constant dense<3.0> : tensor<f32>
+  // expected-remark @+2 {{epilogue-view: fired at qfuse.mul}}
+  // expected-remark @+1 {{epilogue-activation: fired at qfuse.mul}}
+  %2 = "qfuse.mul"(%1, %c) : (tensor<?x2x512xbf16>, tensor<f32>) -> tensor<?x2x512xbf16>
+  return %2 : tensor<?x2x512xbf16>
+}
+
+// -----
+
+// A transpose moves elements, and those of another operand would have to follow.
+// CHECK-LABEL: func.func @operand_behind_a_transpose
+// CHECK:         torch.aten.transpose.int
+// CHECK:         "qfuse.add"
+!x = tensor<2x?x64xbf16>
+!w = tensor<512x64xbf16>
+!y = tensor<2x?x512xbf16>
+!ty = !torch.vtensor<[2,?,512],bf16>
+!v = tensor<?x512xbf16>
+!tv = !torch.vtensor<[?,512],bf16>
+func.func @operand_behind_a_transpose(%x: !x, %w: !w, %b: tensor<512xbf16>) -> tensor<?x2x512xbf16> {
+  %i0 = torch.constant.int 0
+  %i1 = torch.constant.int 1
+  %0 = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
+  %t = torch_c.from_builtin_tensor %0 : !y -> !ty
+  %u = torch.aten.transpose.int %t, %i0, %i1 : !ty, !torch.int, !torch.int -> !torch.vtensor<[?,2,512],bf16>
+  %v = torch_c.to_builtin_tensor %u : !torch.vtensor<[?,2,512],bf16> -> tensor<?x2x512xbf16>
+  // expected-remark @+1 {{epilogue-view: refused at qfuse.add: torch.aten.transpose.int stands between the product and its reader, and moves elements, but not those of the other operand; apply the operation before it}}
+  %1 = "qfuse.add"(%v, %b) : (tensor<?x2x512xbf16>, tensor<512xbf16>) -> tensor<?x2x512xbf16>
   return %1 : tensor<?x2x512xbf16>
 }
 

@@ -34,7 +34,7 @@ func.func @ragged(%x: !xq, %g: !w, %u: !w) -> !y {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  // expected-remark @+1 {{gate-up: fired at qfuse.glu}}
+  // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches, 11728 B a row}}
   %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
@@ -222,7 +222,7 @@ func.func @bias_on_one_side(%x: !xq, %g: !w, %u: !w, %b: tensor<1400xbf16>) -> !
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   %2 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
-  // expected-remark @+1 {{gate is made by qfuse.add, not by a product}}
+  // expected-remark @+1 {{gate-up: refused at qfuse.glu: of gate and up, only gate has a bias; give both one, or none}}
   %3 = "qfuse.glu"(%2, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %3 : !y
 }

@@ -21,7 +21,7 @@
 !q = tensor<?x512xbf16>
 !k = tensor<?x130xbf16>
 func.func @unequal_widths(%x: !xq, %a: !wq, %b: !wk, %c: !wk) -> (!q, !k, !k) {
-  // expected-remark @+1 {{siblings: fired at qfuse.matmul}}
+  // expected-remark @+1 {{siblings: fired at qfuse.matmul: saves 2 launches, 1056 B a row}}
   %0 = "qfuse.matmul"(%x, %a) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()

@@ -58,7 +58,7 @@ func.func @fires(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %bot
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
-  // expected-remark @+1 {{shared-expert: fired at qfuse.add}}
+  // expected-remark @+1 {{shared-expert: fired at qfuse.add: saves 6 launches, -12 B, 1536 B a row}}
   %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
   return %out : !x
 }

@@ -636,6 +636,61 @@ func.func @quantized_on_one_side(%x: !xq, %ids: tensor<?x2xi64>, %weights: tenso
 
 // -----
 
+// Scales given beforehand (static ones) for the shared expert alone.
+// CHECK-LABEL: func.func @static_scales
+// CHECK:         "qfuse.route"(%arg3) {num_experts = 4 : i64} :
+// CHECK:         "qfuse.add"
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<1x?x256xbf16>
+!xq = !qfuse.qtensor<tensor<1x?x256xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<1x?x256xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 256>, f32, "none", "none", "row_major">>
+!both = !qfuse.qtensor<tensor<4x208x256xf8E4M3FN>, #weight>
+!down = !qfuse.qtensor<tensor<4x256x80xf8E4M3FN>, #weight>
+!h = tensor<?x2x80xbf16>
+!hq = !qfuse.qtensor<tensor<?x2x80xf8E4M3FN>, #act>
+!y = tensor<?x2x256xbf16>
+!slots = tensor<?x2xi32>
+!wide = !qfuse.qtensor<tensor<80x256xf8E4M3FN>, #weight>
+!narrow = !qfuse.qtensor<tensor<256x80xf8E4M3FN>, #weight>
+!sh = tensor<1x?x80xbf16>
+!shq = !qfuse.qtensor<tensor<1x?x80xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 80>, f32, "none", "none", "row_major">>
+func.func @static_scales(%v: !x, %s: tensor<1xf32>, %t: tensor<1xf32>, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both: !both, %down: !down, %gate: !wide, %up: !wide, %last: !narrow) -> !x {
+  %x = "qfuse.quantize"(%v) : (!x) -> !xq
+  %xs = "qfuse.quantize"(%v, %s) : (!x, tensor<1xf32>) -> !xs
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 4 : i64} : (tensor<?x2xi64>) -> (!slots, !slots, tensor<5xi32>)
+  %g, %u = "qfuse.group_matmul"(%x, %both, %indptr, %tokens) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a, %b) : (f32, f32) -> ()
+  }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
+  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %hq = "qfuse.quantize"(%h) : (!h) -> !hq
+  %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!hq, !down, tensor<5xi32>) -> !y
+  %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!y, !slots, tensor<?x2xf32>) -> !x
+  %sg = "qfuse.matmul"(%xs, %gate) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
+  %su = "qfuse.matmul"(%xs, %up) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %shq = "qfuse.quantize"(%sh, %t) : (!sh, tensor<1xf32>) -> !shq
+  %shared = "qfuse.matmul"(%shq, %last) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
+  // expected-remark @+1 {{shared-expert: refused at qfuse.add: the shared expert's hidden values are quantized by a scale given beforehand, which is none of the other experts'; quantize them dynamically}}
+  %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
+  return %out : !x
+}
+
+// -----
+
 // The second of two: one alone is everybody's.
 // CHECK-LABEL: func.func @one_after_the_other
 // CHECK:         "qfuse.combine"{{.*}}tensor<?x3xi32>, tensor<?x2xf32>

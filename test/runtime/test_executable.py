@@ -96,11 +96,12 @@ def test_inspection_is_plain_data(exe: Executable) -> None:
     assert data["sizes"]["weight_bytes"] == VOCABULARY * WIDTH * 4
 
 
+SAVES = {"launches": 2, "bytes": 8, "bytes_per_row": 1024}
 REPORT = {
     "patterns": ["fuse-gate-up", "fuse-epilogue", "never"],
     "remarks": [
-        {"outcome": "fired", "pattern": "fuse-gate-up"},
-        {"outcome": "fired", "pattern": "fuse-gate-up"},
+        {"outcome": "fired", "pattern": "fuse-gate-up", "saves": SAVES},
+        {"outcome": "fired", "pattern": "fuse-gate-up", "saves": SAVES | {"launches": 1}},
         {"outcome": "refused", "pattern": "fuse-epilogue", "cause": "two readers", "cure": "copy"},
         {"outcome": "refused", "pattern": "fuse-epilogue", "cause": "two readers", "cure": "copy"},
         {"outcome": "refused", "pattern": "fuse-epilogue", "cause": "[bold]"},
@@ -123,9 +124,21 @@ def test_report_counts_patterns_and_reasons(exe: Executable) -> None:
     console.print(report)
     rendered = console.file.getvalue()
     for text in (str(report), rendered):
-        for part in ("fuse-gate-up", "2 x two readers; copy", "[bold]", "90", "40", "3.0 MiB"):
+        for part in (
+            "3 launches, 16 B, 2048 B a row",
+            "fuse-gate-up",
+            "2 x two readers; copy",
+            "[bold]",
+            "90",
+            "40",
+            "3.0 MiB",
+        ):
             assert part in text
-    assert report.to_json()["after"] == {"launches": 40, "bytes": 1536}
+    data = report.to_json()
+    assert data["after"] == {"launches": 40, "bytes": 1536}
+    assert data["matches"] == REPORT["remarks"]
+    saves = {"launches": 3, "bytes": 16, "bytes_per_row": 2048}
+    assert [p["saves"] for p in data["patterns"].values()] == [saves, None, None]
     assert str(Report.from_json({})) == ""
 
 

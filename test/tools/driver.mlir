@@ -19,8 +19,8 @@
 
 // RUN: qfuse-opt %s --qfuse-fuse-epilogue --remarks 2>&1 >/dev/null | filecheck %s --check-prefix TEXT
 // RUN: qfuse-opt --qfuse-fuse-epilogue --remarks %s 2>&1 >/dev/null | filecheck %s --check-prefix TEXT
-// TEXT: driver.mlir:{{[0-9]+:[0-9]+}}: remark: epilogue-activation: fired at qfuse.silu
-// RUN: qfuse-opt %s --qfuse-fuse-epilogue --remarks=json 2>&1 >/dev/null | %python -c "import json,sys; r = json.load(sys.stdin); assert r[0]['outcome'] == 'fired' and r[0]['pattern'] == 'epilogue-activation', r"
+// TEXT: driver.mlir:{{[0-9]+:[0-9]+}}: remark: epilogue-activation: fired at qfuse.silu: saves 1 launch, 32 B a row
+// RUN: qfuse-opt %s --qfuse-fuse-epilogue --remarks=json 2>&1 >/dev/null | %python -c "import json,sys; r = json.load(sys.stdin); assert r[0]['outcome'] == 'fired' and r[0]['pattern'] == 'epilogue-activation' and r[0]['saves'] == {'launches': 1, 'bytes': 0, 'bytes_per_row': 32}, r"
 
 // RUN: qfuse-opt %s --qfuse-fuse-epilogue --timing 2>&1 >/dev/null | filecheck %s --check-prefix TIME
 // TIME: ms  qfuse-fuse-epilogue

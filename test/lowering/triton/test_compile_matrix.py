@@ -32,6 +32,11 @@ E5M2_PRODUCT = matmul_text(
     quantized(768, 1024, block=(128, 128), dtype=E5M2),
     [plain(-1, 768)],
 )
+E4M3_BY_E5M2 = matmul_text(
+    quantized(-1, 1024, block=(1, 1024)),
+    quantized(768, 1024, block=(1, 1024), dtype=E5M2),
+    [plain(-1, 768)],
+)
 
 FAMILIES: dict[str, tuple[str, str, int]] = {
     "fp8, few rows": ("fp8", PRODUCTS["plain"], 16),
@@ -53,6 +58,7 @@ MORE = {
     "per token": ("fp8", PER_TOKEN),
     "by columns": ("fp8", BY_COLUMNS),
     "e5m2": ("fp8", E5M2_PRODUCT),
+    "e4m3 by e5m2": ("f16", E4M3_BY_E5M2),
     **{name: ("fp8", text) for name, text in PRODUCTS.items()},
     "K = 300": ("fp8", OTHERS["K = 300"]),
     **{name: (kind, text) for name, (kind, text, _) in FAMILIES.items() if kind != "fp8"},

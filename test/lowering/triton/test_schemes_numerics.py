@@ -167,6 +167,8 @@ def depth_of(x: Shaped, w: Shaped, target: str = "cuda:sm_90") -> int:
             quantized(-1, K, block=(1, K), dtype="f8E5M2"),
             quantized(N, K, block=(1, K), dtype="f8E5M2"),
         ),
+        (quantized(-1, K, block=(1, K)), quantized(N, K, block=(1, K), dtype="f8E5M2")),
+        (quantized(-1, K, dtype="f8E5M2"), quantized(N, K, block=(128, 128))),
         (
             quantized(-1, K, scale="f8E8M0FNU"),
             quantized(N, K, block=(128, 128), scale="f8E8M0FNU"),
