@@ -11,15 +11,16 @@ from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
 
-SUITES = ("cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
+SUITES = ("cpu-linear", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
 _MOE = ("cpu-moe", "gpu-moe")
+_CPU = ("cpu-linear",)
 
 
 def add(commands: Any) -> None:
     """Add both to the subcommands of `qfuse`."""
     bench = commands.add_parser("bench", help="benchmark kernels, or what is known of them")
     bench.add_argument(
-        "--suite", choices=SUITES, required=True, help="cpu-moe and gpu-static need no GPU"
+        "--suite", choices=SUITES, required=True, help="those of cpu and gpu-static need no GPU"
     )
     _common(bench, "; of experts Qwen3-30B-A3B, or 128x8x2048x768: their number, choices, H and I")
     bench.add_argument(
@@ -28,6 +29,10 @@ def add(commands: Any) -> None:
         metavar="N",
         help="cut the experts of cpu-moe and gpu-moe (default: what memory allows)",
     )
+    bench.add_argument(
+        "--only", metavar="SCHEME,...", help="of cpu-linear, cpu-mlp and cpu-model; say fp8,q4_k"
+    )
+    bench.add_argument("--compile", action="store_true", help="there, torch.compile takes part")
     bench.add_argument("--no-chain", action="store_true", help="gpu-gemm without the fused MLP")
     bench.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     bench.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the JSON, too")
@@ -74,13 +79,34 @@ def _bench(args: argparse.Namespace) -> int:
         from qfuse.tools.files import check_writable
 
         check_writable(args.output)  # before minutes of work
-    header, rows = _bench_moe(args) if args.suite in _MOE else _bench_products(args)
+    if (args.only or args.compile) and args.suite not in _CPU:
+        raise QfuseError(f"--only and --compile are for {', '.join(_CPU)}")
+    header, rows = _measured(args)
     found = _announced(args, rows)
     _finish(args, {**header, "rows": found})
     if not args.json:
         console = Console(width=None if sys.stdout.isatty() else _WIDE)
         table.SHOW[args.suite](console, header, found)
     return 0
+
+
+def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Header and rows of the suite."""
+    if args.suite in _MOE:
+        return _bench_moe(args)
+    return _bench_cpu(args) if args.suite in _CPU else _bench_products(args)
+
+
+def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Header and rows of cpu-linear."""
+    from qfuse.tools.bench import cpu_linear
+    from qfuse.tools.bench.cases import parse_rows
+    from qfuse.tools.bench.cpu_schemes import parse_schemes
+
+    schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
+    shapes = cpu_linear.parse_shapes(args.shapes)
+    measured = cpu_linear.run(shapes, rows, schemes, args.compile)
+    return next(measured), measured
 
 
 def _bench_products(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
@@ -153,9 +179,10 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _announced(args: argparse.Namespace, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows; each that was measured is announced on stderr, for a run takes minutes."""
-    from qfuse.tools.bench import gemm, moe_suite
+    from qfuse.tools.bench import cpu_report, gemm, moe_suite
 
     lines = {"gpu-gemm": gemm.line, "cpu-moe": moe_suite.line, "gpu-moe": moe_suite.line}
+    lines |= dict.fromkeys(_CPU, cpu_report.line)
     found = []
     for row in rows:
         found.append(row)
