@@ -38,17 +38,25 @@ def add(commands: Any) -> None:
     bench.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the JSON, too")
     bench.set_defaults(run=_bench)
 
-    tune = commands.add_parser("tune", help="measure tiles on a GPU and keep the best in a table")
+    tune = commands.add_parser("tune", help="measure how to multiply here, and keep what is best")
     _common(tune)
     tune.add_argument(
         "--table",
         type=Path,
-        required=True,
         metavar="FILE",
-        help="what to write, or add to; QFUSE_TILE_TABLE=FILE uses it",
+        help="what to write, or add to; QFUSE_TILE_TABLE=FILE uses it, for a CPU QFUSE_CPU_TABLE",
     )
     tune.add_argument(
         "--most", type=_number, default=24, metavar="N", help="tiles to measure for each range of M"
+    )
+    tune.add_argument("--only", metavar="SCHEME,...", help="on a CPU; say fp8,q4_k")
+    tune.add_argument(
+        "--seconds", type=_number, default=300, metavar="N", help="on a CPU: when to stop"
+    )
+    tune.add_argument(
+        "--check",
+        action="store_true",
+        help="on a CPU: only say how near to the best the model's choice is",
     )
     tune.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     tune.set_defaults(run=_tune)
@@ -142,6 +150,56 @@ def _bench_moe(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[
 
 
 def _tune(args: argparse.Namespace) -> int:
+    if args.table is None and not args.check:
+        raise QfuseError("name the table to write with --table")
+    return _tune_cpu(args) if args.target == "cpu" else _tune_gpu(args)
+
+
+def _tune_cpu(args: argparse.Namespace) -> int:
+    import torch
+
+    from qfuse.compiler import options
+    from qfuse.lowering.cpu.entry_table import Table, difference, read_table, signature
+    from qfuse.tools import cpu_tune
+    from qfuse.tools.bench.cases import parse_rows
+    from qfuse.tools.bench.cpu_linear import ROWS, parse_shapes
+    from qfuse.tools.bench.cpu_report import Kernels
+    from qfuse.tools.bench.cpu_schemes import parse_schemes
+    from qfuse.tools.files import check_writable, write_text
+
+    cases = cpu_tune.products(parse_shapes(args.shapes), parse_schemes(args.only))
+    rows, threads = parse_rows(args.m, ROWS), torch.get_num_threads()
+    table = Table(signature(threads))
+    if args.table is not None:
+        check_writable(args.table)
+        if args.table.exists():
+            old = read_table(args.table)
+            if why := difference(old.signature, table.signature):
+                raise QfuseError(f"{args.table} cannot be added to: {why}; name another file")
+            table = old
+    kernels = Kernels(options.CompileOptions.make("cpu"), threads)
+    outcomes = []
+    for outcome in cpu_tune.tune(cases, rows, kernels, cpu_tune.on_this_machine, args.seconds):
+        outcomes.append(outcome)
+        table = cpu_tune.merged(table, outcome)
+        if args.table is not None:  # after each, so that what was found is kept
+            write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
+        print(cpu_tune.line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
+    wanted = len(cases) * len(set(rows))
+    if args.json:
+        found = [outcome.to_json() for outcome in outcomes]
+        print(json.dumps({"signature": signature(threads), "outcomes": found, "wanted": wanted}))
+        return 0
+    print(cpu_tune.summary(outcomes))
+    if len(outcomes) < wanted:
+        print(f"{wanted - len(outcomes)} of {wanted} were not measured in {args.seconds} s")
+    if args.table is not None:
+        gains = sum(outcome.gains for outcome in outcomes)
+        print(f"{args.table}: {gains} gained; set QFUSE_CPU_TABLE={args.table} to use it")
+    return 0
+
+
+def _tune_gpu(args: argparse.Namespace) -> int:
     from qfuse.compiler import options
     from qfuse.lowering.triton.gpu import find_gpu
     from qfuse.lowering.triton.launcher import LoadedGpuKernel
@@ -150,6 +208,8 @@ def _tune(args: argparse.Namespace) -> int:
     from qfuse.tools.bench.gemm import open_machine
     from qfuse.tools.files import check_writable, write_text
 
+    if args.check or args.only:
+        raise QfuseError("--check and --only are for --target cpu")
     gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
     check_writable(args.table)
     table = tune.open_table(args.table)

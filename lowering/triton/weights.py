@@ -22,7 +22,7 @@ def join_rows(
 ) -> tuple[torch.Tensor, ...]:
     """Join weights below each other, each at a block boundary, as `qfuse.concat` defines it.
 
-    Each part is codes [N_i, K], or their bytes, scales [ceil(N_i/bn), scale_columns], by default
+    Each part is codes [N_i, K], or their bytes, or a plain weight alone, then scales [ceil(N_i/bn), scale_columns], by default
     ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales.  Returns codes
     [N, K] and the others [ceil(N/bn), ..] of the same types, on the same device; rows between
     parts are zero.  Raises QfuseError if the shapes or types disagree.
@@ -47,7 +47,8 @@ def join_rows(
                 f"{_described(first_types)}"
             )
     starts, total = joined_rows([part[0].shape[0] for part in parts], bn)
-    joined = torch.zeros(total, k, dtype=torch.uint8, device=first_codes.device)
+    row_bytes = k * first_codes.element_size()
+    joined = torch.zeros(total, row_bytes, dtype=torch.uint8, device=first_codes.device)
     for start, (codes, *_) in zip(starts, parts, strict=True):
         joined[start : start + codes.shape[0]] = codes.detach().view(torch.uint8)
     _, *rest = zip(*parts, strict=True)

@@ -1,0 +1,139 @@
+"""`qfuse tune --target cpu` with a clock that knows what is best."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from qfuse.compiler.options import CompileOptions
+from qfuse.lowering.cpu import entry_table
+from qfuse.lowering.cpu.cpu import missing_flags
+from qfuse.lowering.cpu.entry_table import VARIABLE, Table, read_table, signature
+from qfuse.tools import cpu_tune
+from qfuse.tools.bench.cpu_report import Kernels
+from qfuse.tools.bench.cpu_schemes import SCHEMES
+from qfuse.tools.bench.kernels import Call
+from qfuse.tools.cpu_tune import Outcome, Product, candidates, merged, name_of, ranges_of, tune
+from qfuse.tools.qfuse import main
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_flags("avx512")), reason="only kernels with AVX-512 have entries to choose from"
+)
+
+CASE = Product(SCHEMES["fp8"], 192, 256)
+ROWS = (1, 4, 8, 200)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return Kernels(CompileOptions.make("cpu"), threads=2)
+
+
+def preferring(*names: str) -> cpu_tune.Measure:
+    """Everything takes a second, but for what has these names: half of that."""
+
+    def measure(calls: Mapping[str, Sequence[Call]]) -> Mapping[str, float]:
+        return {name: 0.5 if name in names else 1.0 for name in calls}
+
+    return measure
+
+
+def found(kernels: Kernels, *best: str, rows: Sequence[int] = ROWS) -> list[Outcome]:
+    return list(tune([CASE], rows, kernels, preferring(*best), 600))
+
+
+def test_numbers_of_rows_stand_for_those_before() -> None:
+    assert ranges_of([4, 1, 16, 4]) == [(1, 1), (2, 4), (5, 16)]
+
+
+def test_candidates_are_all_that_can_serve(kernels: Kernels) -> None:
+    kernel = kernels.load(CASE.text).compiled
+    names = {m: [name_of(c) for c in candidates(kernel, m, 2)] for m in (1, 8, 200)}
+    assert names[1] == ["run1", "run4", "run8", "run_units/8", "run/8"]
+    assert names[8] == ["run8", "run_units/8", "run/8"]
+    assert set(names[200]) >= {"run/200", "run/96", "run/48", "run/24"}
+    assert not any(name.startswith("run_units") for name in names[200])
+    for m in names:
+        assert candidates(kernel, m, 2)[0] == kernel.modelled(m, 2)
+
+
+def test_what_is_measured_to_be_best_is_kept_and_used(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(signature(2))
+    outcomes = found(kernels, "run_units/8")
+    for outcome in outcomes:
+        table = merged(table, outcome)
+    assert [(o.m, o.ratio) for o in outcomes] == [(1, 2), (4, 2), (8, 2), (200, 1)]
+    assert [(e.first_m, e.last_m, e.entry) for e in table.entries] == [
+        (1, 1, "run_units"), (2, 4, "run_units"), (5, 8, "run_units"),
+    ]  # fmt: skip
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps(table.to_json()))
+    assert read_table(path) == table
+    monkeypatch.setenv(VARIABLE, str(path))
+    entry_table._in_use.cache_clear()
+    kernel = kernels.load(CASE.text).compiled
+    assert [kernel.choose(m, 2).entry.symbol for m in (1, 3, 8)] == ["run_units"] * 3
+    assert kernel.choose(200, 2) == kernel.modelled(200, 2)
+
+
+def test_where_the_model_is_right_there_is_no_entry(kernels: Kernels) -> None:
+    (wrong,) = found(kernels, "run8", rows=[1])
+    (right,) = found(kernels, rows=[1])
+    assert wrong.gains and not right.gains and right.ratio == 1
+    assert merged(merged(Table({}), wrong), right).entries == ()
+
+
+def test_the_share_of_right_choices(kernels: Kernels) -> None:
+    outcomes = found(kernels, "run_units/8", rows=[1, 4, 200, 300])
+    assert cpu_tune.summary(outcomes) == (
+        "the model's choice is within 10% of the best for 2 of 4 (50%); at most 2.00 times"
+    )
+
+
+def test_time_is_bounded(kernels: Kernels) -> None:
+    assert list(tune([CASE], ROWS, kernels, preferring(), -1)) == []
+
+
+def test_other_bits_are_no_candidate(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = Kernels.bind
+
+    def wrong(self, text, tensors, m, choice):
+        call = bind(self, text, tensors, m, choice)
+        return call if choice.entry.symbol != "run8" else lambda: tensors[-1].zero_()
+
+    monkeypatch.setattr(Kernels, "bind", wrong)
+    with pytest.raises(cpu_tune.QfuseError, match="192x256 fp8 M 1: run8 computes other bits"):
+        found(kernels, rows=[1])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cpu.json"
+    argv = ["tune", "--target", "cpu", "--shapes", "192x256", "--m", "1,12", "--only", "fp8,q4_k"]
+    assert main([*argv, "--table", str(path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in shown[:4]] == [
+        "192x256 fp8 M 1", "192x256 fp8 M 12", "192x256 q4_k M 1", "192x256 q4_k M 12",
+    ]  # fmt: skip
+    assert "within 10% of the best for" in shown[4] and f"QFUSE_CPU_TABLE={path}" in shown[5]
+    assert read_table(path).signature["threads"] >= 1
+    assert main([*argv, "--check", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["wanted"] == len(data["outcomes"]) == 4
+    assert all(o["ratio"] >= 1 and o["modelled"] in o["us"] for o in data["outcomes"])
+
+
+def test_what_cannot_be_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps(Table({"cpu": "another"}).to_json()))
+    for argv, words in (
+        ([], "name the table to write with --table"),
+        (["--target", "cpu", "--table", str(path)], "cannot be added to: cpu was 'another'"),
+        (["--target", "cpu", "--check", "--only", "int5"], "scheme 'int5' is unknown"),
+        (["--check"], "--check and --only are for --target cpu"),
+    ):
+        assert main(["tune", *argv]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
