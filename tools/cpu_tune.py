@@ -171,7 +171,9 @@ def _outcome(made: _Made, first: int, m: int, measure: Measure) -> Outcome:
         calls[name][0]()
         expected = outs[0] if expected is None else expected
         if not torch.equal(outs[0].view(torch.int16), expected.view(torch.int16)):
-            raise QfuseError(f"{made.case} M {m}: {name} computes other bits than {next(iter(found))}")
+            raise QfuseError(
+                f"{made.case} M {m}: {name} computes other bits than {next(iter(found))}"
+            )
     seconds = measure(calls)
     best = min(seconds, key=lambda name: seconds[name])
     modelled = next(iter(found.values()))

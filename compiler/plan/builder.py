@@ -83,7 +83,8 @@ _COMPONENTS = ("data", "scale", "zero")
 class _Quantized:
     """A qtensor: the components of its parts, more than one part after `qfuse.concat`.
 
-    A plain weight of several parts is one, too, with a component in each.  After `qfuse.append_expert`, the first part is that of all experts but the last.
+    A plain weight of several parts is one, too, with one component in each.  After
+    `qfuse.append_expert`, the first part is that of all experts but the last.
     """
 
     parts: tuple[tuple[int, ...], ...]

@@ -25,6 +25,7 @@ from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.direct import build_direct
 from qfuse.lowering.cpu.emit import Function, Index
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
+from qfuse.lowering.cpu.product_cost import UNITS_ROWS, assign_rows
 from qfuse.lowering.cpu.product_kernel import (
     MULTIPLICATIONS_PER_BYTE,
     ProductKernel,
@@ -33,7 +34,6 @@ from qfuse.lowering.cpu.product_kernel import (
     Totals,
     refuse_product,
 )
-from qfuse.lowering.cpu.product_cost import UNITS_ROWS, assign_rows
 from qfuse.lowering.cpu.rowwise import entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
 

@@ -22,10 +22,11 @@ def join_rows(
 ) -> tuple[torch.Tensor, ...]:
     """Join weights below each other, each at a block boundary, as `qfuse.concat` defines it.
 
-    Each part is codes [N_i, K], or their bytes, or a plain weight alone, then scales [ceil(N_i/bn), scale_columns], by default
-    ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales.  Returns codes
-    [N, K] and the others [ceil(N/bn), ..] of the same types, on the same device; rows between
-    parts are zero.  Raises QfuseError if the shapes or types disagree.
+    Each part is codes [N_i, K], or their bytes, scales [ceil(N_i/bn), scale_columns], by default
+    ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales; a plain weight is
+    one tensor, in blocks of [1, 1].  Returns codes [N, K] and the others [ceil(N/bn), ..] of the
+    same types, on the same device; rows between parts are zero.  Raises QfuseError if the shapes or
+    types disagree.
     """
     bn, bk = block
     first_codes = parts[0][0]

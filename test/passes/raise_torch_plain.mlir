@@ -1,4 +1,5 @@
-// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch=plain=true --verify-diagnostics --remarks | filecheck %s
+// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch=plain=true --verify-diagnostics --remarks
+// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch=plain=true | filecheck %s
 
 // The bias is added to the sum, as torch does, and the result rounded once.
 // CHECK-LABEL: func.func @bias

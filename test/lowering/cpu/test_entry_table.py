@@ -1,4 +1,4 @@
-"""Tables of measured entries: what they change, when they do not count, and what is wrong with one."""
+"""Tables of measured entries: what they change, when they do not count, and bad ones."""
 
 import json
 import logging
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cpu_kernels import TESTED_LEVELS, compiled, loaded, matmul_text, plain, quantized, same_bits
 from schemes import quantized_x, simple
 
-import torch
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu import entry_table
 from qfuse.lowering.cpu.entry_table import VARIABLE, Entry, Table, read_table, signature
@@ -157,9 +157,7 @@ def test_bad_tables(data: Any, words: str, tmp_path: Path) -> None:
     assert words in str(raised.value) and str(path) in str(raised.value)
 
 
-def test_a_table_that_is_not_there(
-    kernel: CompiledKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_that_is_not_there(kernel: CompiledKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "/no/table.json")
-    with pytest.raises(QfuseError, match="cannot read CPU table /no/table.json"):
+    with pytest.raises(QfuseError, match=r"cannot read CPU table /no/table\.json"):
         kernel.choose(1, 2)
