@@ -21,7 +21,6 @@ import torch
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cache import compile_cached
-from qfuse.lowering.cpu.kernel import Choice
 from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.tools.bench.cases import error_of, parsed
 from qfuse.tools.bench.cpu_limits import peak_probe, read_probe
@@ -65,14 +64,12 @@ class Kernels:
             self._loaded[text] = LoadedKernel(compiled)
         return self._loaded[text]
 
-    def bind(
-        self, text: str, tensors: Sequence[torch.Tensor], m: int, choice: Choice | None = None
-    ) -> Call:
+    def bind(self, text: str, tensors: Sequence[torch.Tensor], m: int) -> Call:
         """A launch on tensors, which stay alive with it, and on scratch of its own."""
         kernel = self.load(text)
-        scratch = aligned_bytes(kernel.compiled.scratch_bytes(m, self.threads, choice), _CPU)
+        scratch = aligned_bytes(kernel.compiled.scratch_bytes(m, self.threads), _CPU)
         pointers = [t.data_ptr() for t in tensors]
-        launch = kernel.bind(pointers, m, self.threads, scratch.data_ptr(), choice)
+        launch = kernel.bind(pointers, m, self.threads, scratch.data_ptr())
 
         def call(kept: object = (tensors, scratch)) -> None:
             launch()
