@@ -2,13 +2,13 @@
 
 | entry | rows of x | how |
 |---|---|---|
-| run1, run4, run8 | 1, 2 to 4, 5 to 8 | each thread packs x; weights are decoded in registers |
+| run1, run4, .. | 1, 2 to 4, 5 to 8, 9 to 16 | each thread packs x; w is decoded in registers |
 | run | any more | a prepass packs x; a decoded block of the weight serves many rows |
 
 A slot, a thread's scratch, holds:
 
-    slot of run1, run4, run8:   x [steps][rows]            totals [areas][rows][tile]
-    slot of run:                decoded block [tile][bk]   totals [areas][rows][tile]
+    slot of run1, run4, ..:   x [steps][rows]                      totals [areas][rows][tile]
+    slot of run:              decoded block [tile][bk], products   totals [areas][rows][tile]
 
 Without AVX-512 there are run1, for one row, and run.
 """
@@ -86,9 +86,9 @@ class _Kernel(ProductKernel):
         width = self.wide_tile
         f = Function("run", entry_parameters(self.signature.data))
         shared, _, counters, m, rows = f.params[-5:]
-        decoded = width * self.product.block_steps
+        decoded = self.decoded_elements(rows, f)
         area = f.imul(rows, width)
-        slot_elements = f.address(decoded, (area, self.areas))
+        slot_elements = f.address((area, self.areas), decoded)
         slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
         totals = Totals(f.iadd(slot, decoded), area)
         size = self.product.block_elements(self.unit)
