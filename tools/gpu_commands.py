@@ -12,9 +12,9 @@ from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
 
-SUITES = ("cpu-linear", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
+SUITES = ("cpu-linear", "cpu-mlp", "cpu-model", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
 _MOE = ("cpu-moe", "gpu-moe")
-_CPU = ("cpu-linear",)
+_CPU = ("cpu-linear", "cpu-mlp", "cpu-model")
 
 
 def add(commands: Any) -> None:
@@ -110,14 +110,20 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[s
 
 
 def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
-    """Header and rows of cpu-linear."""
-    from qfuse.tools.bench import cpu_linear
+    """Header and rows of cpu-linear, cpu-mlp and cpu-model."""
+    from qfuse.tools.bench import cpu_linear, cpu_mlp, cpu_model
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_schemes import parse_schemes
 
-    schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
-    shapes = cpu_linear.parse_shapes(args.shapes)
-    measured = cpu_linear.run(shapes, rows, schemes, args.compile)
+    if args.suite == "cpu-model":
+        if args.shapes or args.m:
+            raise QfuseError("--shapes and --m are not for cpu-model, whose models are given")
+        measured = cpu_model.run(cpu_model.parse_models(args.only), args.compile)
+    else:
+        suite = cpu_mlp if args.suite == "cpu-mlp" else cpu_linear
+        schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
+        shapes = cpu_linear.parse_shapes(args.shapes, suite.SHAPES)
+        measured = suite.run(shapes, rows, schemes, args.compile)
     return next(measured), measured
 
 

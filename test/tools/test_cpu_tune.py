@@ -62,8 +62,8 @@ def test_numbers_of_rows_stand_for_those_before() -> None:
 def test_candidates_are_all_that_can_serve(case: Subject) -> None:
     kernel = case.kernel.compiled
     names = {m: [name_of(c) for c in candidates(kernel, m, 2)] for m in (1, 8, 200)}
-    assert names[1] == ["run1", "run4", "run8", "run_units/8", "run/8"]
-    assert names[8] == ["run8", "run_units/8", "run/8"]
+    assert names[1] == ["run1", "run4", "run8", "run16", "run_units/8", "run/8"]
+    assert names[8] == ["run8", "run16", "run_units/8", "run/8"]
     assert set(names[200]) >= {"run/200", "run/96", "run/48", "run/24"}
     assert not any(name.startswith("run_units") for name in names[200])
     for m in names:
