@@ -162,26 +162,24 @@ def fuse(
     verification: Verification | None = None,
 ) -> Fused:
     """Run the import and the fusion passes."""
-    names = [*pipeline.IMPORT, *options.fusion_passes()]
-    names += () if options.target.is_cpu else pipeline.GPU
-    stages = pipeline.stages_of(names)
+    imports, fusions = pipeline.fused_stages(options.fusion_passes(), not options.target.is_cpu)
+    imported, count = len(imports), len(imports) + len(fusions)
     with _errors_as_one_line(), remarks.collect() as collected:
         with module.context:
             registry.load_all()
-        _report(progress, "fuse", 0, len(stages))
-        imported = len(pipeline.IMPORT)
+        _report(progress, "fuse", 0, count)
         around = None if verification is None else verification.around
         timings = pipeline.run(
             module,
-            stages[:imported],
-            lambda i, *_: _report(progress, "fuse", i + 1, len(stages)),
+            imports,
+            lambda i, *_: _report(progress, "fuse", i + 1, count),
             around,
         )
         before = count_launches(module)
         timings += pipeline.run(
             module,
-            stages[imported:],
-            lambda i, *_: _report(progress, "fuse", imported + i + 1, len(stages)),
+            fusions,
+            lambda i, *_: _report(progress, "fuse", imported + i + 1, count),
             around,
         )
     layers = [
@@ -220,11 +218,11 @@ def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] 
 
     options = CompileOptions.make("cpu", disable)
     module = import_config(Path(config)).module
-    names = [*pipeline.IMPORT, *options.fusion_passes(), *(pipeline.GPU if machine.is_gpu else ())]
+    imports, fusions = pipeline.fused_stages(options.fusion_passes(), machine.is_gpu)
     with _errors_as_one_line():
         with module.context:
             registry.load_all()
-        pipeline.run(module, pipeline.stages_of(names))
+        pipeline.run(module, [*imports, *fusions])
     return dispatch_table(module, machine)
 
 

@@ -35,6 +35,9 @@ GPU = ("qfuse-choose-scale-layout",)
 IMPORT = ("qfuse-raise-torch", "qfuse-expand-quantize")
 """From what the front end hands over to a correct program with nothing fused (phases 1 and 2)."""
 
+GPU_IMPORT = ("qfuse-raise-torch{plain=true}", "qfuse-expand-quantize")
+"""The same for a GPU, where plain products have kernels and libraries, too."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -89,6 +92,11 @@ def run(
 def stages_of(names: Sequence[str]) -> list[Stage]:
     """Stages for passes of ours given by name, each with its options, if any, as `name{a=1}`."""
     return [_stage(name) for name in names]
+
+
+def fused_stages(fusions: Sequence[str], gpu: bool) -> tuple[list[Stage], list[Stage]]:
+    """What imports a program, and what fuses it by these passes, for a GPU or for the CPU."""
+    return stages_of(GPU_IMPORT if gpu else IMPORT), stages_of([*fusions, *(GPU if gpu else ())])
 
 
 def make_stage(name: str, options: str = "") -> Stage:

@@ -135,13 +135,21 @@ def argument_name(value: ir.Value) -> str:
         if owner.name not in _TRANSPARENT:
             return ""
         value = owner.operands[0]
-    function = function_of(value)
+    return _about(value, "qfuse.name")
+
+
+def argument_kind(value: ir.Value) -> str:
+    """`qfuse.kind` of `value`, or '' where it is no function argument, or has none."""
+    return _about(value, "qfuse.kind") if isinstance(value, ir.BlockArgument) else ""
+
+
+def _about(argument: ir.BlockArgument, attribute: str) -> str:
+    function = function_of(argument)
     if function is None or "arg_attrs" not in function.attributes:
         return ""
-    attributes = ir.DictAttr(ir.ArrayAttr(function.attributes["arg_attrs"])[value.arg_number])
-    if "qfuse.name" not in attributes:
-        return ""
-    return ir.StringAttr(attributes["qfuse.name"]).value
+    every = ir.ArrayAttr(function.attributes["arg_attrs"])
+    attributes = ir.DictAttr(every[argument.arg_number])
+    return ir.StringAttr(attributes[attribute]).value if attribute in attributes else ""
 
 
 def function_of(argument: ir.BlockArgument) -> ir.Operation | None:

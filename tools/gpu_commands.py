@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
 
-SUITES = ("cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
+SUITES = ("cpu-linear", "cpu-mlp", "cpu-model", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
 _MOE = ("cpu-moe", "gpu-moe")
+_CPU = ("cpu-linear", "cpu-mlp", "cpu-model")
 
 
 def add(commands: Any) -> None:
     """Add both to the subcommands of `qfuse`."""
     bench = commands.add_parser("bench", help="benchmark kernels, or what is known of them")
     bench.add_argument(
-        "--suite", choices=SUITES, required=True, help="cpu-moe and gpu-static need no GPU"
+        "--suite", choices=SUITES, required=True, help="those of cpu and gpu-static need no GPU"
     )
     _common(bench, "; of experts Qwen3-30B-A3B, or 128x8x2048x768: their number, choices, H and I")
     bench.add_argument(
@@ -28,22 +30,37 @@ def add(commands: Any) -> None:
         metavar="N",
         help="cut the experts of cpu-moe and gpu-moe (default: what memory allows)",
     )
+    bench.add_argument(
+        "--only", metavar="SCHEME,...", help="of cpu-linear, cpu-mlp and cpu-model; say fp8,q4_k"
+    )
+    bench.add_argument("--compile", action="store_true", help="there, torch.compile takes part")
     bench.add_argument("--no-chain", action="store_true", help="gpu-gemm without the fused MLP")
     bench.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     bench.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the JSON, too")
     bench.set_defaults(run=_bench)
 
-    tune = commands.add_parser("tune", help="measure tiles on a GPU and keep the best in a table")
+    tune = commands.add_parser("tune", help="measure how to multiply here, and keep what is best")
     _common(tune)
     tune.add_argument(
         "--table",
         type=Path,
-        required=True,
         metavar="FILE",
-        help="what to write, or add to; QFUSE_TILE_TABLE=FILE uses it",
+        help="what to write, or add to; QFUSE_TILE_TABLE=FILE uses it, for a CPU QFUSE_CPU_TABLE",
     )
     tune.add_argument(
         "--most", type=_number, default=24, metavar="N", help="tiles to measure for each range of M"
+    )
+    tune.add_argument(
+        "--model", type=Path, metavar="FILE", help="on a CPU: the products of this .qfuse file"
+    )
+    tune.add_argument("--only", metavar="SCHEME,...", help="on a CPU; say fp8,q4_k")
+    tune.add_argument(
+        "--seconds", type=_number, default=300, metavar="N", help="on a CPU: when to stop"
+    )
+    tune.add_argument(
+        "--check",
+        action="store_true",
+        help="on a CPU: only say how near to the best the model's choice is",
     )
     tune.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     tune.set_defaults(run=_tune)
@@ -74,13 +91,40 @@ def _bench(args: argparse.Namespace) -> int:
         from qfuse.tools.files import check_writable
 
         check_writable(args.output)  # before minutes of work
-    header, rows = _bench_moe(args) if args.suite in _MOE else _bench_products(args)
+    if (args.only or args.compile) and args.suite not in _CPU:
+        raise QfuseError(f"--only and --compile are for {', '.join(_CPU)}")
+    header, rows = _measured(args)
     found = _announced(args, rows)
     _finish(args, {**header, "rows": found})
     if not args.json:
         console = Console(width=None if sys.stdout.isatty() else _WIDE)
         table.SHOW[args.suite](console, header, found)
     return 0
+
+
+def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Header and rows of the suite."""
+    if args.suite in _MOE:
+        return _bench_moe(args)
+    return _bench_cpu(args) if args.suite in _CPU else _bench_products(args)
+
+
+def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Header and rows of cpu-linear, cpu-mlp and cpu-model."""
+    from qfuse.tools.bench import cpu_linear, cpu_mlp, cpu_model
+    from qfuse.tools.bench.cases import parse_rows
+    from qfuse.tools.bench.cpu_schemes import parse_schemes
+
+    if args.suite == "cpu-model":
+        if args.shapes or args.m:
+            raise QfuseError("--shapes and --m are not for cpu-model, whose models are given")
+        measured = cpu_model.run(cpu_model.parse_models(args.only), args.compile)
+    else:
+        suite = cpu_mlp if args.suite == "cpu-mlp" else cpu_linear
+        schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
+        shapes = cpu_linear.parse_shapes(args.shapes, suite.SHAPES)
+        measured = suite.run(shapes, rows, schemes, args.compile)
+    return next(measured), measured
 
 
 def _bench_products(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
@@ -116,6 +160,63 @@ def _bench_moe(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[
 
 
 def _tune(args: argparse.Namespace) -> int:
+    if args.table is None and not args.check:
+        raise QfuseError("name the table to write with --table")
+    return _tune_cpu(args) if args.target == "cpu" else _tune_gpu(args)
+
+
+def _tune_cpu(args: argparse.Namespace) -> int:
+    import torch
+
+    from qfuse.compiler import load, options
+    from qfuse.lowering.cpu.entry_table import Table, difference, read_table, signature
+    from qfuse.tools import cpu_tune
+    from qfuse.tools.bench.cases import parse_rows
+    from qfuse.tools.bench.cpu_linear import ROWS, parse_shapes
+    from qfuse.tools.bench.cpu_report import Kernels
+    from qfuse.tools.bench.cpu_schemes import parse_schemes
+    from qfuse.tools.files import check_writable, write_text
+
+    rows, threads = parse_rows(args.m, ROWS), torch.get_num_threads()
+    if args.model is not None:
+        if args.shapes or args.only:
+            raise QfuseError("--model has shapes and schemes of its own")
+        subjects = cpu_tune.of_program(load(args.model).program)
+    else:
+        shapes, schemes = parse_shapes(args.shapes), parse_schemes(args.only)
+        kernels = Kernels(options.CompileOptions.make("cpu"), threads)
+        subjects = cpu_tune.of_schemes(shapes, schemes, kernels)
+    table = Table(signature(threads))
+    if args.table is not None:
+        check_writable(args.table)
+        if args.table.exists():
+            old = read_table(args.table)
+            if why := difference(old.signature, table.signature):
+                raise QfuseError(f"{args.table} cannot be added to: {why}; name another file")
+            table = old
+    outcomes, start = [], time.monotonic()
+    for outcome in cpu_tune.tune(subjects, rows, threads, cpu_tune.on_this_machine, args.seconds):
+        outcomes.append(outcome)
+        table = cpu_tune.merged(table, outcome)
+        if args.table is not None:  # after each, so that what was found is kept
+            write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
+        print(cpu_tune.line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
+    stopped = time.monotonic() - start > args.seconds
+    if args.json:
+        found = [outcome.to_json() for outcome in outcomes]
+        data = {"signature": signature(threads), "outcomes": found, "stopped": stopped}
+        print(json.dumps(data))
+        return 0
+    print(cpu_tune.summary(outcomes))
+    if stopped:
+        print(f"stopped after {args.seconds} s; name fewer, or give it more --seconds")
+    if args.table is not None:
+        gains = sum(outcome.gains for outcome in outcomes)
+        print(f"{args.table}: {gains} gained; set QFUSE_CPU_TABLE={args.table} to use it")
+    return 0
+
+
+def _tune_gpu(args: argparse.Namespace) -> int:
     from qfuse.compiler import options
     from qfuse.lowering.triton.gpu import find_gpu
     from qfuse.lowering.triton.launcher import LoadedGpuKernel
@@ -124,6 +225,8 @@ def _tune(args: argparse.Namespace) -> int:
     from qfuse.tools.bench.gemm import open_machine
     from qfuse.tools.files import check_writable, write_text
 
+    if args.check or args.only or args.model:
+        raise QfuseError("--check, --only and --model are for --target cpu")
     gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
     check_writable(args.table)
     table = tune.open_table(args.table)
@@ -153,9 +256,10 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _announced(args: argparse.Namespace, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows; each that was measured is announced on stderr, for a run takes minutes."""
-    from qfuse.tools.bench import gemm, moe_suite
+    from qfuse.tools.bench import cpu_report, gemm, moe_suite
 
     lines = {"gpu-gemm": gemm.line, "cpu-moe": moe_suite.line, "gpu-moe": moe_suite.line}
+    lines |= dict.fromkeys(_CPU, cpu_report.line)
     found = []
     for row in rows:
         found.append(row)

@@ -83,7 +83,7 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
     chosen: tuple[Rule, str] | None = None
     near: list[NearMiss] = []
     schemes: list[NearMiss] = []
-    farther: list[tuple[int, NearMiss]] = []
+    farther: list[tuple[tuple[bool, int], NearMiss]] = []
     known_scheme = False
     for rule in RULES:
         missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
@@ -94,7 +94,8 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
                 wanted, found = ([c.wanted for c in missing], [c.found(subject) for c in missing])
                 miss = NearMiss(rule.name, rule.call, " and ".join(wanted), " and ".join(found))
                 if len(missing) > 1:
-                    farther.append((len(missing), miss))
+                    other_scheme = any(c.kind == "scheme" for c in missing)
+                    farther.append(((other_scheme, len(missing)), miss))
                 else:
                     (schemes if missing[0].kind == "scheme" else near).append(miss)
             elif not serves and not missing and not rule.apart:

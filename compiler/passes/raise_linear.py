@@ -1,4 +1,4 @@
-"""Patterns of `qfuse-raise-torch` for quantized linear layers."""
+"""Patterns of `qfuse-raise-torch` for linear layers: quantized ones, and plain ones on GPUs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +14,9 @@ from qfuse.compiler.torch_ir import (
     from_builtin,
     to_builtin,
 )
-from qfuse.dialects.bindings import ir
+from qfuse.dialects.bindings import arith, ir
 from qfuse.dialects.elementwise_ops import AddOp
-from qfuse.dialects.matmul_op import build_matmul, groups_nest
+from qfuse.dialects.matmul_op import MatmulOp, build_matmul, build_product, groups_nest
 from qfuse.dialects.quantization_ops import (
     PackOp,
     QuantizeOp,
@@ -61,6 +61,60 @@ def plain_linear(p: Pattern) -> None:
 
 
 plain_linear.__name__ = "quantized_linear"  # it reports as the pattern that it speaks for
+
+
+def plain_product(p: Pattern) -> None:
+    """A linear layer that is not quantized, for targets whose kernels multiply plain weights."""
+    x, weight, bias = p.value(), p.value(), p.value()
+    root = p.op("torch.aten.linear", x, weight, bias)
+    p.require(has_plain_weight, root, x, weight, bias)
+    p.rewrite(root, make_plain_product, x, weight, bias)
+
+
+def has_plain_weight(root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Verdict:
+    """All are of one float type, and the weight is the same in each call."""
+    if not isinstance(weight, ir.BlockArgument) or remarks.argument_kind(weight) == "input":
+        return Refusal(
+            "the weight is computed at run time, or given with each call, so the product runs on "
+            "torch",
+            "pass the weight as a parameter",
+        )
+    values = [x, weight, *([] if _is_none(bias) else [bias]), root.results[0]]
+    types = [builtin_type(v.type) for v in values]
+    if None in types:
+        return MISMATCH
+    x_type, w_type, *_ = shapes = [shaped(t) for t in types]
+    if not is_float(x_type) or any(s.dtype != x_type.dtype for s in shapes):
+        return Refusal(
+            f"x is {x_type} and the weight {w_type}, so the product runs on torch",
+            "use one of f16, bf16 and f32 for both and the bias",
+        )
+    is_static = len(w_type.shape) == 2 and min(w_type.shape) > 0 and len(x_type.shape) > 1
+    if not is_static or x_type.shape[-1] != w_type.shape[1]:
+        return Refusal(
+            f"x is {x_type} and the weight {w_type}, so the product runs on torch",
+            "use x [.., M, K] and a static weight [N, K]",
+        )
+    return None
+
+
+def make_plain_product(
+    rewriter, root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir.Value
+) -> None:
+    """As torch computes it: the bias is added to the sum before that is rounded."""
+    with ir.InsertionPoint.at_block_begin(weight.owner):  # so that siblings can be joined
+        w = to_builtin(weight)
+    extra = [] if _is_none(bias) else [to_builtin(bias)]
+    y_type = builtin_type(root.results[0].type)
+    rows, maps = shaped(w.type).shape[0], ["[N]"] * len(extra)
+    product, block = build_product(
+        MatmulOp.OPERATION_NAME, [to_builtin(x), w], [y_type], [rows], extra, maps
+    )
+    with ir.InsertionPoint(block):
+        total, *added = block.arguments
+        build_yield([arith.addf(total, added[0]) if added else total])
+    remarks.fired("plain-product", root, remarks.argument_name(weight))
+    rewriter.replace_op(root, [from_builtin(product.results[0], root.results[0].type)])
 
 
 def weight_is_quantized(root: ir.Operation) -> Verdict:
@@ -264,3 +318,7 @@ def _never(*_: object) -> None:
 
 
 LINEAR = (quantized_linear, plain_linear)
+"""Where only weights that are quantized have kernels."""
+
+ALL_LINEAR = (quantized_linear, plain_product)
+"""Where plain ones have, too."""

@@ -83,7 +83,8 @@ _COMPONENTS = ("data", "scale", "zero")
 class _Quantized:
     """A qtensor: the components of its parts, more than one part after `qfuse.concat`.
 
-    After `qfuse.append_expert`, the first part is that of all experts but the last.
+    A plain weight of several parts is one, too, with one component in each.  After
+    `qfuse.append_expert`, the first part is that of all experts but the last.
     """
 
     parts: tuple[tuple[int, ...], ...]
@@ -312,11 +313,12 @@ class _Builder:
             self.bound[result] = Ref(number)
 
     def _concat(self, op: ir.OpView) -> None:
-        values = [self._bound(v) for v in op.operands]
-        if not all(isinstance(v, _Quantized) for v in values):
-            raise unsupported(op, "only quantized weights are joined")
-        parts = tuple(part for v in values for part in v.parts)
+        parts = tuple(part for v in op.operands for part in self._parts_of(v, op))
         self.bound[op.results[0]] = _Quantized(parts, shaped(op.results[0].type))
+
+    def _parts_of(self, value: ir.Value, op: ir.OpView) -> tuple[tuple[int, ...], ...]:
+        bound = self._bound(value)
+        return bound.parts if isinstance(bound, _Quantized) else ((self._tensor(value, op),),)
 
     def _append_expert(self, op: ir.OpView) -> None:
         experts, weight = (self._bound(v) for v in op.operands)
@@ -384,6 +386,8 @@ class _Builder:
         """A plain tensor, or the codes and scales of a quantized one."""
         if isinstance(value, Ref):
             return [value]
+        if value.type.scheme is None:
+            return [Ref(self._pointer(value, "data", "rows", op))]
         return [Ref(self._pointer(value, part, "rows", op)) for part in ("data", "scale")]
 
     def _choose(self, op: ir.OpView) -> None:
@@ -426,8 +430,8 @@ class _Builder:
             if number not in self.parameters:
                 raise unsupported(op, "a weight is not a parameter of the program")
         scheme = value.type.scheme
-        assert scheme is not None
-        key = (value.parts, scheme.block, layout, scheme.packing)
+        block, packing = (scheme.block, scheme.packing) if scheme else ((1, 1), "none")
+        key = (value.parts, block, layout, packing)
         if key not in self.prepares:
             count = len(value.parts[0]) if layout in ("rows", "stack") else 2
             self.prepares[key] = Prepare(*key, *(self._new() for _ in range(count)))

@@ -22,6 +22,15 @@ BLOCK = 128
 _CUBLASLT = (12, 9)
 """The first version with scales per 1x128 and 128x128 (ScaledBlas.cpp)."""
 
+_ANY = (99, 0)
+_CAPABILITIES = {
+    "scaled_mm_rows": ((8, 9), _ANY, "8.9 or later"),
+    "scaled_mm_blocks": ((9, 0), (10, 0), "9.x"),
+    "scaled_grouped_mm": ((9, 0), (10, 0), "9.x"),
+    "grouped_mm": ((9, 0), _ANY, "9.0 or later"),
+}
+"""CUDA architectures with each call: from the first to before the second, and in words."""
+
 
 def linear(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str
@@ -104,8 +113,9 @@ def int_mm(
     """i8 with one scale for each row of x and of w: exact sums, scaled afterwards."""
     assert bias is None
     sums = torch._int_mm(_rows(x), w.t())
-    y = sums * (x_scale.reshape(-1, 1) * w_scale.reshape(1, -1))
-    return y.to(dtype).view(*x.shape[:-1], w.shape[0])
+    scales = x_scale.reshape(-1, 1) * w_scale.reshape(1, -1)
+    y = torch.mul(sums, scales, out=scales.new_empty(scales.shape, dtype=dtype))
+    return y.view(*x.shape[:-1], w.shape[0])
 
 
 def grouped_mm(x: torch.Tensor, w: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
@@ -179,13 +189,14 @@ def unavailable(call: str, place: torch.device) -> str | None:
     if call == "int_mm" or torch.version.hip is not None:
         return None
     capability = torch.cuda.get_device_capability(place)
-    least = (8, 9) if call == "scaled_mm_rows" else (9, 0)
-    if capability < least or (call != "scaled_mm_rows" and capability >= (10, 0)):
-        wanted = "8.9 or later" if call == "scaled_mm_rows" else "9.x"
+    least, below, wanted = _CAPABILITIES[call]
+    if not least <= capability < below:
         return f"{name} needs CUDA of architecture {wanted}, not {capability[0]}.{capability[1]}"
     version = tuple(map(int, (torch.version.cuda or "0.0").split(".")[:2]))
     if call == "scaled_mm_blocks" and version < _CUBLASLT:
-        return f"scales per block need cublasLt 12.9; torch was built with CUDA {version}"
+        return (
+            f"scales per block need cublasLt 12.9; torch was built with CUDA {torch.version.cuda}"
+        )
     return None
 
 

@@ -94,13 +94,13 @@ class Literal:
 class Prepare:
     """A weight to put into the kernels' layout, once: its parts joined by rows.
 
-    A part is (codes, scales) or (codes, scales, zero points); its elements are packed as `packing`
-    of `#qfuse.scheme` says, in blocks of `block`.  Layout "packed" (CPU kernels) defines `packed`
-    as uint8, 1-D, and `scale`, with the zero points, as `lowering.cpu.layout` draws them; "experts"
-    is the same for one weight [E, N, K]; "rows" (GPU kernels) leaves all as they are but that each
-    part begins at a block boundary, and defines `zero`, too, where there are zero points.  Further
-    parts of "experts", and those of "stack" (its counterpart of GPU kernels), joined by rows, are
-    one more expert: [E + 1, N, K].
+    A part is (codes, scales), (codes, scales, zero points), or a plain weight alone; its elements
+    are packed as `packing` of `#qfuse.scheme` says, in blocks of `block`.  Layout "packed" (CPU
+    kernels) defines `packed` as uint8, 1-D, and `scale`, with the zero points, as
+    `lowering.cpu.layout` draws them; "experts" is the same for one weight [E, N, K]; "rows" (GPU
+    kernels) leaves all as they are but that each part begins at a block boundary, and defines
+    `zero`, too, where there are zero points.  Further parts of "experts", and those of "stack" (its
+    counterpart of GPU kernels), joined by rows, are one more expert: [E + 1, N, K].
     """
 
     parts: tuple[tuple[int, ...], ...]
@@ -108,7 +108,7 @@ class Prepare:
     layout: Layout
     packing: str
     packed: int
-    scale: int
+    scale: int | None = None
     zero: int | None = None
 
     @property

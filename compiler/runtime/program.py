@@ -279,7 +279,9 @@ def _pack_experts(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor
 
 
 def _join(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
-    return join_rows([tuple(p) for p in parts], prepare.block, parts[0][1].shape[-1])
+    of_first = parts[0]
+    columns = of_first[1].shape[-1] if len(of_first) > 1 else None
+    return join_rows([tuple(p) for p in parts], prepare.block, columns)
 
 
 def _append_expert(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:

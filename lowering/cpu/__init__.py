@@ -25,6 +25,7 @@
 | product_kernel.py | what both share: what is supported, tiles, chunks of rows |
 | product.py | steps, runs and blocks: what is multiplied, and how sums are scaled |
 | direct.py, tiled.py | the loops for few rows of x, and for many |
+| product_cost.py | which of them serves how many rows, where nothing was measured |
 | codes.py | from packed weights to steps |
 | scales.py | scales of packed weights |
 | pack_x.py | packing x |
@@ -33,6 +34,7 @@
 | these need no MLIR | |
 |---|---|
 | kernel.py | a compiled kernel: the ABI, entries, scratch |
+| entry_table.py | which entry was measured to serve which rows best |
 | layout.py | how packed weights lie in memory |
 | weights.py | packing weights |
 | loader.py | ELF objects into executable memory |

@@ -72,6 +72,7 @@ def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> Compiled
         parameters=signature.parameters,
         entries=tuple(built.entries),
         code=compile_text(kernel_text(built)),
+        product=built.product,
     )
 
 

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from qfuse.lowering.cpu import entry_table
+
 TASK_COUNTER, SLOT_COUNTER, OWN_COUNTERS = 0, 8, 16
 """Places in the counter block, whose elements are int64: a cache line for each that all change."""
 
@@ -46,6 +48,10 @@ class Entry:
     symbol: str
     m_min: int = 1
     m_max: int | None = None
+    """Rows that it serves where nothing was measured."""
+    limit: int | None = 0
+    """From one row on it can serve so many (None: any number), where a table prefers it; 0: no
+    others than those of its range."""
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     """Functions that run before and after it, each when all threads are done with the last."""
@@ -78,13 +84,22 @@ class Entry:
     def serves(self, m: int) -> bool:
         return self.m_min <= m and (self.m_max is None or m <= self.m_max)
 
+    def can_serve(self, m: int) -> bool:
+        return self.serves(m) or 1 <= m <= (m if self.limit is None else self.limit)
+
     def task_rows(self, m: int, threads: int) -> int:
         """Rows of a task, so that there are a few tasks for each thread if there can be."""
         unit, total = self.rows_multiple, m * self.choices
-        rows = min(self.rows, _round_up(total, unit))
+        rows = self.whole_rows(m, self.rows)
         while threads > 1 and rows > unit and self.tiles * -(-total // rows) < 4 * threads:
             rows = _round_up(rows // 2, unit)
         return rows
+
+    def whole_rows(self, m: int, rows: int) -> int:
+        """About `rows` rows of a task, as many as a task can have and there are at most."""
+        unit = self.rows_multiple
+        most = min(self.rows, _round_up(m * self.choices, unit))
+        return min(most, max(unit, rows // unit * unit))
 
     def tasks(self, m: int, rows: int) -> int:
         """The number of tasks for `m` rows, as many as there can be."""
@@ -101,6 +116,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a launch runs: an entry, and tasks of so many rows."""
+
+    entry: Entry
+    rows: int
+
+
+@dataclass(frozen=True)
 class CompiledKernel:
     """A relocatable x86-64 ELF object and the way to call it."""
 
@@ -111,21 +134,40 @@ class CompiledKernel:
     parameters: tuple[Parameter, ...]
     entries: tuple[Entry, ...]
     code: bytes
+    product: str = ""
+    """What tables of measurements find a product by; "" for other kernels."""
 
     def entry(self, m: int) -> Entry:
+        """The entry whose range has `m`."""
         return next(e for e in self.entries if e.serves(m))
+
+    def choose(self, m: int, threads: int) -> Choice:
+        """What serves `m` rows on up to `threads` threads: as measured, else as modelled."""
+        measured = entry_table.find(self.product, m, threads) if self.product else None
+        for entry in self.entries:
+            if measured and measured.entry == entry.symbol and entry.can_serve(m):
+                return Choice(entry, entry.whole_rows(m, measured.rows))
+        return self.modelled(m, threads)
+
+    def modelled(self, m: int, threads: int) -> Choice:
+        """What serves them where nothing was measured."""
+        entry = self.entry(m)
+        return Choice(entry, entry.task_rows(m, threads))
 
     def computes(self, m: int) -> bool:
         """Whether there is anything to do for `m` rows: for none there seldom is."""
         return m > 0 or any(e.serves(m) for e in self.entries)
 
-    def scratch_bytes(self, m: int, threads: int) -> int:
-        """Scratch memory that a launch for `m` rows on up to `threads` threads works in."""
+    def scratch_bytes(self, m: int, threads: int, choice: Choice | None = None) -> int:
+        """Scratch memory that a launch for `m` rows on up to `threads` threads works in.
+
+        `choice` is by default what `choose` says.
+        """
         if not self.computes(m):
             return 0
-        entry = self.entry(m)
-        rows = entry.task_rows(m, threads)
-        return entry.shared_bytes(m) + ALIGNMENT + threads * entry.thread_bytes(rows)
+        choice = choice or self.choose(m, threads)
+        thread_bytes = choice.entry.thread_bytes(choice.rows)
+        return choice.entry.shared_bytes(m) + ALIGNMENT + threads * thread_bytes
 
     def describe(self) -> dict[str, Any]:
         """For people: what it runs on, its entries, and its size."""
@@ -137,7 +179,7 @@ class CompiledKernel:
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the machine code, as JSON-able values."""
-        values = {f: getattr(self, f) for f in ("name", "level")}
+        values = {f: getattr(self, f) for f in ("name", "level", "product")}
         return values | {
             "features": list(self.features),
             "parameters": [asdict(p) for p in self.parameters],
@@ -154,6 +196,7 @@ class CompiledKernel:
             parameters=tuple(Parameter(**p) for p in metadata["parameters"]),
             entries=tuple(_entry_from(e) for e in metadata["entries"]),
             code=code,
+            product=metadata["product"],
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_flags
-from qfuse.lowering.cpu.kernel import ALIGNMENT, OWN_COUNTERS, CompiledKernel, Entry
+from qfuse.lowering.cpu.kernel import ALIGNMENT, OWN_COUNTERS, Choice, CompiledKernel, Entry
 from qfuse.lowering.cpu.loader import LoadedObject
 
 PARALLEL_BYTES = 128 * 1024
@@ -43,12 +43,17 @@ class LoadedKernel:
         }
 
     def bind(
-        self, pointers: Sequence[int], m: int, threads: int, scratch: int | None = None
+        self,
+        pointers: Sequence[int],
+        m: int,
+        threads: int,
+        scratch: int | None = None,
+        choice: Choice | None = None,
     ) -> "Launch":
-        """A launch for `m` rows on up to `threads` threads.
+        """A launch for `m` rows on up to `threads` threads; `choice` as for `scratch_bytes`.
 
         `pointers` are the addresses of `compiled.parameters`.  `scratch` is the address, a
-        multiple of 64, of `compiled.scratch_bytes(m, threads)` bytes that nothing else uses
+        multiple of 64, of `compiled.scratch_bytes(m, threads, choice)` bytes that nothing else uses
         while the launch runs; by default the launch has its own.
         """
         wanted = len(self.compiled.parameters)
@@ -56,7 +61,7 @@ class LoadedKernel:
             raise QfuseError(
                 f"kernel {self.compiled.name} takes {wanted} pointers, got {len(pointers)}"
             )
-        return Launch(self, pointers, m, max(1, threads), scratch)
+        return Launch(self, pointers, m, max(1, threads), scratch, choice)
 
     def address(self, symbol: str) -> int:
         return self._addresses[symbol]
@@ -76,6 +81,7 @@ class Launch:
         m: int,
         threads: int,
         scratch: int | None,
+        choice: Choice | None,
     ) -> None:
         compiled = kernel.compiled
         count = len(pointers)
@@ -85,10 +91,10 @@ class Launch:
         self._steps: list[Callable[[], object]] = []
         if not compiled.computes(m):
             return
-        entry = compiled.entry(m)
-        rows = entry.task_rows(m, threads)
+        choice = choice or compiled.choose(m, threads)
+        entry, rows = choice.entry, choice.rows
         if scratch is None:
-            self._scratch = _aligned_buffer(compiled.scratch_bytes(m, threads))
+            self._scratch = _aligned_buffer(compiled.scratch_bytes(m, threads, choice))
             scratch = _aligned_address(self._scratch)
         count_bytes = 8 * (OWN_COUNTERS + entry.counters)
         counters = _aligned_buffer(count_bytes)

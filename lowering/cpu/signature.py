@@ -58,6 +58,8 @@ class Built:
     functions: list[Function]
     """Callees before their callers."""
     entries: list[Entry]
+    product: str = ""
+    """What tables of measurements find it by."""
 
 
 def weight_layout(w: Shaped, parts: tuple[int, ...]) -> WeightLayout:

@@ -23,9 +23,10 @@ def join_rows(
     """Join weights below each other, each at a block boundary, as `qfuse.concat` defines it.
 
     Each part is codes [N_i, K], or their bytes, scales [ceil(N_i/bn), scale_columns], by default
-    ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales.  Returns codes
-    [N, K] and the others [ceil(N/bn), ..] of the same types, on the same device; rows between
-    parts are zero.  Raises QfuseError if the shapes or types disagree.
+    ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales; a plain weight is
+    one tensor, in blocks of [1, 1].  Returns codes [N, K] and the others [ceil(N/bn), ..] of the
+    same types, on the same device; rows between parts are zero.  Raises QfuseError if the shapes or
+    types disagree.
     """
     bn, bk = block
     first_codes = parts[0][0]
@@ -47,7 +48,8 @@ def join_rows(
                 f"{_described(first_types)}"
             )
     starts, total = joined_rows([part[0].shape[0] for part in parts], bn)
-    joined = torch.zeros(total, k, dtype=torch.uint8, device=first_codes.device)
+    row_bytes = k * first_codes.element_size()
+    joined = torch.zeros(total, row_bytes, dtype=torch.uint8, device=first_codes.device)
     for start, (codes, *_) in zip(starts, parts, strict=True):
         joined[start : start + codes.shape[0]] = codes.detach().view(torch.uint8)
     _, *rest = zip(*parts, strict=True)

@@ -14,7 +14,7 @@ from qfuse.compiler.dispatch.rules import KERNEL, RULES, rules_text
 from qfuse.compiler.dispatch.subject import Machine, Subject
 from qfuse.compiler.runtime import library
 from qfuse.dialects.library_ops import CALLS
-from qfuse.dialects.types import Shaped
+from qfuse.dialects.types import Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.tools.qfuse import main
 
@@ -71,6 +71,70 @@ def test_a_preference_counts_for_its_rows_alone() -> None:
     assert decisions[2].reason.endswith("measured from 65 on")
     # asked for, nobody is asked what is faster
     assert [d.rows for d in decide(plain(blas="on"), from_65)] == ["M = 1", "M >= 2"]
+
+
+LIT = Path(__file__).parents[1] / "passes"
+
+
+def test_every_rule_and_guard_has_a_lit_case() -> None:
+    """Each rule decides somewhere, each library rule is refused somewhere, and each of its guards
+    is what it lacks."""
+    text = "\n".join(path.read_text() for path in sorted(LIT.glob("dispatch*.mlir")))
+    refused = [line for line in text.splitlines() if "refused" in line]
+    for rule in RULES:
+        by_cost_alone = rule.apart and rule.name != "plain-apart"  # what the model never prefers
+        assert by_cost_alone or f" by {rule.name}" in text, rule.name
+        assert rule.backend == KERNEL or any(f"dispatch-{rule.name}" in line for line in refused)
+        for name in rule.conditions:
+            guard = CONDITIONS[name]
+            if rule.backend == KERNEL or guard.kind == "about":
+                continue
+            assert any(guard.wanted in line.partition(";")[2] for line in refused), name
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "call"),
+    [
+        (Shaped((DYNAMIC, 512), "bf16"), Shaped((1024, 512), "bf16"), "mm"),
+        (
+            Shaped((DYNAMIC, 512), "f8E4M3FN", Scheme((1, 128), "f32", scale_layout="col_major")),
+            Shaped((1024, 512), "f8E4M3FN", Scheme((128, 128), "f32")),
+            "scaled_mm_blocks",
+        ),
+        (
+            Shaped((DYNAMIC, 512), "f8E4M3FN", Scheme((1, 512), "f32")),
+            Shaped((1024, 512), "f8E4M3FN", Scheme((1, 512), "f32")),
+            "scaled_mm_rows",
+        ),
+    ],
+)
+def test_an_epilogue_is_computed_apart_where_that_is_faster(
+    x: Shaped, w: Shaped, call: str
+) -> None:
+    """By measurement or estimate alone, also where library products are asked for."""
+    form = EpilogueForm(other="a residual", rounded_to="bf16")
+    y = Shaped((DYNAMIC, 1024), "bf16")
+    for blas in ("auto", "on"):
+        machine = Machine("cuda", "sm_90", blas)
+        subject = Subject(machine, "qfuse.matmul", x, w, y, (1024,), form)
+        few, many = decide(subject, lambda *_: Verdict(True, "measured"))
+        assert (few.rule, many.call, many.apart) == ("single-row", call, True)
+        assert many.rule.endswith("-apart") and many.reason.endswith("measured")
+        slower = decide(subject, lambda *_: Verdict(False, "measured"))
+        assert [d.rule for d in slower] == ["single-row", "own-kernel"]
+
+
+def test_the_nearest_rule_is_one_for_the_scheme() -> None:
+    """FP8 per row into f16 on sm_80 lacks the hardware and the type, and not other scales."""
+    x, w = (Shaped((n, 512), "f8E4M3FN", Scheme((1, 512), "f32")) for n in (DYNAMIC, 1024))
+    y = Shaped((DYNAMIC, 1024), "f16")
+    machine = Machine("cuda", "sm_80", "on")
+    *_, many = decide(
+        Subject(machine, "qfuse.matmul", x, w, y, (1024,), EpilogueForm()),
+        lambda *_: Verdict(False, ""),
+    )
+    (miss,) = many.near
+    assert miss.rule == "fp8-rows" and miss.found == "the target is cuda:sm_80 and it is f16"
 
 
 @pytest.mark.parametrize(("rows", "backend"), [(1, "kernel"), (2, "library"), (5000, "library")])

@@ -1,4 +1,5 @@
 // RUN: qfuse-opt %s --split-input-file --qfuse-dispatch='target=cuda:sm_90 blas=on' --qfuse-convert-to-blas | filecheck %s
+// RUN: qfuse-opt %s --split-input-file --qfuse-dispatch='target=hip:gfx942 blas=on' --qfuse-convert-to-blas | filecheck %s
 // RUN: qfuse-opt %s --split-input-file --qfuse-dispatch='target=cuda:sm_90 blas=on' --qfuse-convert-to-blas --qfuse-convert-to-cpu | filecheck %s --check-prefix OUTLINED
 // RUN: qfuse-opt %s --split-input-file --qfuse-convert-to-blas | filecheck %s --check-prefix UNDECIDED
 

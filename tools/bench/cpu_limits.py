@@ -7,11 +7,14 @@ from functools import partial
 import torch
 
 from qfuse.lowering.cpu.codegen import compile_text
+from qfuse.lowering.cpu.codes import KINDS
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features
-from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Value, buffer, vector
+from qfuse.lowering.cpu.emit import I32, LANES, Function, Value, buffer
 from qfuse.lowering.cpu.kernel import CompiledKernel, Parameter
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.launcher import LoadedKernel
+from qfuse.lowering.cpu.layout import BLOCK, GROUP, WeightLayout
+from qfuse.lowering.cpu.product import Product, multiply
 from qfuse.lowering.cpu.rowwise import build_row_entry
 from qfuse.tools.bench.kernels import Call
 
@@ -71,27 +74,28 @@ def read_probe(threads: int) -> tuple[list[Call], float]:
     return _bound("read", "i32", emit_row, memory, rows, threads), 4.0 * rows * _CHUNK
 
 
-def peak_probe(threads: int) -> tuple[list[Call], float]:
-    """One call that multiplies what is in registers, as products of this CPU do, and its flops."""
-    level = choose_level(None)
-    pairs = level == "avx512"
-    bf16 = vector("bf16", 2 * LANES)
+def peak_probe(threads: int, integers: bool = False) -> tuple[list[Call], float]:
+    """One call that multiplies what is in registers, as products of this CPU do, and its flops.
+
+    They multiply floats, or `integers`, which are bytes.
+    """
+    w, x = ("i8", "i8") if integers else ("f8E4M3FN", "bf16")
+    product = Product(choose_level(None), WeightLayout((GROUP,), BLOCK, BLOCK, BLOCK), w, x)
 
     def emit_row(lanes: Lanes, row: Value) -> None:
         f, source, sink = lanes.f, *lanes.f.params[:2]
-        x = f.load(source, 0, F32)
-        with f.loop(0, _ROUNDS, carried=[f.splat(0.0)] * _SUMS) as loop:
-            for total in loop.carried:
-                if pairs:
-                    a = f.bitcast(x, bf16)
-                    text = f"x86.avx512.dot {total}, {a}, {a} : {bf16} -> {F32}"
-                    loop.yielded.append(f.op(text, F32))
-                else:
-                    loop.yielded.append(f.fma(x, x, total))
-        _store_all(f, "addf", loop.results, sink, row)
+        x = f.load(source, 0, I32)
+        zero = f.isplat(0) if product.exact else f.splat(0.0)
+        with f.loop(0, _ROUNDS, carried=[zero] * _SUMS) as loop:
+            w = x
+            if product.kind == "i16":  # of which LLVM would move the product out of the loop
+                w = f.broadcast(f.cast("arith.index_cast", loop.iv, "i32"), I32)
+            loop.yielded = [multiply(product, f, total, w, x) for total in loop.carried]
+        _store_all(f, "addi" if product.exact else "addf", loop.results, sink, row)
 
-    calls = _bound("peak", "f32", emit_row, torch.zeros(1, LANES), _TASKS, threads)
-    return calls, 2.0 * LANES * (2 if pairs else 1) * _SUMS * _ROUNDS * _TASKS
+    memory = torch.zeros(1, LANES, dtype=torch.int32)
+    calls = _bound("peak", "i32", emit_row, memory, _TASKS, threads)
+    return calls, 2.0 * LANES * KINDS[product.kind] * _SUMS * _ROUNDS * _TASKS
 
 
 def _store_all(f: Function, name: str, values: list[Value], sink: Value, row: Value) -> None:
@@ -99,7 +103,7 @@ def _store_all(f: Function, name: str, values: list[Value], sink: Value, row: Va
     total = values[0]
     for value in values[1:]:
         total = f.binary(name, total, value)
-    f.store(total, sink, f.address((row, LANES)))
+    f.store(f.bitcast(total, I32), sink, f.address((row, LANES)))
 
 
 def _bound(

@@ -168,17 +168,20 @@ def run(
     """The whole suite: a header, then rows.  `count` cuts the experts; see `fitting`."""
     options, threads = CompileOptions.make("cpu"), torch.get_num_threads()
     cut, notes = fitting(cases, count, free_memory())
-    yield {
-        "suite": "cpu-moe",
+    yield {"suite": "cpu-moe", **cpu_header(threads), "notes": notes}
+    machine = CpuMachine(threads, options.cache_dir)
+    yield from report(cut, tokens, [CpuOurs(options, threads), *peers()], machine)
+
+
+def cpu_header(threads: int) -> dict[str, Any]:
+    """What a report says of this machine."""
+    return {
         "cpu": _cpu_name(),
         "threads": threads,
         "load": os.getloadavg()[0],
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "torch": torch.__version__,
-        "notes": notes,
     }
-    machine = CpuMachine(threads, options.cache_dir)
-    yield from report(cut, tokens, [CpuOurs(options, threads), *peers()], machine)
 
 
 def free_memory() -> int:

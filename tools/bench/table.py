@@ -78,6 +78,26 @@ def show_moe(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
         console.print(said, highlight=False)
 
 
+def show_cpu(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """What `cpu_report` found; peers in milliseconds, and how many times ours."""
+    peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+    fixed = ("case", "scheme", "M", "ms", "GB/s", "GFLOP/s", "of limit", "bound")
+    table = Table(*fixed, *peers, title=_title(header))
+    for row in rows:
+        own = row["ms"]
+        times = {n: (ms, f" ({ms / own:.1f}x)" if own else "") for n, ms in row["peers"].items()}
+        table.add_row(
+            *(row["case"], row["scheme"], str(row["m"])),
+            *(_cell(row["ms"], ".3f"), _cell(row["gb_s"], ".1f"), _cell(row["gflop_s"], ".0f")),
+            *(_cell(row["of_limit"], ".0%"), row["bound"]),
+            *(f"{times[n][0]:.3f}{times[n][1]}" if n in times else "-" for n in peers),
+        )
+    console.print(table)
+    absent = dict.fromkeys(f"{name}: {why}" for row in rows for name, why in row["absent"].items())
+    for said in [*header["notes"], *absent, _limits(rows)]:
+        console.print(said, highlight=False)
+
+
 def _times(row: dict[str, Any], name: str) -> str:
     """Milliseconds of a peer, and how many times ours that is."""
     ratio = row["ratios"].get(name)
@@ -96,6 +116,9 @@ def _limits(rows: Sequence[dict[str, Any]]) -> str:
 SHOW = {
     "gpu-static": show_static,
     "gpu-gemm": show_gemm,
+    "cpu-linear": show_cpu,
+    "cpu-mlp": show_cpu,
+    "cpu-model": show_cpu,
     "cpu-moe": show_moe,
     "gpu-moe": show_moe,
 }

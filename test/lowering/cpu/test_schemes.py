@@ -138,6 +138,25 @@ def test_product(level: str, w_name: str, x_name: str) -> None:
         assert same_bits(outputs[m], outputs[MOST][:m])
 
 
+@levels
+@pytest.mark.parametrize("w_name", WEIGHTS)
+def test_every_number_of_rows(level: str, w_name: str) -> None:
+    """Prefill and decode agree to the last bit, bias and all, whichever entry serves them."""
+    most, (n, k) = 40, (70, 512)
+    w, x = WEIGHTS[w_name](n, k), XS[dict(CASES)[w_name]](most, k)
+    magnitude = float((x.magnitudes @ w.magnitudes.T).mean())
+    bias = torch.randn(n, generator=torch.manual_seed(3)) * magnitude
+    result = plain(-1, n, dtype="f32")
+    body, extra = "%y = arith.addf %acc0, %e0 : f32", [(plain(n, dtype="f32"), "[N]")]
+    text = matmul_text(x.type, w.type, [result], body, ["%y"], extra)
+    packed = w.packed()
+    (prefill,) = run(text, level, [x.rows(most), packed, bias], [result], most, threads=2)
+    check(prefill.double() - bias, x, w, most)  # rounded once more, by the bias
+    for m in range(1, most):
+        (got,) = run(text, level, [x.rows(m), packed, bias], [result], m, threads=2)
+        assert same_bits(got, prefill[:m]), m
+
+
 SMALL = [
     ("e4m3 by channel", "e4m3 by token"),
     ("i8 by channel", "i8 by token"),

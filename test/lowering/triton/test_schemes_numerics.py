@@ -108,6 +108,35 @@ def test_integer_rows(name: str, target: str) -> None:
         check(x, w, m, target)
 
 
+SWEPT: dict[str, tuple[Shaped, Shaped]] = {
+    "bf16": (plain(-1, 256), plain(40, 256)),
+    "f32": (plain(-1, 256, dtype="f32"), plain(40, 256, dtype="f32")),
+    "fp8 in blocks": (quantized(-1, 256), quantized(40, 256, block=(128, 128))),
+    "fp8 per row": (quantized(-1, 256, block=(1, 256)), quantized(40, 256, block=(1, 256))),
+    "i8 per row": (i8(256, 256), quantized(40, 256, block=(1, 256), dtype="i8")),
+    "int4 by bf16": (plain(-1, 256), int4(256, 40, block=128, zero="int", scale="bf16")),
+    "fp4 by bf16": (plain(-1, 256), packed(40, 256, packing="fp4")),
+    "q4_k by q8_1": (q8_1(256), packed(40, 256, packing="q4_k")),
+    "q6_k by q8_1": (q8_1(256), packed(40, 256, packing="q6_k")),
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_every_number_of_rows(name: str) -> None:
+    """Decode and prefill agree, bias and all, whichever kernel serves them: M from 1 to 40."""
+    x, w = SWEPT[name]
+    most, out = 40, plain(-1, 40)
+    (x_values, w_values), total = product(x, w, most)
+    bias = random((40,), "bf16", 5, float(np.abs(total).mean()))
+    expected = total + bias.astype(np.float64)
+    body, extra = "%y = arith.addf %acc0, %e0 : f32", [(plain(40), "[N]")]
+    text = matmul_text(x, w, [out], body, ["%y"], extra)
+    for m in range(1, most + 1):
+        rows = tuple(v[:m] for v in x_values) if isinstance(x_values, tuple) else x_values[:m]
+        (made,) = run(text, [rows, w_values, bias], [out], m)
+        assert_close(made, expected[:m], "bf16")
+
+
 GEMV = Config(1, gemv.COLUMNS, gemv.DEPTH, gemv=True)
 SLICED = Config(1, gemv.COLUMNS, gemv.DEPTH, gemv=True, slices=2)
 

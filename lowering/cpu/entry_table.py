@@ -1,0 +1,166 @@
+"""What was measured of products on this CPU: which entry of a kernel serves which rows best.
+
+`qfuse tune --target cpu` writes a table, and the variable QFUSE_CPU_TABLE names the one to use.
+It counts on the machine, and with the versions, that it was measured with; anywhere else a remark
+says so, once, and the model decides.  No MLIR here.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qfuse.dialects.errors import QfuseError
+
+VERSION = 1
+VARIABLE = "QFUSE_CPU_TABLE"
+
+log = logging.getLogger("qfuse")
+
+_PACKAGES = {"qfuse": "qfuse", "torch": "torch", "llvm": "torch-mlir"}
+"""The distributions whose versions a table is signed by; the bindings bring LLVM."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows first_m to last_m of `product` are served best by `entry`, in tasks of `rows` rows.
+
+    `product` is `CompiledKernel.product`.  `measured` says what was: seconds of each candidate.
+    """
+
+    product: str
+    first_m: int
+    last_m: int
+    entry: str
+    rows: int
+    measured: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"{self.product}, M {self.first_m}..{self.last_m}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Entries, and the machine and the versions that they were measured with."""
+
+    signature: Mapping[str, Any]
+    entries: tuple[Entry, ...] = ()
+
+    def find(self, product: str, m: int) -> Entry | None:
+        """The entry for `m` rows, or None."""
+        of_product = (e for e in self.entries if e.product == product)
+        return next((e for e in of_product if e.first_m <= m <= e.last_m), None)
+
+    def with_entry(self, entry: Entry) -> "Table":
+        """With one more, in place of those of the product that share rows with it."""
+        return Table(self.signature, (*self.without(entry).entries, entry))
+
+    def without(self, entry: Entry) -> "Table":
+        kept = (
+            e
+            for e in self.entries
+            if e.product != entry.product or e.last_m < entry.first_m or entry.last_m < e.first_m
+        )
+        return Table(self.signature, tuple(kept))
+
+    def to_json(self) -> dict[str, Any]:
+        entries = [asdict(e) for e in sorted(self.entries, key=lambda e: (e.product, e.first_m))]
+        return {"version": VERSION, "signature": dict(self.signature), "entries": entries}
+
+
+def find(product: str, m: int, threads: int) -> Entry | None:
+    """What the table in use says of `m` rows of `product` on `threads` threads, or None.
+
+    Raises QfuseError if it cannot be read.
+    """
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return None
+    table = _in_use(path, threads)
+    return None if table is None else table.find(product, m)
+
+
+@cache
+def _in_use(path: str, threads: int) -> Table | None:
+    """The table at `path`; None, with a remark, where it was measured elsewhere."""
+    table = read_table(Path(path))
+    if why := difference(table.signature, signature(threads)):
+        log.warning("remark: table %s is not used: %s; measure with qfuse tune", path, why)
+        return None
+    return table
+
+
+def signature(threads: int) -> dict[str, Any]:
+    """What measurements of this process depend on: CPU, threads, versions ("" for none)."""
+    versions = {name: _version(package) for name, package in _PACKAGES.items()}
+    return {"cpu": cpu_name(), "threads": threads, **versions}
+
+
+def difference(measured: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """What is not as it was when a table was measured, in words, or None."""
+    for name, value in here.items():
+        if measured.get(name) != value:
+            return f"{name} was {measured.get(name)!r} when it was measured, and is {value!r}"
+    return None
+
+
+@cache
+def cpu_name() -> str:
+    """The model of the first CPU in /proc/cpuinfo, "unknown" where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "unknown"
+    named = [line.partition(":")[2].strip() for line in text.splitlines() if "model" in line]
+    return " ".join(dict.fromkeys(named)) or "unknown"  # number and name: names may be vague
+
+
+def read_table(path: Path) -> Table:
+    """The table in a file; raises QfuseError that names the file and what is wrong with it."""
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise QfuseError(f"cannot read CPU table {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise QfuseError(f"CPU table {path} is not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        found = data.get("version") if isinstance(data, dict) else None
+        raise QfuseError(
+            f"CPU table {path} has version {found!r}; this qfuse reads {VERSION}: make it again "
+            "with qfuse tune --target cpu"
+        )
+    try:
+        return Table(dict(data["signature"]), tuple(map(_entry, data["entries"])))
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise QfuseError(f"CPU table {path}: {why}") from None
+
+
+def _entry(value: Any) -> Entry:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    names = [f.name for f in fields(Entry)]
+    if strange := sorted(set(value) - set(names)):
+        raise ValueError(f"'{strange[0]}' is no field of an entry ({', '.join(names)})")
+    found = {name: value[name] for name in names}
+    for name in ("product", "entry"):
+        if not isinstance(found[name], str):
+            raise TypeError(f"{name} is {found[name]!r}, not a text")
+    for name in ("first_m", "last_m", "rows"):
+        number = found[name]
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise TypeError(f"{name} is {number!r}, not a whole number from 1")
+    return Entry(**found)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
