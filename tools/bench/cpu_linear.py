@@ -70,9 +70,7 @@ def report(
                 yield _row(weight, m, subjects, reporter)
 
 
-def _row(
-    weight: Weight, m: int, subjects: Sequence[Peer], reporter: Reporter
-) -> dict[str, Any]:
+def _row(weight: Weight, m: int, subjects: Sequence[Peer], reporter: Reporter) -> dict[str, Any]:
     scheme, n, k = weight.scheme, weight.n, weight.k
     x = make_activations(scheme, m, k)
     expected = x.values[:_CHECKED] @ weight.values.float().T
