@@ -35,8 +35,8 @@ GPU = ("qfuse-choose-scale-layout",)
 IMPORT = ("qfuse-raise-torch", "qfuse-expand-quantize")
 """From what the front end hands over to a correct program with nothing fused (phases 1 and 2)."""
 
-GPU_IMPORT = ("qfuse-raise-torch{plain=true}", "qfuse-expand-quantize")
-"""The same for a GPU, where plain products have kernels and libraries, too."""
+GPU_IMPORT = ("qfuse-raise-torch{rows=true}", "qfuse-expand-quantize")
+"""The same for a GPU, whose kernels read the rows of unquantized weights as they are."""
 
 
 @dataclass(frozen=True)

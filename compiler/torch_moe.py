@@ -2,7 +2,7 @@
 
     qfuse::select_experts  a router from its logits on; the compiler has kernels for it
     qfuse::moe_experts     experts with block-scaled FP8 weights; the compiler expands it
-    qfuse::dense_experts   experts with plain weights; stays one operator of torch
+    qfuse::dense_experts   experts with plain weights; the compiler expands it, too
 
 T tokens choose k experts each, out of E: `ids` int [T, k], where an id outside 0..E-1 is no expert
 and adds zero, and `weights` float [T, k].  A token's result is the sum over its choices of

@@ -8,7 +8,7 @@ from qfuse.dialects.types import is_float, shaped
 from qfuse.dialects.verify import DYNAMIC, shape_text
 
 CALLS = (
-    *("linear", "mm", "scaled_mm_blocks", "scaled_mm_rows"),
+    *("mm", "scaled_mm_blocks", "scaled_mm_rows"),
     *("int_mm", "grouped_mm", "scaled_grouped_mm"),
 )
 """Products that a library may have; `compiler/runtime/library.py` makes the calls."""

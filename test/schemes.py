@@ -29,7 +29,7 @@ SUPERBLOCK = 256
 
 @dataclass(frozen=True)
 class Operand:
-    """A quantized tensor: its type, its components as `qfuse.pack` takes them, its values."""
+    """A tensor: its type, its components as `qfuse.pack` takes them (or itself), its values."""
 
     type: Shaped
     components: tuple[Tensor, ...]
@@ -38,9 +38,15 @@ class Operand:
     magnitudes: Tensor
     """Sums of the magnitudes of the terms that a value is made of, f64."""
 
-    def packed(self) -> tuple[Tensor, Tensor]:
-        assert self.type.scheme is not None
-        return pack_weight([self.components], self.type.scheme.block, self.type.scheme.packing)
+    @property
+    def packing(self) -> tuple[tuple[int, int], str]:
+        """The block and the packing that `pack_weight` takes."""
+        if self.type.scheme is None:
+            return (1, self.type.shape[-1]), self.type.dtype
+        return self.type.scheme.block, self.type.scheme.packing
+
+    def packed(self) -> tuple[Tensor, ...]:
+        return pack_weight([self.components], *self.packing)
 
     def rows(self, m: int) -> tuple[Tensor, ...]:
         return tuple(c[:m] for c in self.components)
@@ -135,6 +141,11 @@ def simple(
         codes = (random(n, k, seed=seed) * 20).to(TORCH[dtype])
     scales = scale_of(n, k, block, scale, seed + 1)
     return operand(Shaped((n, k), dtype, scheme), (codes, scales))
+
+
+def plain_weight(n: int, k: int, dtype: str, seed: int = 0) -> Operand:
+    w = (random(n, k, seed=seed) * 0.1).to(TORCH[dtype])
+    return Operand(Shaped((n, k), dtype), (w,), w.double(), w.double().abs())
 
 
 def int4(

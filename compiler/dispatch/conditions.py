@@ -105,12 +105,6 @@ CONDITIONS: dict[str, Condition] = {
         _machine,
         kind="about",
     ),
-    "on-the-cpu": Condition(
-        "the target is the CPU",
-        lambda s: s.machine.kind == "cpu",
-        _machine,
-        kind="about",
-    ),
     "on-cuda": Condition(
         "the target is CUDA", lambda s: s.machine.kind == "cuda", _machine, kind="about"
     ),

@@ -41,13 +41,6 @@ _TWO = 2
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "plain-on-cpu",
-        LIBRARY,
-        "CPU kernels read quantized weights; oneDNN, through torch, multiplies plain ones",
-        ("on-the-cpu", "dense", "unquantized", "epilogue-of-mm"),
-        call="linear",
-    ),
-    Rule(
         "single-row",
         KERNEL,
         "one row is a matrix by a vector, bound by reading the weight: a library's tiles would be "

@@ -172,8 +172,8 @@ def compile_graph(
     session = compiled if options.target.is_cpu else compiled.session(device=_device(source))
     if not compiled.program.kernels:
         log.warning(
-            "remark: nothing in a graph is quantized or next to what is; all of it runs on torch "
-            "(qfuse.compiler.frontend.linear.quantize_linears makes linear layers FP8)"
+            "remark: there is no product in a graph, nor anything else that qfuse has kernels for; "
+            "all of it runs on torch"
         )
 
     def run(*args: Any) -> list[Any]:

@@ -37,10 +37,9 @@ class ConvertToBlas(Pass):
         }) {call = "mm", ranges = array<i64: 2, -1>}
 
     The kernel stays in the second region for all other rows, and for a machine whose library lacks
-    the call.  A product that has none (on the CPU, an unquantized one) becomes the call alone.
-    A bias and an activation go with the call; another epilogue, where dispatch says `apart`,
-    follows it as a `qfuse.epilogue` with the product's region.  Does nothing to products without
-    decisions, or with none for a library.
+    the call.  A bias and an activation go with the call; another epilogue, where dispatch says
+    `apart`, follows it as a `qfuse.epilogue` with the product's region.  Does nothing to products
+    without decisions, or with none for a library.
     """
 
     name: ClassVar[str] = "qfuse-convert-to-blas"
@@ -58,15 +57,8 @@ def _convert(product: ir.Operation) -> None:
         return
     call, apart = _text(to_library[0], "call"), "apart" in to_library[0]
     chosen = [d for d in to_library if (_text(d, "call"), "apart" in d) == (call, apart)]
-    always = len(chosen) == len(decisions)
     remarks.fired("convert-to-blas", product, remarks.argument_name(product.operands[1]), call)
     make = _call_then_epilogue if apart else _library_call
-    if always and call == "linear":
-        with ir.InsertionPoint(product), product.location:
-            value = make(product, call)
-        product.results[0].replace_all_uses_with(value)
-        product.erase()
-        return
     with ir.InsertionPoint(product), product.location:
         choice = ir.Operation.create(
             ChooseOp.OPERATION_NAME,

@@ -162,8 +162,6 @@ def weights_are_of_one_kind(
 ) -> Verdict:
     """The shared expert's weights have shape, element type and scheme of one expert's."""
     (width, _), stacks = ir.DenseI64ArrayAttr(both.attributes["parts"]), _weights(both, down)
-    if not all(stack.quantized for stack in stacks):
-        return Refusal("weights that are not quantized are never joined")
     of_expert = [replace(stack, shape=stack.shape[1:]) for stack in stacks]
     wide = replace(of_expert[0], shape=(width, of_expert[0].shape[1]))
     for found, wanted in zip(

@@ -1,22 +1,24 @@
-"""Patterns of `qfuse-raise-torch` for linear layers: quantized ones, and plain ones on GPUs."""
+"""Patterns of `qfuse-raise-torch` for linear layers, quantized ones and plain ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME, stored_beside
+from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
+    TO_BUILTIN,
     NotConstant,
     builtin_type,
     constant_of,
     from_builtin,
     to_builtin,
 )
-from qfuse.dialects.bindings import arith, ir
+from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import AddOp
-from qfuse.dialects.matmul_op import MatmulOp, build_matmul, build_product, groups_nest
+from qfuse.dialects.matmul_op import build_matmul, groups_nest
 from qfuse.dialects.quantization_ops import (
     PackOp,
     QuantizeOp,
@@ -53,32 +55,39 @@ def quantized_linear(p: Pattern) -> None:
     p.rewrite(root, make_product, x, weight, scale, bias, *constants, zero, input_scale)
 
 
-def plain_linear(p: Pattern) -> None:
-    """Matches a linear layer that is not quantized, to say that it stays on torch."""
-    root = p.op("torch.aten.linear", p.values())
-    p.require(weight_is_quantized, root)
-    p.rewrite(root, _never)
+def _plain_product(packs: bool) -> Callable[[Pattern], None]:
+    """A linear layer that is not quantized, for kernels that have weights packed, or as they are"""
+
+    def plain_product(p: Pattern) -> None:
+        x, weight, bias = p.value(), p.value(), p.value()
+        root = p.op("torch.aten.linear", x, weight, bias)
+        p.require(weight_is_a_parameter, root, weight)
+        p.require(types_are_equal, root, x, weight, bias)
+        if packs:
+            p.require(products_alone_read_it, root, weight)
+        p.rewrite(root, make_plain_product, x, weight, bias)
+
+    return plain_product
 
 
-plain_linear.__name__ = "quantized_linear"  # it reports as the pattern that it speaks for
+def weight_is_a_parameter(_root: ir.Operation, weight: ir.Value) -> Verdict:
+    return parameter_error([weight])
 
 
-def plain_product(p: Pattern) -> None:
-    """A linear layer that is not quantized, for targets whose kernels multiply plain weights."""
-    x, weight, bias = p.value(), p.value(), p.value()
-    root = p.op("torch.aten.linear", x, weight, bias)
-    p.require(has_plain_weight, root, x, weight, bias)
-    p.rewrite(root, make_plain_product, x, weight, bias)
+def parameter_error(weights: Sequence[ir.Value]) -> Verdict:
+    """Why plain weights are not the same in each call, or None."""
+    for weight in weights:
+        if not isinstance(weight, ir.BlockArgument) or remarks.argument_kind(weight) == "input":
+            return Refusal(
+                "the weight is computed at run time, or given with each call, so the product runs "
+                "on torch",
+                "pass the weight as a parameter",
+            )
+    return None
 
 
-def has_plain_weight(root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Verdict:
-    """All are of one float type, and the weight is the same in each call."""
-    if not isinstance(weight, ir.BlockArgument) or remarks.argument_kind(weight) == "input":
-        return Refusal(
-            "the weight is computed at run time, or given with each call, so the product runs on "
-            "torch",
-            "pass the weight as a parameter",
-        )
+def types_are_equal(root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Verdict:
+    """All are of one float type."""
     values = [x, weight, *([] if _is_none(bias) else [bias]), root.results[0]]
     types = [builtin_type(v.type) for v in values]
     if None in types:
@@ -98,32 +107,49 @@ def has_plain_weight(root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir
     return None
 
 
+_PRODUCTS = ("torch.aten.linear", "qfuse.matmul", "qfuse.concat")
+"""What reads a weight in the layout of the kernels."""
+
+
+def products_alone_read_it(_root: ir.Operation, weight: ir.Value) -> Verdict:
+    """Nothing reads the weight as it is, such as the embedding a model's head is tied to.
+
+    That would keep a table, the largest of many models, twice.
+    """
+    read = [op for op in readers(weight) if op.name != TO_BUILTIN]
+    read += [r for op in readers(weight) if op.name == TO_BUILTIN for r in readers(op.results[0])]
+    others = [op.name for op in read if op.name not in _PRODUCTS]
+    if not others:
+        return None
+    return Refusal(
+        f"{others[0]} reads the rows of the weight, too, which packed for a kernel would be kept "
+        "twice, so the product runs on torch",
+        "give the product a weight of its own",
+    )
+
+
 def make_plain_product(
     rewriter, root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir.Value
 ) -> None:
-    """As torch computes it: the bias is added to the sum before that is rounded."""
-    with ir.InsertionPoint.at_block_begin(weight.owner):  # so that siblings can be joined
-        w = to_builtin(weight)
-    extra = [] if _is_none(bias) else [to_builtin(bias)]
-    y_type = builtin_type(root.results[0].type)
-    rows, maps = shaped(w.type).shape[0], ["[N]"] * len(extra)
-    product, block = build_product(
-        MatmulOp.OPERATION_NAME, [to_builtin(x), w], [y_type], [rows], extra, maps
-    )
+    """As torch computes it: a bias is added to the sum before that is rounded."""
+    y_type = shaped(builtin_type(root.results[0].type))
+    sum_type = y_type if _is_none(bias) else replace(y_type, dtype="f32")
+    product, block = build_matmul(to_builtin(x), plain_weight(weight), [sum_type.type()])
     with ir.InsertionPoint(block):
-        total, *added = block.arguments
-        build_yield([arith.addf(total, added[0]) if added else total])
+        build_yield(list(block.arguments))
+    y = product.results[0]
+    if not _is_none(bias):
+        y = ir.Operation.create(
+            AddOp.OPERATION_NAME, results=[y_type.type()], operands=[y, to_builtin(bias)]
+        ).result
     remarks.fired("plain-product", root, remarks.argument_name(weight))
-    rewriter.replace_op(root, [from_builtin(product.results[0], root.results[0].type)])
+    rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])
 
 
-def weight_is_quantized(root: ir.Operation) -> Verdict:
-    weight = builtin_type(root.operands[1].type)
-    kind = "of unknown type" if weight is None else str(weight.element_type)
-    return Refusal(
-        f"the weight is {kind}, not quantized, so the product runs on torch",
-        "quantize the layer, for example with quantize_linears",
-    )
+def plain_weight(weight: ir.BlockArgument) -> ir.Value:
+    """A parameter as a builtin tensor, at the top of the function."""
+    with ir.InsertionPoint.at_block_begin(weight.owner):
+        return to_builtin(weight)
 
 
 def is_quantized_linear(root: ir.Operation) -> Verdict:
@@ -313,12 +339,7 @@ def _is_none(value: ir.Value) -> bool:
     return str(value.type).startswith("!torch.none")
 
 
-def _never(*_: object) -> None:
-    raise AssertionError("plain_linear only explains")
+LINEAR = (quantized_linear, _plain_product(packs=True))
 
-
-LINEAR = (quantized_linear, plain_linear)
-"""Where only weights that are quantized have kernels."""
-
-ALL_LINEAR = (quantized_linear, plain_product)
-"""Where plain ones have, too."""
+LINEAR_OF_ROWS = (quantized_linear, _plain_product(packs=False))
+"""Where kernels read the rows of plain weights as they are."""

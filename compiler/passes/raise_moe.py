@@ -1,12 +1,19 @@
 """Patterns of `qfuse-raise-torch` for mixture-of-experts layers: routers, and experts."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
 from qfuse.compiler.passes.predicates import readers
-from qfuse.compiler.passes.raise_linear import pack_weight, weight_type
+from qfuse.compiler.passes.raise_linear import (
+    pack_weight,
+    parameter_error,
+    plain_weight,
+    weight_type,
+)
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
     VIEWS,
@@ -118,29 +125,69 @@ def make_selection(
     rewriter.replace_op(root, [from_builtin(value, type_) for value, type_ in values])
 
 
-def dense_experts(p: Pattern) -> None:
-    """Matches experts that are not quantized, to say that they stay on torch."""
-    root = p.op("torch.operator", *(p.value() for _ in range(10)))
-    p.require(is_dense_experts, root)
-    p.require(experts_are_quantized, root)
-    p.rewrite(root, _never)
+def plain_experts(p: Pattern) -> None:
+    x, _, _, gate_up, down = tensors = tuple(p.value() for _ in range(5))
+    glu, biases = tuple(p.value() for _ in range(3)), (p.value(), p.value())
+    root = p.op("torch.operator", *tensors, *glu, *biases)
+    p.require(is_plain_experts, root)
+    p.require(arguments_are_constant, root, *glu)
+    p.require(is_typed_layer, root, *tensors)
+    p.require(weights_are_parameters, root, gate_up, down)
+    p.require(plain_weights_are_legal, root, x, gate_up, down)
+    p.require(glu_is_known, root, *glu)
+    p.require(biases_fit, root, x, down, *biases)
+    p.rewrite(root, make_plain_layer, *tensors, *glu, *biases)
 
 
-dense_experts.__name__ = "moe_experts"  # it reports as the pattern that it speaks for
+plain_experts.__name__ = "moe_experts"  # one fusion, by one name
 
 
-def is_dense_experts(root: ir.Operation) -> Verdict:
+def is_plain_experts(root: ir.Operation) -> Verdict:
     return _is_operator(root, "torch.qfuse.dense_experts")
 
 
-def experts_are_quantized(root: ir.Operation) -> Verdict:
-    weight = builtin_type(root.operands[3].type)
-    kind = "of unknown type" if weight is None else str(weight.element_type)
-    return Refusal(
-        f"the weights of experts are {kind}, not quantized, so they run on torch, one expert "
-        "after the other",
-        "use a checkpoint whose experts are FP8 with block scales",
+def weights_are_parameters(_root: ir.Operation, *weights: ir.Value) -> Verdict:
+    return parameter_error(weights)
+
+
+def plain_weights_are_legal(
+    _root: ir.Operation, x: ir.Value, gate_up: ir.Value, down: ir.Value
+) -> Verdict:
+    types = [shaped(builtin_type(v.type)) for v in (x, gate_up, down)]
+    of_x, wide, narrow = types
+    if any(t.dtype != of_x.dtype for t in types):
+        return Refusal(f"x is {of_x} and the weights {wide} and {narrow}", "use one type for all")
+    static = all(len(t.shape) == 3 and DYNAMIC not in t.shape for t in (wide, narrow))
+    if not static or wide.shape != (narrow.shape[0], 2 * narrow.shape[2], narrow.shape[1]):
+        return Refusal(
+            f"gate_up is {wide} and down {narrow}", "use static weights [E, 2 I, H] and [E, H, I]"
+        )
+    return None
+
+
+def make_plain_layer(
+    rewriter,
+    root: ir.Operation,
+    x: ir.Value,
+    ids: ir.Value,
+    weights: ir.Value,
+    gate_up: ir.Value,
+    down: ir.Value,
+    act: ir.Value,
+    limit: ir.Value,
+    alpha: ir.Value,
+    gate_up_bias: ir.Value,
+    down_bias: ir.Value,
+) -> None:
+    layer = _Layer(
+        plain_weight(gate_up),
+        plain_weight(down),
+        _glu_of(act, limit, alpha),
+        gate_up_bias,
+        down_bias,
     )
+    remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
+    _make_layer(rewriter, root, x, ids, weights, layer)
 
 
 def moe_experts(p: Pattern) -> None:
@@ -267,14 +314,38 @@ def make_layer(
     gate_up_bias: ir.Value,
     down_bias: ir.Value,
 ) -> None:
-    width, group = constant_of(intermediate), constant_of(input_block)
-    wide_type = weight_type(gate_up, gate_up_scale, weight_block)
-    narrow_type = weight_type(down, down_scale, weight_block)
-    wide = pack_weight(gate_up, gate_up_scale, wide_type)
-    narrow = pack_weight(down, down_scale, narrow_type)
+    layer = _Layer(
+        pack_weight(gate_up, gate_up_scale, weight_type(gate_up, gate_up_scale, weight_block)),
+        pack_weight(down, down_scale, weight_type(down, down_scale, weight_block)),
+        _glu_of(act, limit, alpha),
+        gate_up_bias,
+        down_bias,
+        constant_of(input_block),
+    )
+    remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
+    _make_layer(rewriter, root, x, ids, weights, layer)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Experts: weights of gate and up [E, N, H], N at least 2 I, and of down [E, H, I]."""
+
+    wide: ir.Value
+    narrow: ir.Value
+    glu: Glu
+    gate_up_bias: ir.Value
+    down_bias: ir.Value
+    group: Sequence[int] = ()
+    """Blocks in which the inputs of both products are to be quantized; none: not at all."""
+
+
+def _make_layer(
+    rewriter, root: ir.Operation, x: ir.Value, ids: ir.Value, weights: ir.Value, layer: _Layer
+) -> None:
+    """Routing, two products and the sum in the place of `root`."""
+    experts, features, width = shaped(layer.narrow.type).shape
     value, choices = to_builtin(_rows_of(x)), to_builtin(ids)
     dtype, sorted_rows = shaped(value.type).dtype, shaped(choices.type).shape
-    experts = wide_type.shape[0]
 
     place = Shaped(sorted_rows, "i32").type()
     slots, tokens, indptr = ir.Operation.create(
@@ -284,15 +355,14 @@ def make_layer(
         attributes={"num_experts": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), experts)},
     ).results
     part = Shaped((*sorted_rows, width), dtype).type()
-    inputs = [value, wide, indptr, tokens]
-    biases = _parts_of(gate_up_bias, [width, width])
-    both = _group_product(inputs, [part, part], [width, width], group, biases)
-    hidden = create_glu(_glu_of(act, limit, alpha), both, part).result
-    features = narrow_type.shape[1]
+    inputs = [value, layer.wide, indptr, tokens]
+    biases = _parts_of(layer.gate_up_bias, [width, width])
+    both = _group_product(inputs, [part, part], [width, width], layer.group, biases)
+    hidden = create_glu(layer.glu, both, part).result
     wanted = Shaped((*sorted_rows, features), dtype).type()
-    inputs, biases = [hidden, narrow, indptr, None], _parts_of(down_bias, [features])
-    (rows,) = _group_product(inputs, [wanted], [features], group, biases)
-    remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
+    inputs = [hidden, layer.narrow, indptr, None]
+    biases = _parts_of(layer.down_bias, [features])
+    (rows,) = _group_product(inputs, [wanted], [features], layer.group, biases)
     _combine(rewriter, root, [rows, slots, to_builtin(weights)])
 
 
@@ -322,7 +392,7 @@ def _group_product(
     inputs: list[ir.Value | None],
     results: list[ir.Type],
     parts: list[int],
-    group: list[int],
+    group: Sequence[int],
     biases: list[ir.Value],
 ) -> list[ir.Value]:
     """A group_matmul that yields its accumulators, each rounded and plus its bias, if any."""
@@ -401,8 +471,4 @@ def _is_none(value: ir.Value) -> bool:
     return str(value.type) == "!torch.none"
 
 
-def _never(*_: object) -> None:
-    raise AssertionError("dense_experts only explains")
-
-
-MOE = (select_experts, moe_experts, dense_experts)
+MOE = (select_experts, moe_experts, plain_experts)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
 from qfuse.compiler.passes.raise_glu import GLUS
-from qfuse.compiler.passes.raise_linear import ALL_LINEAR, LINEAR
+from qfuse.compiler.passes.raise_linear import LINEAR, LINEAR_OF_ROWS
 from qfuse.compiler.passes.raise_moe import MOE
 from qfuse.compiler.passes.raise_norm import NORMS
 from qfuse.compiler.passes.raise_split import SPLIT
@@ -24,7 +24,7 @@ from qfuse.dialects.bindings import ir
 
 @dataclass(frozen=True)
 class RaiseTorch(Pass):
-    """Turn quantized linears, routers, experts, norms and element-wise operations into qfuse's.
+    """Turn linears, routers, experts, norms and element-wise operations into qfuse's.
 
     Before::
 
@@ -38,20 +38,21 @@ class RaiseTorch(Pass):
         %y = torch_c.from_builtin_tensor %y'
 
     An element-wise operation is raised only next to a qfuse operation, numbers in it become
-    constants, and a product of which it reads a part is one of parts.  With `plain`, linear layers
-    that are not quantized become products, too: those have kernels on GPUs, and libraries for
-    dispatch to choose.  A torch operation that matches nothing stays as it is and runs on torch.
+    constants, and a product of which it reads a part is one of parts.  A linear layer that is not
+    quantized becomes a product unless something else reads its weight, too; with `rows`, for
+    kernels that do not want weights packed, also then.  A torch operation that matches nothing
+    stays as it is and runs on torch.
     """
 
     name: ClassVar[str] = "qfuse-raise-torch"
 
-    plain: bool = False
+    rows: bool = False
 
     def run(self, module: ir.Operation) -> None:
         normalize(module)
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
-        linear = ALL_LINEAR if self.plain else LINEAR
+        linear = LINEAR_OF_ROWS if self.rows else LINEAR
         Patterns([*linear, *MOE, *SPLIT, fold_round_trip]).apply(module)
         drop_dead(module)
         # Clamped GLUs before what they are made of.

@@ -83,12 +83,14 @@ _COMPONENTS = ("data", "scale", "zero")
 class _Quantized:
     """A qtensor: the components of its parts, more than one part after `qfuse.concat`.
 
-    A plain weight of several parts is one, too, with one component in each.  After
-    `qfuse.append_expert`, the first part is that of all experts but the last.
+    A plain weight of several parts, or one to be packed, is one, too, with one component in each.
+    After `qfuse.append_expert`, the first part is that of all experts but the last.
     """
 
     parts: tuple[tuple[int, ...], ...]
     type: Shaped
+    rows: tuple[int, ...] = ()
+    """Those of `Prepare`."""
 
 
 def build_plan(module: ir.Module, kernels: Mapping[str, Kernel]) -> Plan:
@@ -321,12 +323,10 @@ class _Builder:
         return bound.parts if isinstance(bound, _Quantized) else ((self._tensor(value, op),),)
 
     def _append_expert(self, op: ir.OpView) -> None:
-        experts, weight = (self._bound(v) for v in op.operands)
-        if not isinstance(experts, _Quantized) or not isinstance(weight, _Quantized):
-            raise unsupported(op, "only quantized weights are joined")
-        if len(experts.parts) != 1:
+        experts, weight = (self._parts_of(v, op) for v in op.operands)
+        if len(experts) != 1:
             raise unsupported(op, "only one expert is appended to others")
-        parts = (*experts.parts, *weight.parts)
+        parts = (*experts, *weight)
         self.bound[op.results[0]] = _Quantized(parts, shaped(op.results[0].type))
 
     def _call(self, op: ir.OpView) -> None:
@@ -343,11 +343,22 @@ class _Builder:
                 value = self._bound(op.operands[parameter.index])
                 packed = isinstance(parameter, CpuParameter) and parameter.packed
                 layout: Layout = "packed" if packed else "rows"
+                if packed:
+                    value = self._packed(op.operands[parameter.index], function, op)
                 operands.append(self._pointer(value, parameter.part, layout, op))
         results = self._results_of(op)
         if name not in self.kernels:
             self.kernels[name] = kernel_type(name, function, kernel)
         self.steps.append(KernelStep(name, tuple(operands), results, where(op)))
+
+    def _packed(self, weight: ir.Value, kernel: func.FuncOp, op: ir.OpView) -> _Quantized:
+        """A weight that `kernel`, which holds one product, wants packed."""
+        type_ = shaped(weight.type)
+        value = _Quantized(self._parts_of(weight, op), type_)
+        if type_.quantized or len(type_.shape) != 3:
+            return value
+        parts = tuple(kernel.entry_block.operations[0].attributes["parts"])
+        return replace(value, rows=parts if len(parts) > 1 else ())
 
     def _results_of(self, op: ir.OpView) -> tuple[int, ...]:
         """Numbers for the results of an operation: two for a quantized one, codes and scales."""
@@ -418,7 +429,7 @@ class _Builder:
         if isinstance(value, Ref) and layout == "rows":
             return value.value
         if not isinstance(value, _Quantized):
-            raise unsupported(op, "a kernel takes tensors, and quantized weights only")
+            raise unsupported(op, "a kernel takes tensors and weights only")
         if len(value.type.shape) == 3 and (layout == "packed" or len(value.parts) > 1):
             layout = "experts" if layout == "packed" else "stack"
         if layout != "rows" or len(value.parts) > 1:
@@ -430,11 +441,18 @@ class _Builder:
             if number not in self.parameters:
                 raise unsupported(op, "a weight is not a parameter of the program")
         scheme = value.type.scheme
-        block, packing = (scheme.block, scheme.packing) if scheme else ((1, 1), "none")
-        key = (value.parts, block, layout, packing)
+        block, packing = (1, value.type.shape[-1]), value.type.dtype
+        if scheme is not None:
+            block, packing = scheme.block, scheme.packing
+        key = (value.parts, block, layout, packing, value.rows)
         if key not in self.prepares:
-            count = len(value.parts[0]) if layout in ("rows", "stack") else 2
-            self.prepares[key] = Prepare(*key, *(self._new() for _ in range(count)))
+            components = len(value.parts[0])
+            count = components if layout in ("rows", "stack") else min(components, 2)
+            packed, *others = (self._new() for _ in range(count))
+            scale, zero = [*others, None, None][:2]
+            self.prepares[key] = Prepare(
+                value.parts, block, layout, packing, packed, scale, zero, value.rows
+            )
         return self.prepares[key]
 
 

@@ -18,7 +18,7 @@ import torch
 
 from qfuse.dialects.errors import QfuseError
 
-VERSION = 3
+VERSION = 4
 ALIGNMENT = 64
 
 _KIND = "qfuse.artifact"

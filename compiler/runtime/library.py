@@ -1,4 +1,4 @@
-"""Products by the library behind torch: cuBLAS, hipBLAS, or oneDNN on the CPU.
+"""Products by the library behind torch on a GPU: cuBLAS or hipBLAS.
 
 A plan calls these by name, as `library.mm`; `unavailable` says, at load, which of them there are
 here.  x is [.., K], a weight [N, K] or [E, N, K]; results are [.., N].  Everything goes through
@@ -32,17 +32,10 @@ _CAPABILITIES = {
 """CUDA architectures with each call: from the first to before the second, and in words."""
 
 
-def linear(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor:
-    """act(x w^T + bias), as torch computes a linear layer."""
-    return _activated(functional.linear(x, w, bias), activation)
-
-
 def mm(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor:
-    """The same with bias and activation in the library's epilogue, rounded once."""
+    """act(x w^T + bias), with bias and activation in the library's epilogue, rounded once."""
     rows, right = _rows(x), w.t()
     if bias is None:
         y = _activated(torch.mm(rows, right), activation)
@@ -163,7 +156,7 @@ def block_scales(scale: torch.Tensor) -> torch.Tensor:
 FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     f"{NAMESPACE}.{f.__name__}": f
     for f in (
-        *(linear, mm, scaled_mm_blocks, scaled_mm_rows),
+        *(mm, scaled_mm_blocks, scaled_mm_rows),
         *(int_mm, grouped_mm, scaled_grouped_mm, block_scales),
     )
 }
@@ -176,7 +169,7 @@ LAUNCHES = {f"{NAMESPACE}.int_mm": 3}
 @cache
 def unavailable(call: str, place: torch.device) -> str | None:
     """Why there is no `call` on a device with the torch at hand, or None."""
-    if call in ("linear", "mm"):
+    if call == "mm":
         return None
     needed = {"int_mm": (torch, "_int_mm"), "grouped_mm": (functional, "grouped_mm")}
     holder, name = needed.get(

@@ -94,10 +94,11 @@ class Literal:
 class Prepare:
     """A weight to put into the kernels' layout, once: its parts joined by rows.
 
-    A part is (codes, scales), (codes, scales, zero points), or a plain weight alone; its elements
-    are packed as `packing` of `#qfuse.scheme` says, in blocks of `block`.  Layout "packed" (CPU
-    kernels) defines `packed` as uint8, 1-D, and `scale`, with the zero points, as
-    `lowering.cpu.layout` draws them; "experts" is the same for one weight [E, N, K]; "rows" (GPU
+    A part is (codes, scales) or (codes, scales, zero points), its elements packed as `packing` of
+    `#qfuse.scheme` says, in blocks of `block`; or it is an unquantized weight alone, of the type
+    `packing`.  Layout "packed" (CPU kernels) defines `packed` as uint8, 1-D, and `scale`, with the
+    zero points, as `lowering.cpu.layout` draws them; "experts" is the same for one weight
+    [E, N, K], whose rows, where it is not quantized, are parts of `rows` rows.  "rows" (GPU
     kernels) leaves all as they are but that each part begins at a block boundary, and defines
     `zero`, too, where there are zero points.  Further parts of "experts", and those of "stack" (its
     counterpart of GPU kernels), joined by rows, are one more expert: [E + 1, N, K].
@@ -110,6 +111,7 @@ class Prepare:
     packed: int
     scale: int | None = None
     zero: int | None = None
+    rows: tuple[int, ...] = ()
 
     @property
     def made(self) -> tuple[int, ...]:
@@ -258,6 +260,7 @@ class Plan:
                         p["packed"],
                         p["scale"],
                         p["zero"],
+                        tuple(map(int, p["rows"])),
                     )
                     for p in data["prepares"]
                 ),

@@ -273,9 +273,9 @@ def _pack(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
 
 
 def _pack_experts(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
-    (codes, scale, *others), *more = parts
-    zero = others[0] if others else None
-    return pack_experts(codes, scale, prepare.block, prepare.packing, zero, more)
+    (codes, *others), *more = parts
+    scale, zero, *_ = *others, None, None
+    return pack_experts(codes, scale, prepare.block, prepare.packing, zero, more, prepare.rows)
 
 
 def _join(parts: Sequence[Part], prepare: Prepare) -> tuple[torch.Tensor, ...]:
@@ -338,8 +338,10 @@ def _empty_weight(prepare: Prepare, types: Mapping[int, TensorType]) -> tuple[to
         if prepare.layout == "stack":
             shapes = [((experts, *t.shape[1:]), DTYPES[t.dtype]) for t in parts[0]]
             return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in shapes)
-        of_one = [_meta(t)[0] for t in parts[0]]
-        return empty_weight(layout_of([of_one], prepare.block, prepare.packing), experts)
+        of_one: list[Part] = [[_meta(t)[0] for t in parts[0]]]
+        if prepare.rows:
+            of_one = [(part,) for part in of_one[0][0].split(list(prepare.rows))]
+        return empty_weight(layout_of(of_one, prepare.block, prepare.packing), experts)
     if prepare.layout == "packed":
         of_parts = [[_meta(t) for t in part] for part in parts]
         return empty_weight(layout_of(of_parts, prepare.block, prepare.packing))

@@ -9,8 +9,9 @@ A *step* is what one multiply instruction consumes of a row of x, a 32-bit eleme
 | i8 | four i8 | vpdpbusd, by unsigned codes | AVX-512, for codes by codes |
 | i16 | a pair of i16 | pmaddwd | everywhere, for codes by codes |
 
-A vector of the weight holds that step of 16 rows.  Integer codes lie there as unsigned bytes
-first (`quads`): a code is such a byte less an offset, or less its zero point, times a factor.
+A vector of the weight holds that step of 16 rows; a strip of unquantized bf16 is one already.
+Integer codes lie there as unsigned bytes first (`quads`): a code is such a byte less an offset, or
+less its zero point, times a factor.
 """
 
 import struct
@@ -78,6 +79,8 @@ class Codes:
         `zero` are zero points, i32 lanes, to be subtracted; not for the kind i8, whose codes stay
         unsigned.
         """
+        if self.layout.plain:
+            return self._plain_steps(f, f.bitcast(strip[0], I32))
         if self.kind == "i8":
             return [f.bitcast(q, I32) for q in quads(f, self.layout, self.level, strip)]
         if self.level == "avx512":
@@ -89,6 +92,11 @@ class Codes:
         emit = _pairs_of_i16 if self.kind == "i16" else _columns_of_f32
         unsigned = quads(f, self.layout, self.level, strip)
         return [step for q in unsigned for step in emit(f, q, self.offset, zero)]
+
+    def _plain_steps(self, f: Function, strip: Value) -> list[Value]:
+        if self.dtype == "f32" or self.kind == "bf16":
+            return [strip]
+        return _halves(f, strip) if self.dtype == "bf16" else _halves_of_f16(f, strip)
 
 
 # -- unsigned bytes --------------------------------------------------------------------------------
@@ -189,6 +197,14 @@ def _halves(f: Function, pair: Value) -> list[Value]:
         f.binary("shli", pair, f.isplat(16)),
         f.binary("andi", pair, f.isplat(0xFFFF0000)),
     ]
+
+
+def _halves_of_f16(f: Function, pair: Value) -> list[Value]:
+    """A pair of f16 as two f32."""
+    words = f.bitcast(pair, _WORDS)
+    columns = [f.shuffle(words, words, range(column, 32, 2)) for column in range(2)]
+    f16 = vector("f16")
+    return [f.bitcast(f.cast("arith.extf", f.bitcast(c, f16), F32), I32) for c in columns]
 
 
 def _low_and_high_bytes(f: Function, quad: Value) -> list[Value]:

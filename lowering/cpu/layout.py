@@ -4,7 +4,7 @@ Each part of a weight (a single weight has one) is padded with zeros to a multip
 of `block` columns, and lies as groups of 64 rows, one after another, part after part:
 
     group g:  blocks kb = 0 .. KB-1             block columns each, so a group is one stream
-    block kb: slices of 4, 8 or 16 columns      of elements of 8, 4 or 6 bits
+    block kb: slices of 4, 8, 16, 2 or 1 columns    of elements of 8, 4, 6, 16 or 32 bits
     slice:    strips s = 0 .. 3                 64 bytes (192 of 6 bits): the rows 16s..16s+15
 
     strip of 8 bits: byte 16*lane + 8*half + 2*r + c   = row 16s + 4*lane + r, column 2*half + c
@@ -25,6 +25,11 @@ lane i: the operand of vdpbf16ps, which multiplies by the same pair of x in ever
 There, masking leaves bytes of four columns of row i in lane i, the operand of vpdpbusd, and the
 lower and the upper byte of each 16-bit word are a pair of columns, which one lookup of words
 turns to bf16.
+
+    strip of 16 bits: 32-bit lane i = row i, columns 0 and 1, the operand of vdpbf16ps as it is
+    strip of 32 bits: lane i = row i
+
+These are the elements of an unquantized weight, bf16, f16 or f32, which has no scales.
 
 One copy serves every number of rows of x, every type of x and every level.  The order in which a
 product adds up is the order of this layout, so an element of a result is the same bits for every
@@ -48,10 +53,13 @@ BLOCK = 128
 _MAX_BLOCK = 1024
 _MIN_COLUMNS = 16
 
-BITS = {"none": 8, "int4": 4, "fp4": 4, "q4_k": 4, "q6_k": 6}
+PLAIN = {"bf16": 16, "f16": 16, "f32": 32}
+"""Bits of an element of an unquantized weight; its type takes the place of a packing."""
+
+BITS = {"none": 8, "int4": 4, "fp4": 4, "q4_k": 4, "q6_k": 6, **PLAIN}
 """Bits of an element, by packing."""
 
-_COLUMNS = {8: 4, 4: 8, 6: 16}  # of a slice, by the bits of an element
+_COLUMNS = {8: 4, 4: 8, 6: 16, 16: 2, 32: 1}  # of a slice, by the bits of an element
 K_QUANTS = {"q4_k": 32, "q6_k": 16}
 """Columns that share a multiplier, by packing."""
 
@@ -75,7 +83,7 @@ class WeightLayout:
     """Where things are in a packed weight of `parts` rows each and `k` columns.
 
     The elements are packed as `packing` of `#qfuse.scheme` says, in blocks of [bn, bk] that share
-    scales of type `scale`.
+    scales of type `scale`; those of an unquantized weight are as `plain_layout` says.
     """
 
     parts: tuple[int, ...]
@@ -88,8 +96,13 @@ class WeightLayout:
     """Whether there are zero points."""
     joined: bool = False
     """The parts are rows of one tensor, each from a multiple of `bn` on, as `qfuse.concat` joins
-    them and experts have them; it was packed as one part.  All parts but the last are then a
-    multiple of 64 rows."""
+    them and quantized experts have them; it was packed as one part.  All parts but the last are
+    then a multiple of 64 rows."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weight is unquantized."""
+        return self.packing in PLAIN
 
     @property
     def bits(self) -> int:
@@ -210,3 +223,8 @@ class WeightLayout:
     @property
     def _later(self) -> range:
         return range(1, len(self.parts))
+
+
+def plain_layout(parts: tuple[int, ...], k: int, dtype: str) -> WeightLayout:
+    """That of an unquantized weight: nothing divides its columns, and records have no bytes."""
+    return WeightLayout(parts, k, 1, k, dtype, "none")

@@ -1,4 +1,4 @@
-"""Products of quantized weights: which are supported, and the entries of their kernels.
+"""Products by one weight: which are supported, and the entries of their kernels.
 
 | entry | rows of x | how |
 |---|---|---|

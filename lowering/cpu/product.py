@@ -4,9 +4,10 @@ codes.py says what a *step* is.  Columns go by in *runs* that share one scale of
 row of w, and blocks, which are decoded together, have one or more of them.
 
 Each element of the result is one chain: for every run an accumulator that starts at zero and
-takes the steps in order, then total = fma(accumulator, x scale * w scale, total).  Where codes
-are multiplied by codes the accumulators are whole numbers; where one scale then serves all of K,
-the accumulators are added up as such, and the total is scaled in the end.
+takes the steps in order, then total = fma(accumulator, x scale * w scale, total); for a weight
+without scales, one that is not quantized, total = accumulator + total.  Where codes are multiplied
+by codes the accumulators are whole numbers; where one scale then serves all of K, the accumulators
+are added up as such, and the total is scaled in the end.
 """
 
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ class Product:
     def kind(self) -> str:
         """What is multiplied: see codes.py."""
         wide = self.level == "avx512"
+        if self.layout.plain:
+            return "bf16" if wide and self.x_dtype == self.w_dtype == "bf16" else "f32"
         if self.x_dtype == "i8" and self.w_dtype in _INTEGERS:
             return "i8" if wide else "i16"
         return "bf16" if wide and self.x_dtype in ("bf16", "i8", *FORMATS) else "f32"
@@ -283,8 +286,11 @@ def add_run(
         if p.scaled_once:
             f.store(f.binary("addi", f.load(slots, place, I32), total), slots, place)
             continue
-        scale = _scale_of(f, of_strip, row)
         old = f.bitcast(f.load(slots, place, I32), F32)
+        if p.layout.plain:
+            f.store(f.bitcast(f.add(total, old), I32), slots, place)
+            continue
+        scale = _scale_of(f, of_strip, row)
         if of_strip.minimum is not None:
             assert row.correction is not None
             old = f.fma(of_strip.minimum, f.broadcast(row.correction), old)
@@ -298,6 +304,7 @@ def _scale_of(f: Function, of_strip: StripScale, row: RowOfX) -> Value:
     if row.product is not None:
         return f.broadcast(row.product)
     scale = of_strip.scale
+    assert scale is not None
     if scale.type == F32:
         return scale if row.scale is None else f.mul(scale, f.broadcast(row.scale))
     return f.broadcast(scale if row.scale is None else f.mul(row.scale, scale))

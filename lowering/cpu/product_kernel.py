@@ -36,11 +36,11 @@ _CHUNK_ROWS = 512  # rows that one decoding of a block serves
 def refuse_product(op: ir.Operation) -> str | None:
     """Why a product, by one weight or by those of experts, has no CPU kernel at any level."""
     x, w = (shaped(v.type) for v in list(op.operands)[:2])
-    if not w.quantized:
-        return f"the weight is plain {w.dtype}; CPU products read quantized weights"
+    if x.quantized and not w.quantized:
+        return f"x is {x.dtype} but w is plain {w.dtype}; quantize both, or leave x plain"
     parts = tuple(ir.DenseI64ArrayAttr(op.attributes["parts"]))
     layout = weight_layout(w, parts)
-    if why := qtensor_error(w) or layout.error():
+    if why := (qtensor_error(w) if w.quantized else None) or layout.error():
         return f"w: {why}"
     if x.shape[-1] == DYNAMIC:
         return "the last dimension of x is dynamic; it must be static"
@@ -260,8 +260,8 @@ class ProductKernel:
     def _sources(self, f: Function, rows: Rows) -> list[Value]:
         """The arguments that `product.source_params` names."""
         w = self.signature.operands[1]
-        assert w.scale is not None
-        return [w.data, w.scale, rows.x, f.params[-4]]
+        scale = w.data if w.scale is None else w.scale  # of a plain weight nobody reads scales
+        return [w.data, scale, rows.x, f.params[-4]]
 
     def _multiply_block(
         self,

@@ -14,8 +14,8 @@ _SMALLEST = 0x00400000  # 2^-127
 class StripScale:
     """What the sums of a strip over a run are multiplied by, and corrected with."""
 
-    scale: Value
-    """f32, or f32 lanes."""
+    scale: Value | None
+    """f32, or f32 lanes; None for a weight without scales."""
     minimum: Value | None = None
     """f32 lanes: value = code * scale - minimum."""
     zero: Value | None = None
@@ -40,6 +40,8 @@ class ScaleSource:
 
     def of_strips(self, strips: int, start: Index) -> list[StripScale]:
         """The scales of strips for the run of columns from `start` on."""
+        if self.layout.plain:
+            return [StripScale(None)] * strips
         if not self.layout.by_block:
             return [self._by_row(s, start) for s in range(strips)]
         return [StripScale(self._scaled(scale)) for scale in self._by_block(strips, start)]

@@ -9,7 +9,7 @@ from qfuse.dialects.matmul_op import INPUTS
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.emit import Function, Value, buffer
 from qfuse.lowering.cpu.kernel import Entry, Parameter
-from qfuse.lowering.cpu.layout import WeightLayout
+from qfuse.lowering.cpu.layout import WeightLayout, plain_layout
 from qfuse.lowering.cpu.rowwise import QuantizedTarget
 
 Source = Literal["operand", "result"]
@@ -63,9 +63,10 @@ class Built:
 
 
 def weight_layout(w: Shaped, parts: tuple[int, ...]) -> WeightLayout:
-    """How a quantized weight, [N, K] or of experts [E, N, K], of such parts is packed."""
+    """How a weight, [N, K] or of experts [E, N, K], of such parts is packed."""
     scheme, experts = w.scheme, len(w.shape) == 3
-    assert scheme is not None
+    if scheme is None:
+        return plain_layout(parts, w.shape[-1], w.dtype)
     zeros = scheme.zero_point != "none"
     scale = "bytes" if scheme.scale == "i8" else scheme.scale
     return WeightLayout(parts, w.shape[-1], *scheme.block, scheme.packing, scale, zeros, experts)
@@ -90,7 +91,7 @@ def read_signature(kernel: func.FuncOp) -> Signature:
     def pointers(source: Source, index: int, type_: ir.Type) -> Tensor:
         value = shaped(type_)
         is_packed = source == "operand" and index in packed
-        types: dict[Component, str] = {"data": value.data_dtype}
+        types: dict[Component, str] = {"data": "i8" if is_packed else value.data_dtype}
         if value.scheme is not None:
             by_row = is_packed and not weight_layout(value, (value.shape[-2],)).by_block
             scale = "f32" if is_packed else value.scheme.scale

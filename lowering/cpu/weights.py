@@ -1,4 +1,4 @@
-"""Preparing weights: from rows of codes to the layout that every product reads."""
+"""Preparing weights: from rows of elements to the layout that every product reads."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,19 +11,22 @@ from qfuse.lowering.cpu.layout import (
     BYTE_COLUMNS,
     GROUP,
     K_QUANTS,
+    PLAIN,
     STRIP,
     WeightLayout,
     ceil_div,
+    plain_layout,
 )
 
 Part = Sequence[torch.Tensor]
-"""Codes [N, bytes of K columns], scales and, where the scheme has some, zero points."""
+"""Codes [N, bytes of K columns], scales and, where the scheme has some, zero points; or one
+unquantized weight [N, K]."""
 
 _LANES, _LANE_ROWS = 4, 4  # 128-bit lanes of a strip, and the rows in each
 _FIELD_BYTES = {"q4_k": 16, "q6_k": 18}  # of the scales of a block of ggml
 _MAX_ROWS = 4096  # that are unpacked at a time, which bounds the memory it takes
 
-_SCALES = {
+_FLOATS = {
     torch.float32: "f32",
     torch.float16: "f16",
     torch.bfloat16: "bf16",
@@ -33,71 +36,90 @@ _SCALES = {
 
 def pack_weight(
     parts: Sequence[Part], block: Sequence[int], packing: str = "none"
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Pack the weights that one product multiplies by, as `layout.py` draws it.
 
     Each part is (codes, scales) or (codes, scales, zero points) of a weight [N_i, K], as
     `qfuse.pack` takes them, with `block` = [bn, bk] and elements packed as `packing` of
-    `#qfuse.scheme` says.  Returns (uint8 [bytes], scales): f32 [rows, columns] or uint8 [bytes],
-    converted exactly.  The bytes of a part are the same alone and joined with others.  Raises
-    QfuseError if the shapes or types disagree or the scheme is not supported.
+    `#qfuse.scheme` says; or (weight,), unquantized, of the type `packing`, with blocks of [1, K].
+    Returns (uint8 [bytes], scales), the scales f32 [rows, columns] or uint8 [bytes], converted
+    exactly; or (uint8 [bytes],).  The bytes of a part are the same alone and joined with others.
+    Raises QfuseError if the shapes or types disagree or the scheme is not supported.
     """
     if not parts:
         raise QfuseError("pack_weight: no weight given")
     layout = layout_of(parts, block, packing)
-    packed, scales = empty_weight(layout)
+    made = empty_weight(layout)
+    _pack("pack_weight", parts, layout, *made)
+    return made
+
+
+def pack_experts(
+    codes: torch.Tensor,
+    scale: torch.Tensor | None,
+    block: Sequence[int],
+    packing: str = "none",
+    zero: torch.Tensor | None = None,
+    appended: Sequence[Part] = (),
+    rows: Sequence[int] = (),
+) -> tuple[torch.Tensor, ...]:
+    """Pack the weights of experts, one after the other.
+
+    All tensors are those of `pack_weight` with E in front, `scale` None where there are none.  Each
+    expert has the bytes that `pack_weight` gives it as a weight of one part, or, with `rows`, as
+    one of parts of so many rows.  `appended` are the parts of one more expert behind them; without
+    `rows`, quantized ones are joined, each at a block boundary.  Returns (uint8 [bytes], scales),
+    the scales f32 [E, rows, columns] or uint8 [bytes]; or (uint8 [bytes],).  Raises QfuseError as
+    `pack_weight` does.
+    """
+    if codes.dim() != 3 or 0 in codes.shape:
+        raise QfuseError(f"pack_experts: codes {list(codes.shape)}; expected [E, N, K]")
+    tensors = [t for t in (codes, scale, zero) if t is not None]
+    if any(len(t) != len(codes) for t in tensors):
+        shapes = [list(t.shape) for t in tensors]
+        raise QfuseError(f"pack_experts: {shapes} are not of equally many experts")
+    if rows and sum(rows) != codes.shape[1]:
+        raise QfuseError(f"pack_experts: codes {list(codes.shape)} are not of parts {list(rows)}")
+    every: list[Sequence[Part]] = [[each] for each in zip(*tensors, strict=True)]
+    if rows:
+        every = [[(part,) for part in weight.split(list(rows))] for weight in codes]
+    layout = layout_of(every[0], block, packing)
+    if appended:
+        whole = rows or layout.plain
+        every.append(appended if whole else [_one_expert(appended, codes.shape[1], layout)])
+    packed, *scales = made = empty_weight(layout, len(every))
+    of_experts = (
+        packed.view(len(every), -1),
+        *(s.view(len(every), -1, *s.shape[2:]) for s in scales),
+    )
+    for parts, *memory in zip(every, *of_experts, strict=True):
+        _pack("pack_experts", parts, layout, *memory)
+    return made
+
+
+def _pack(
+    what: str,
+    parts: Sequence[Part],
+    layout: WeightLayout,
+    packed: torch.Tensor,
+    scales: torch.Tensor | None = None,
+) -> None:
+    """The parts of a weight to memory for it."""
+    if len(parts) != len(layout.parts):
+        raise QfuseError(f"{what}: {len(parts)} parts; expected {len(layout.parts)}")
     for i, part in enumerate(parts):
-        _check(f"pack_weight: part {i}", part, layout.parts[i], layout)
+        _check(f"{what}: part {i}", part, layout.parts[i], layout)
         first, count = layout.first_group(i), layout.groups(i)
         codes = packed.view(-1, layout.group_bytes)[first : first + count]
         _pack_codes(part[0], layout, codes)
+        if scales is None:
+            continue
         if layout.by_block:
             row = layout.first_scale_row(i)
             scales[row : row + layout.scale_rows(i)] = part[1].detach().to(torch.float32)
         else:
             records = scales.view(-1, layout.group_scale_bytes)[first : first + count]
             _pack_records(part[1:], layout.parts[i], layout, records)
-    return packed, scales
-
-
-def pack_experts(
-    codes: torch.Tensor,
-    scale: torch.Tensor,
-    block: Sequence[int],
-    packing: str = "none",
-    zero: torch.Tensor | None = None,
-    appended: Sequence[Part] = (),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack the weights of experts, one after the other.
-
-    All tensors are those of `pack_weight` with E in front.  Each expert has the bytes that
-    `pack_weight` gives it as a weight of one part.  `appended` are the parts of one more expert
-    behind them, joined by rows at block boundaries.  Returns (uint8 [bytes], scales): f32
-    [E, rows, columns] or uint8 [bytes].  Raises QfuseError as `pack_weight` does.
-    """
-    if codes.dim() != 3 or 0 in codes.shape:
-        raise QfuseError(f"pack_experts: codes {list(codes.shape)}; expected [E, N, K]")
-    tensors = [codes, scale] if zero is None else [codes, scale, zero]
-    experts = len(codes)
-    if any(len(t) != experts for t in tensors):
-        shapes = [list(t.shape) for t in tensors]
-        raise QfuseError(f"pack_experts: {shapes} are not of equally many experts")
-    layout = layout_of([[t[0] for t in tensors]], block, packing)
-    every: list[Part] = [*zip(*tensors, strict=True)]
-    if appended:
-        every.append(_one_expert(appended, codes.shape[1], layout))
-    experts = len(every)
-    packed, scales = empty_weight(layout, experts)
-    of_expert = packed.view(experts, -1, layout.group_bytes)
-    for e, part in enumerate(every):
-        _check("pack_experts", part, layout.parts[0], layout)
-        _pack_codes(part[0], layout, of_expert[e])
-        if layout.by_block:
-            scales[e] = part[1].detach().to(torch.float32)
-        else:
-            records = scales.view(experts, -1, layout.group_scale_bytes)[e]
-            _pack_records(part[1:], layout.parts[0], layout, records)
-    return packed, scales
 
 
 def pack_scales(scale: torch.Tensor, shape: Sequence[int], block: Sequence[int]) -> torch.Tensor:
@@ -116,9 +138,11 @@ def pack_scales(scale: torch.Tensor, shape: Sequence[int], block: Sequence[int])
     return records.flatten()
 
 
-def empty_weight(layout: WeightLayout, experts: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_weight(layout: WeightLayout, experts: int = 0) -> tuple[torch.Tensor, ...]:
     """Memory for what `pack_weight` or, of `experts`, `pack_experts` returns."""
     packed = torch.empty(max(experts, 1) * layout.packed_bytes, dtype=torch.uint8)
+    if layout.plain:
+        return (packed,)
     if not layout.by_block:
         size = max(experts, 1) * layout.scale_shape[0]
         return packed, torch.empty(size, dtype=torch.uint8)
@@ -128,10 +152,13 @@ def empty_weight(layout: WeightLayout, experts: int = 0) -> tuple[torch.Tensor, 
 
 def layout_of(parts: Sequence[Part], block: Sequence[int], packing: str) -> WeightLayout:
     """The layout of a weight of such parts; raises QfuseError if there is none."""
-    codes, scale, *zero = parts[0]
+    codes, *others = parts[0]
     rows = tuple(part[0].shape[0] for part in parts)
-    k = codes.shape[-1] * 8 // BITS[packing]
-    kind = _SCALES.get(scale.dtype, "bytes")
+    k = codes.shape[-1] * codes.itemsize * 8 // BITS[packing]
+    if packing in PLAIN:
+        return plain_layout(rows, k, packing)
+    scale, *zero = others
+    kind = _FLOATS.get(scale.dtype, "bytes")
     layout = WeightLayout(rows, k, block[0], block[1], packing, kind, bool(zero))
     if kind == "bytes" and packing not in K_QUANTS:
         raise QfuseError(f"a weight with scales of {scale.dtype} cannot be packed")
@@ -159,6 +186,9 @@ def _one_expert(parts: Sequence[Part], rows: int, layout: WeightLayout) -> Part:
 
 
 def _check(what: str, part: Part, rows: int, layout: WeightLayout) -> None:
+    if layout.plain:
+        _check_plain(what, part, rows, layout)
+        return
     codes, scale, *zero = part
     bytes_ = ceil_div(layout.k * layout.bits, 8)
     numbers = _FIELD_BYTES.get(layout.packing, 1)
@@ -168,13 +198,23 @@ def _check(what: str, part: Part, rows: int, layout: WeightLayout) -> None:
             f"{what} has codes {list(codes.shape)} and scales {list(scale.shape)}; expected "
             f"K = {layout.k} and scales {list(wanted)}"
         )
-    if _SCALES.get(scale.dtype, "bytes") != layout.scale or bool(zero) != layout.zeros:
+    if _FLOATS.get(scale.dtype, "bytes") != layout.scale or bool(zero) != layout.zeros:
         raise QfuseError(f"{what} has other scales or zero points than the first")
     for tensor in zero:
         if tuple(tensor.shape) != wanted:
             raise QfuseError(f"{what} has zero points {list(tensor.shape)}, not {list(wanted)}")
         if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) <= 15:
             raise QfuseError(f"{what} has zero points that are no codes, 0 to 15")
+
+
+def _check_plain(what: str, part: Part, rows: int, layout: WeightLayout) -> None:
+    weight, *others = part
+    found = (_FLOATS.get(weight.dtype, str(weight.dtype)), tuple(weight.shape))
+    if others or found != (layout.packing, (rows, layout.k)):
+        raise QfuseError(
+            f"{what} is {found[0]} {list(weight.shape)} with {len(others)} tensors of scales; "
+            f"expected {layout.packing} [{rows}, {layout.k}] without"
+        )
 
 
 def _pack_codes(codes: torch.Tensor, layout: WeightLayout, out: torch.Tensor) -> None:
@@ -204,6 +244,11 @@ def _arrange_4(rows: torch.Tensor, out: torch.Tensor) -> None:
     out.view(torch.int32).view(len(out), -1, GROUP).copy_(_by_slice(_lanes(rows), len(out)))
 
 
+def _arrange_plain(rows: torch.Tensor, out: torch.Tensor) -> None:
+    lanes = _by_slice(rows.view(torch.int32), len(out))
+    out.view(torch.int32).view(lanes.shape).copy_(lanes)
+
+
 def _arrange_q4_k(rows: torch.Tensor, out: torch.Tensor) -> None:
     _arrange_4(torch.cat(_pairs(rows, 32), -1).flatten(1), out)
 
@@ -231,6 +276,7 @@ _ARRANGE: dict[str, Callable[[torch.Tensor, torch.Tensor], None]] = {
     "fp4": _arrange_4,
     "q4_k": _arrange_q4_k,
     "q6_k": _arrange_q6_k,
+    **dict.fromkeys(PLAIN, _arrange_plain),
 }
 """From rows of bytes as `#qfuse.scheme` draws them, of whole groups and blocks."""
 

@@ -23,10 +23,9 @@ def join_rows(
     """Join weights below each other, each at a block boundary, as `qfuse.concat` defines it.
 
     Each part is codes [N_i, K], or their bytes, scales [ceil(N_i/bn), scale_columns], by default
-    ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales; a plain weight is
-    one tensor, in blocks of [1, 1].  Returns codes [N, K] and the others [ceil(N/bn), ..] of the
-    same types, on the same device; rows between parts are zero.  Raises QfuseError if the shapes or
-    types disagree.
+    ceil(K/bk) with `block` = [bn, bk], and possibly zero points like the scales; or a plain weight
+    alone.  Returns codes [N, K] and the others [ceil(N/bn), ..] of the same types, on the same
+    device; rows between parts are zero.  Raises QfuseError if the shapes or types disagree.
     """
     bn, bk = block
     first_codes = parts[0][0]
@@ -77,7 +76,7 @@ def append_expert(
     types disagree.
     """
     codes, *others = experts
-    more, *rest = join_rows(parts, block, others[0].shape[-1])
+    more, *rest = join_rows(parts, block, others[0].shape[-1] if others else None)
     wanted = [(tuple(t.shape[1:]), t.dtype) for t in experts]
     found = [(tuple(t.shape), t.dtype) for t in (more, *rest)]
     if wanted != found:
@@ -94,7 +93,7 @@ def _listed(tensors: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> str:
     """ "codes [3, 4] of torch.int8 with scales [1, 1] of torch.float32"."""
     each = zip(_NAMES, tensors, strict=False)
     codes, *others = (f"{name} {list(shape)} of {dtype}" for name, (shape, dtype) in each)
-    return f"{codes} with {' and '.join(others)}"
+    return " with ".join([codes, *([" and ".join(others)] if others else [])])
 
 
 def joined_rows(rows: Sequence[int], bn: int) -> tuple[list[int], int]:

@@ -47,14 +47,42 @@ def test_saved_program_generates_the_same(checkpoints, tmp_path):
     assert loaded.report() == exe.report()
 
 
-def test_unquantized_checkpoint_runs(checkpoints):
-    exe = compile(checkpoints(quantized=False), max_len=32)
-    assert len(exe.generate(PROMPT, 4, eos=())) == 4
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2"])
+def test_unquantized_checkpoint(checkpoints, architecture):
+    """The fusions of a quantized one, of products with biases too, and not another bit."""
+    directory = checkpoints(architecture=architecture, quantized=False)
+    exe, plain = (compile(directory, max_len=32, disable=d) for d in ([], ["all"]))
+    assert exe.generate(PROMPT, 8, eos=()) == plain.generate(PROMPT, 8, eos=())
+    assert torch.equal(exe.logits(PROMPT), plain.logits(PROMPT))
     patterns = {p.name: p for p in exe.report().patterns}
-    assert "gate-up" not in patterns
-    linear = patterns["quantized-linear"]
-    assert (linear.fired, linear.refused) == (0, 15)  # seven layers in each of two, and lm_head
-    assert "the weight is bf16, not quantized" in linear.reasons[0][0]
+    linear = patterns["plain-product"]
+    assert (linear.fired, linear.refused) == (15, 0)  # seven layers in each of two, and lm_head
+    for fusion in ("gate-up", "siblings"):
+        assert (patterns[fusion].fired, patterns[fusion].refused) == (2, 0)
+
+
+def test_tied_head_has_one_table(checkpoints, tmp_path):
+    """The embedding needs its rows, so the head reads them, too, on torch; all else is packed."""
+    exe = compile(checkpoints(quantized=False, tied=True), max_len=32)
+    linear = {p.name: p for p in exe.report().patterns}["plain-product"]
+    assert (linear.fired, linear.refused) == (14, 1)
+    assert "which packed for a kernel would be kept twice" in linear.reasons[0][0]
+    plan = exe.program.plan
+    (table,) = [p.value for p in plan.parameters if "embed_tokens" in p.name]
+    assert exe.program.constants[table].shape == (256, 128)
+    assert not any((table,) in prepare.parts for prepare in plan.prepares)
+    exe.save(tmp_path / "model.qfuse")
+    assert load(tmp_path / "model.qfuse").generate(PROMPT, 8) == exe.generate(PROMPT, 8)
+
+
+def test_unquantized_weights_are_kept_once(checkpoints):
+    program = compile(checkpoints(quantized=False), max_len=32).program
+    sizes = [t.nbytes for t in program.constants.values() if t.dim() == 1 and t.nbytes > 1024]
+    of_parameters = {p.name for p in program.plan.parameters if p.value in program.constants}
+    assert not [name for name in of_parameters if name.endswith("proj.weight")]
+    # q, k and v; o; gate and up; down, of two layers, padded to 64 rows and 128 columns; the head
+    layer = [256 * 128, 128 * 128, 2 * 256 * 128, 128 * 256]
+    assert sorted(sizes) == sorted(2 * n for n in [*layer, *layer, 256 * 128])
 
 
 def test_identical_layers_share_kernels(checkpoints):

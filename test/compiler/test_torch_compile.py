@@ -88,13 +88,36 @@ def test_backend(block, caplog):
     assert "runs on torch" not in caplog.text
 
 
-def test_unquantized_model_runs(caplog):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_unquantized_model_runs(caplog, dtype):
     torch._dynamo.reset()
-    model = nn.Sequential(nn.Linear(16, 24), nn.Tanh()).requires_grad_(False)
+    layers = nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 5, bias=False)
+    model = nn.Sequential(*layers).to(dtype).requires_grad_(False)
+    compiled = torch.compile(model, backend="qfuse")
+    with caplog.at_level(logging.WARNING, "qfuse"):
+        for rows in (3, 1, 20):
+            x = torch.randn(rows, 16).to(dtype)
+            torch.testing.assert_close(
+                compiled(x), model(x), **(BF16 if dtype.itemsize == 2 else {})
+            )
+    assert "runs on torch" not in caplog.text
+
+
+def test_graph_without_a_product_runs(caplog):
+    torch._dynamo.reset()
     x = torch.randn(3, 16)
     with caplog.at_level(logging.WARNING, "qfuse"):
-        torch.testing.assert_close(torch.compile(model, backend="qfuse")(x), model(x))
-    assert "remark: nothing in a graph is quantized" in caplog.text
+        torch.testing.assert_close(torch.compile(torch.cumsum, backend="qfuse")(x, 0), x.cumsum(0))
+    assert "remark: there is no product in a graph" in caplog.text
+
+
+def test_weights_of_an_unquantized_model_may_change():
+    torch._dynamo.reset()
+    model, x = nn.Linear(16, 24).requires_grad_(False), torch.randn(3, 16)
+    compiled = torch.compile(model, backend="qfuse")
+    torch.testing.assert_close(compiled(x), model(x))
+    model.weight.mul_(2)
+    torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_graph_break_runs(block, caplog):

@@ -1,10 +1,11 @@
 // RUN: qfuse-opt --qfuse-dispatch='target=cpu blas=on' --split-input-file --verify-diagnostics --remarks %s
 
-// On the CPU, kernels read quantized weights, and oneDNN multiplies plain ones.
+// On the CPU all products are ours, for any number of rows.
 
-// For any number of rows.
+// Those of unquantized weights, too.
 func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16>, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
-  // expected-remark @+1 {{any M to oneDNN (linear) by plain-on-cpu}}
+  // expected-remark @+2 {{any M to our kernel by own-kernel}}
+  // expected-remark @+1 {{dispatch-fp8-rows: refused at qfuse.matmul: any M: the target is cpu and the scheme is bf16 by bf16}}
   %0 = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %b: f32):
     %s = arith.addf %acc, %b : f32
@@ -15,7 +16,7 @@ func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16>, %e: tensor
 
 // -----
 
-// Quantized products are ours.
+// Quantized ones.
 func.func @fp8(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>, %w: !qfuse.qtensor<tensor<4096x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) -> tensor<?x4096xbf16> {
   // expected-remark @+2 {{any M to our kernel by own-kernel}}
   // expected-remark @+1 {{dispatch-fp8-blocks: refused at qfuse.matmul: any M: the target is cpu}}
@@ -31,7 +32,7 @@ func.func @fp8(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i
 // As on GPUs.
 func.func @int4(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi4>, #qfuse.scheme<array<i64: 1, 32>, bf16, "int4", "none", "row_major">>) -> tensor<?x4096xbf16> {
   // expected-remark @+2 {{any M to our kernel by fused-dequantize}}
-  // expected-remark @+1 {{dispatch-plain-on-cpu: refused at qfuse.matmul: any M: the scheme is bf16 by int4 group 32}}
+  // expected-remark @+1 {{dispatch-fp8-rows: refused at qfuse.matmul: any M: the target is cpu and the scheme is bf16 by int4 group 32}}
   %0 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()

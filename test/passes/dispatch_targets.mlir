@@ -13,13 +13,13 @@
 // SM90:    dispatch: fired {{.*}}(plain): M = 1 to our kernel by single-row
 // SM100:   dispatch: fired {{.*}}(plain): M = 1 to our kernel by single-row
 // GFX942:  dispatch: fired {{.*}}(plain): M = 1 to our kernel by single-row
-// Unquantized: the library's on every GPU, but for one row, and on the CPU.
+// Unquantized: the library's on every GPU, but for one row, and ours on the CPU.
 // SM80:    dispatch: fired {{.*}}(plain): M >= 2 to cuBLAS (mm) by plain
 // SM89:    dispatch: fired {{.*}}(plain): M >= 2 to cuBLAS (mm) by plain
 // SM90:    dispatch: fired {{.*}}(plain): M >= 2 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(plain): M >= 2 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(plain): M >= 2 to hipBLAS (mm) by plain
-// CPU:     dispatch: fired {{.*}}(plain): any M to oneDNN (linear) by plain-on-cpu
+// CPU:     dispatch-fp8-rows: refused {{.*}}(plain): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "plain"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -36,7 +36,7 @@ func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name
 // SM90:    dispatch: fired {{.*}}(f32): M >= 2 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(f32): M >= 2 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(f32): M >= 2 to hipBLAS (mm) by plain
-// CPU:     dispatch: fired {{.*}}(f32): any M to oneDNN (linear) by plain-on-cpu
+// CPU:     dispatch-fp8-rows: refused {{.*}}(f32): any M: the target is cpu and the scheme is f32 by f32 and it is f32; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the result is bf16
 func.func @f32(%x: tensor<?x2048xf32>, %w: tensor<4096x2048xf32> {qfuse.name = "f32"}) -> tensor<?x4096xf32> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -53,7 +53,7 @@ func.func @f32(%x: tensor<?x2048xf32>, %w: tensor<4096x2048xf32> {qfuse.name = "
 // SM90:    dispatch: fired {{.*}}(bias): M >= 2 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(bias): M >= 2 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(bias): M >= 2 to hipBLAS (mm) by plain
-// CPU:     dispatch: fired {{.*}}(bias): any M to oneDNN (linear) by plain-on-cpu
+// CPU:     dispatch-fp8-rows: refused {{.*}}(bias): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @bias(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "bias"}, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %v: f32):
@@ -71,7 +71,7 @@ func.func @bias(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name 
 // SM90:    dispatch-plain: refused {{.*}}(promoted): M >= 2: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
 // SM100:   dispatch-plain: refused {{.*}}(promoted): M >= 2: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
 // GFX942:  dispatch-plain: refused {{.*}}(promoted): M >= 2: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(promoted): any M: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-rows: refused {{.*}}(promoted): any M: the target is cpu and the scheme is bf16 by bf16 and it is f32; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the result is bf16
 func.func @promoted(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "promoted"}) -> tensor<?x4096xf32> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -88,7 +88,7 @@ func.func @promoted(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.n
 // SM90:    dispatch-plain: refused {{.*}}(residual): M >= 2: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // SM100:   dispatch-plain: refused {{.*}}(residual): M >= 2: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // GFX942:  dispatch-plain: refused {{.*}}(residual): M >= 2: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(residual): any M: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// CPU:     dispatch-fp8-rows: refused {{.*}}(residual): any M: the target is cpu and the scheme is bf16 by bf16 and the epilogue has a residual; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the epilogue is nothing or a bias
 func.func @residual(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "residual"}, %e: tensor<?x4096xbf16>) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %v: f32):
@@ -113,7 +113,7 @@ func.func @residual(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.n
 // GFX942:  dispatch-plain-apart: refused {{.*}}(square): M 2..64: at M = 64 estimated
 // GFX942:  dispatch: fired {{.*}}(square): M 65..256 to hipBLAS (mm, epilogue apart) by plain-apart
 // GFX942:  dispatch-plain-apart: refused {{.*}}(square): M >= 257: at M = 8192 estimated
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(square): any M: the epilogue has arith.mulf; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// CPU:     dispatch-fp8-rows-apart: refused {{.*}}(square): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "square"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -158,7 +158,7 @@ func.func @mixed_square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xf16> {qfus
 // SM100:   dispatch-plain-apart: refused {{.*}}(two_results): M >= 2: it has 2; the epilogue has one result
 // GFX942:  dispatch-plain: refused {{.*}}(two_results): M >= 2: the epilogue has 2 results of 2 parts of the weight; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // GFX942:  dispatch-plain-apart: refused {{.*}}(two_results): M >= 2: it has 2; the epilogue has one result
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(two_results): any M: the epilogue has 2 results of 2 parts of the weight; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// CPU:     dispatch-fp8-rows: refused {{.*}}(two_results): any M: the target is cpu and the scheme is bf16 by bf16 and the epilogue has 2 results of 2 parts of the weight; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the epilogue is nothing or a bias
 func.func @two_results(%x: tensor<?x2048xbf16>, %w: tensor<512x2048xbf16> {qfuse.name = "two_results"}) -> (tensor<?x256xbf16>, tensor<?x256xbf16>) {
   %y0, %y1 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc0: f32, %acc1: f32):
@@ -382,7 +382,7 @@ func.func @fp8_rows_square(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.sc
 // SM100:   dispatch-int8: refused {{.*}}(int8): M 2..16: M is 2 to 16; M >= 17
 // SM100:   dispatch: fired {{.*}}(int8): M >= 17 to cuBLAS (int_mm) by int8
 // GFX942:  dispatch-plain: refused {{.*}}(int8): M >= 2: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(int8): any M: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8): any M: the target is cpu and the scheme is i8 per row by i8 per row; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
 func.func @int8(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -399,7 +399,7 @@ func.func @int8(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1
 // SM90:    dispatch-int8: refused {{.*}}(int8_ragged): M >= 2: N x K is 4098 x 2048; N and K are multiples of 4
 // SM100:   dispatch-int8: refused {{.*}}(int8_ragged): M >= 2: N x K is 4098 x 2048; N and K are multiples of 4
 // GFX942:  dispatch-plain: refused {{.*}}(int8_ragged): M >= 2: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(int8_ragged): any M: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8_ragged): any M: the target is cpu and the scheme is i8 per row by i8 per row and N x K is 4098 x 2048; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales and N and K are multiples of 16
 func.func @int8_ragged(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4098x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8_ragged"}) -> tensor<?x4098xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -416,7 +416,7 @@ func.func @int8_ragged(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array
 // SM90:    dispatch-int8: refused {{.*}}(int8_bias): M >= 2: the epilogue has bias; there is no epilogue, no bias either
 // SM100:   dispatch-int8: refused {{.*}}(int8_bias): M >= 2: the epilogue has bias; there is no epilogue, no bias either
 // GFX942:  dispatch-plain: refused {{.*}}(int8_bias): M >= 2: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(int8_bias): any M: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8_bias): any M: the target is cpu and the scheme is i8 per row by i8 per row; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
 func.func @int8_bias(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8_bias"}, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %v: f32):
@@ -434,7 +434,7 @@ func.func @int8_bias(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i
 // SM90:    dispatch-int8: refused {{.*}}(int8_f32): M >= 2: it is f32; the result is bf16 or f16
 // SM100:   dispatch-int8: refused {{.*}}(int8_f32): M >= 2: it is f32; the result is bf16 or f16
 // GFX942:  dispatch-plain: refused {{.*}}(int8_f32): M >= 2: the scheme is i8 per row by i8 per row, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(int8_f32): any M: the scheme is i8 per row by i8 per row, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8_f32): any M: the target is cpu and the scheme is i8 per row by i8 per row and it is f32; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales and the result is bf16 or f16
 func.func @int8_f32(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8_f32"}) -> tensor<?x4096xf32> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -457,7 +457,7 @@ func.func @int8_f32(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i6
 // GFX942:  dispatch: fired {{.*}}(int4): M >= 2 to our kernel by fused-dequantize
 // GFX942:  dispatch-plain: refused {{.*}}(int4): M >= 2: the scheme is bf16 by int4 group 32, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 // CPU:     dispatch: fired {{.*}}(int4): any M to our kernel by fused-dequantize
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(int4): any M: the scheme is bf16 by int4 group 32, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-rows: refused {{.*}}(int4): any M: the target is cpu and the scheme is bf16 by int4 group 32; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @int4(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi4>, #qfuse.scheme<array<i64: 1, 32>, bf16, "int4", "none", "row_major">> {qfuse.name = "int4"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -480,7 +480,7 @@ func.func @int4(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi4>
 // GFX942:  dispatch: fired {{.*}}(q4_k): M >= 2 to our kernel by fused-dequantize
 // GFX942:  dispatch-plain: refused {{.*}}(q4_k): M >= 2: the scheme is q8_1 by q4_k, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 // CPU:     dispatch: fired {{.*}}(q4_k): any M to our kernel by fused-dequantize
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(q4_k): any M: the scheme is q8_1 by q4_k, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-rows: refused {{.*}}(q4_k): any M: the target is cpu and the scheme is q8_1 by q4_k; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @q4_k(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi4>, #qfuse.scheme<array<i64: 1, 256>, i8, "q4_k", "none", "row_major">> {qfuse.name = "q4_k"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -503,7 +503,7 @@ func.func @q4_k(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1
 // GFX942:  dispatch: fired {{.*}}(w8a16): M >= 2 to our kernel by fused-dequantize
 // GFX942:  dispatch-plain: refused {{.*}}(w8a16): M >= 2: the scheme is bf16 by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 // CPU:     dispatch: fired {{.*}}(w8a16): any M to our kernel by fused-dequantize
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(w8a16): any M: the scheme is bf16 by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-rows: refused {{.*}}(w8a16): any M: the target is cpu and the scheme is bf16 by i8 per row; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @w8a16(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "w8a16"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -647,7 +647,6 @@ func.func @experts_fp8_f16(%x: !qfuse.qtensor<tensor<?x2x512xf8E4M3FN>, #qfuse.s
 // SM100:   dispatch-plain: refused {{.*}}(one_row): M = 1: M is 1; M >= 2
 // GFX942:  dispatch: fired {{.*}}(one_row): M = 1 to our kernel by single-row
 // GFX942:  dispatch-plain: refused {{.*}}(one_row): M = 1: M is 1; M >= 2
-// CPU:     dispatch: fired {{.*}}(one_row): M = 1 to oneDNN (linear) by plain-on-cpu
 func.func @one_row(%x: tensor<1x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "one_row"}) -> tensor<1x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -664,7 +663,7 @@ func.func @one_row(%x: tensor<1x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.na
 // SM90:    dispatch: fired {{.*}}(sixteen_rows): M = 16 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(sixteen_rows): M = 16 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(sixteen_rows): M = 16 to hipBLAS (mm) by plain
-// CPU:     dispatch: fired {{.*}}(sixteen_rows): M = 16 to oneDNN (linear) by plain-on-cpu
+// CPU:     dispatch-fp8-rows: refused {{.*}}(sixteen_rows): M = 16: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @sixteen_rows(%x: tensor<16x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "sixteen_rows"}) -> tensor<16x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):

@@ -4,7 +4,9 @@
 // A layer as the front end writes it: the experts are one operator, and views lead to its [T, H] and back.
 // RAISED-DAG: moe-experts: fired at torch.operator
 // RAISED-DAG: moe-experts: refused at torch.operator (odd): the activation is tanh; use silu, gelu, gelu_tanh, relu, swiglu_oai
-// RAISED-DAG: moe-experts: refused at torch.operator (plain): the weights of experts are bf16, not quantized, so they run on torch, one expert after the other; use a checkpoint whose experts are FP8 with block scales
+// RAISED-DAG: moe-experts: fired at torch.operator (plain)
+// RAISED-DAG: moe-experts: refused at torch.operator (given): the weight is computed at run time, or given with each call, so the product runs on torch; pass the weight as a parameter
+// RAISED-DAG: moe-experts: refused at torch.operator (wide): x is tensor<?x256xbf16> and the weights tensor<16x384x256xbf16> and tensor<16x256x192xf16>; use one type for all
 // RAISED-DAG: select-experts: fired at torch.operator
 // RAISED-DAG: select-experts: refused at torch.operator (how many): an option of the router is not a constant
 // RAISED-DAG: select-experts: refused at torch.operator (scores): the scoring is tanh; use softmax, sigmoid
@@ -143,10 +145,20 @@ func.func @odd_routers(
   return %r0#0, %r1#0, %r2#0, %r3#0, %r4#0, %r5#0 : !torch.vtensor<[?,?],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],si64>
 }
 
-// Experts with plain weights are an operator that only torch has.
+// Experts with plain weights, each part of which begins where the one before ends.
 // RAISED-LABEL: func.func @plain
-// RAISED-NOT:     qfuse.route
-// RAISED:         torch.operator "torch.qfuse.dense_experts"
+// RAISED:         "qfuse.route"
+// RAISED:         "qfuse.group_matmul"
+// RAISED:           parts = array<i64: 192, 192>
+// RAISED-NOT:       qfuse.input_scheme
+// RAISED-SAME:      tensor<16x384x256xbf16>
+// RAISED:         "qfuse.glu"
+// RAISED:         "qfuse.group_matmul"
+// RAISED:         "qfuse.combine"
+// RAISED-NOT:     torch.operator
+// FUSED-LABEL: func.func @plain
+// FUSED-COUNT-2: "qfuse.group_matmul"
+// FUSED-NOT:     "qfuse.glu"
 func.func @plain(
     %rows: !torch.vtensor<[?,256],bf16>, %ids: !torch.vtensor<[?,4],si64>, %weights: !torch.vtensor<[?,4],f32>,
     %gate_up: !torch.vtensor<[16,384,256],bf16> {qfuse.name = "plain"}, %down: !torch.vtensor<[16,256,192],bf16>) -> !torch.vtensor<[?,256],bf16> {
@@ -154,4 +166,19 @@ func.func @plain(
   %none = torch.constant.none
   %y = torch.operator "torch.qfuse.dense_experts"(%rows, %ids, %weights, %gate_up, %down, %silu, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,384,256],bf16>, !torch.vtensor<[16,256,192],bf16>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
+}
+
+// Weights that are given with each call have no place to be prepared in, and a product has one type.
+// RAISED-LABEL: func.func @plain_look_alikes
+// RAISED-NOT:     qfuse.route
+// RAISED-COUNT-2: torch.operator "torch.qfuse.dense_experts"
+func.func @plain_look_alikes(
+    %rows: !torch.vtensor<[?,256],bf16>, %ids: !torch.vtensor<[?,4],si64>, %weights: !torch.vtensor<[?,4],f32>,
+    %given: !torch.vtensor<[16,384,256],bf16> {qfuse.name = "given", qfuse.kind = "input"}, %down: !torch.vtensor<[16,256,192],bf16>,
+    %wide: !torch.vtensor<[16,384,256],bf16> {qfuse.name = "wide"}, %half: !torch.vtensor<[16,256,192],f16>) -> (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,256],bf16>) {
+  %silu = torch.constant.str "silu"
+  %none = torch.constant.none
+  %y = torch.operator "torch.qfuse.dense_experts"(%rows, %ids, %weights, %given, %down, %silu, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,384,256],bf16>, !torch.vtensor<[16,256,192],bf16>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  %z = torch.operator "torch.qfuse.dense_experts"(%rows, %ids, %weights, %wide, %half, %silu, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,384,256],bf16>, !torch.vtensor<[16,256,192],f16>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  return %y, %z : !torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,256],bf16>
 }

@@ -208,18 +208,6 @@ func.func @left_to_torch(%x: !torch.vtensor<[?,512],bf16>, %i: !torch.vtensor<[?
 
 // -----
 
-// A linear layer whose weight is not quantized stays on torch, and says so.
-// CHECK-LABEL: func.func @plain_linear
-// CHECK:         torch.aten.linear
-func.func @plain_linear(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[4096,512],bf16>) -> !torch.vtensor<[1,?,4096],bf16> {
-  %none = torch.constant.none
-  // expected-remark @+1 {{quantized-linear: refused at torch.aten.linear: the weight is bf16, not quantized, so the product runs on torch; quantize the layer}}
-  %y = torch.aten.linear %x, %w, %none : !torch.vtensor<[1,?,512],bf16>, !torch.vtensor<[4096,512],bf16>, !torch.none -> !torch.vtensor<[1,?,4096],bf16>
-  return %y : !torch.vtensor<[1,?,4096],bf16>
-}
-
-// -----
-
 // torch rounds a scalar tensor to bf16 before it multiplies; qfuse.mul would not.
 // CHECK-LABEL: func.func @scalar_of_another_type
 // CHECK:         torch.aten.mul.Tensor

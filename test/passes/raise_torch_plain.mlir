@@ -1,14 +1,13 @@
-// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch=plain=true --verify-diagnostics --remarks
-// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch=plain=true | filecheck %s
+// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch --verify-diagnostics --remarks
+// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch | filecheck %s
 
 // The bias is added to the sum, as torch does, and the result rounded once.
 // CHECK-LABEL: func.func @bias
-// CHECK:         "qfuse.matmul"(%{{.*}}, %{{.*}}, %{{.*}}) ({
-// CHECK-NEXT:    ^bb0(%[[SUM:.+]]: f32, %[[B:.+]]: f32):
-// CHECK-NEXT:      %[[Y:.+]] = arith.addf %[[SUM]], %[[B]] : f32
-// CHECK-NEXT:      "qfuse.yield"(%[[Y]])
-// CHECK-NEXT:    }) {maps = ["[N]"]
-// CHECK-SAME:    (tensor<1x?x512xbf16>, tensor<4096x512xbf16>, tensor<4096xbf16>) -> tensor<1x?x4096xbf16>
+// CHECK:         %[[Y:.+]] = "qfuse.matmul"(%{{.*}}, %{{.*}}) ({
+// CHECK-NEXT:    ^bb0(%[[SUM:.+]]: f32):
+// CHECK-NEXT:      "qfuse.yield"(%[[SUM]])
+// CHECK:         (tensor<1x?x512xbf16>, tensor<4096x512xbf16>) -> tensor<1x?x4096xf32>
+// CHECK:         "qfuse.add"(%[[Y]], %{{.*}}) : (tensor<1x?x4096xf32>, tensor<4096xbf16>) -> tensor<1x?x4096xbf16>
 // CHECK-NOT:     torch.aten.linear
 func.func @bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[4096,512],bf16>, %b: !torch.vtensor<[4096],bf16>) -> !torch.vtensor<[1,?,4096],bf16> {
   // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
@@ -18,18 +17,32 @@ func.func @bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[4096,512
 
 // -----
 
-// The head of a language model, whose weight is the embedding, too.
+// The head of a language model, whose weight is the embedding, too, for which its rows are needed.
 // CHECK-LABEL: func.func @tied
 // CHECK:         torch.aten.embedding
-// CHECK:         "qfuse.matmul"
+// CHECK:         torch.aten.linear
 func.func @tied(%x: !torch.vtensor<[?,64],f16>, %table: !torch.vtensor<[1000,64],f16>, %ids: !torch.vtensor<[?],si64>) -> (!torch.vtensor<[?,1000],f16>, !torch.vtensor<[?,64],f16>) {
   %none = torch.constant.none
   %minus = torch.constant.int -1
   %false = torch.constant.bool false
   %e = torch.aten.embedding %table, %ids, %minus, %false, %false : !torch.vtensor<[1000,64],f16>, !torch.vtensor<[?],si64>, !torch.int, !torch.bool, !torch.bool -> !torch.vtensor<[?,64],f16>
-  // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
+  // expected-remark @+1 {{plain-product: refused at torch.aten.linear: torch.aten.embedding reads the rows of the weight, too, which packed for a kernel would be kept twice, so the product runs on torch; give the product a weight of its own}}
   %y = torch.aten.linear %x, %table, %none : !torch.vtensor<[?,64],f16>, !torch.vtensor<[1000,64],f16>, !torch.none -> !torch.vtensor<[?,1000],f16>
   return %y, %e : !torch.vtensor<[?,1000],f16>, !torch.vtensor<[?,64],f16>
+}
+
+// -----
+
+// Products may share one.
+// CHECK-LABEL: func.func @shared
+// CHECK-COUNT-2: "qfuse.matmul"
+func.func @shared(%x: !torch.vtensor<[?,64],f32>, %y: !torch.vtensor<[?,64],f32>, %w: !torch.vtensor<[100,64],f32>) -> (!torch.vtensor<[?,100],f32>, !torch.vtensor<[?,100],f32>) {
+  %none = torch.constant.none
+  // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
+  %a = torch.aten.linear %x, %w, %none : !torch.vtensor<[?,64],f32>, !torch.vtensor<[100,64],f32>, !torch.none -> !torch.vtensor<[?,100],f32>
+  // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
+  %b = torch.aten.linear %y, %w, %none : !torch.vtensor<[?,64],f32>, !torch.vtensor<[100,64],f32>, !torch.none -> !torch.vtensor<[?,100],f32>
+  return %a, %b : !torch.vtensor<[?,100],f32>, !torch.vtensor<[?,100],f32>
 }
 
 // -----

@@ -124,7 +124,7 @@ def test_files_that_are_no_artifacts(program: Program, tmp_path: Path) -> None:
         "not a qfuse artifact, or is cut": b"\x7fELF" * 100,
         "or is cut short": good[:100],
         "is cut short": good[: len(good) - 100],
-        "artifact version 0; this qfuse reads version 3": with_header(version="0"),
+        "artifact version 0; this qfuse reads version 4": with_header(version="0"),
         "a safetensors file but not a qfuse artifact": with_header(kind="other"),
         "damaged": with_header(plan='{"parameters": []}'),
         "is a damaged": with_header(kernels='[{"name": "nothing"}]'),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from test_gpu_generation import (
     PROMPT,
@@ -15,9 +16,12 @@ from test_gpu_generation import (
 
 from qfuse.compiler import compile
 
+kinds = pytest.mark.parametrize("quantized", [True, False], ids=["fp8", "bf16"])
 
-def test_experts(checkpoints: Callable[..., Path]) -> None:
-    directory = checkpoints(architecture="mixtral", layers=1)
+
+@kinds
+def test_experts(checkpoints: Callable[..., Path], quantized: bool) -> None:
+    directory = checkpoints(architecture="mixtral", layers=1, quantized=quantized)
     cpu = compile(directory, max_len=32)
     gpu = OnFakeGpu(compile(directory, max_len=32, target=TARGET))
     for prompt in (PROMPT, PROMPT[:1]):
@@ -28,9 +32,11 @@ def test_experts(checkpoints: Callable[..., Path]) -> None:
     assert {"route", "group_matmul", "group_matmul_combine"} <= families
 
 
-def test_a_shared_expert(checkpoints: Callable[..., Path]) -> None:
+@kinds
+def test_a_shared_expert(checkpoints: Callable[..., Path], quantized: bool) -> None:
     """One more expert in the kernels for a GPU, as on the CPU."""
-    directory = checkpoints(architecture="deepseek_v3", layers=1, dense_layers=0)
+    choice = {"layers": 1, "dense_layers": 0, "quantized": quantized}
+    directory = checkpoints(architecture="deepseek_v3", **choice)
     cpu = compile(directory, max_len=32)
     gpu = OnFakeGpu(compile(directory, max_len=32, target=TARGET))
     assert {p.layout for p in gpu.exe.program.plan.prepares} == {"rows", "stack"}

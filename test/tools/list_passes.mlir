@@ -1,6 +1,6 @@
 // Every pass has one line that says what it does.
 // RUN: qfuse-opt --list-passes | filecheck %s
-// CHECK: qfuse-raise-torch           Turn quantized linears
+// CHECK: qfuse-raise-torch           Turn linears, routers, experts
 // CHECK: qfuse-expand-quantize       Turn a product that quantizes its input
 // CHECK: qfuse-fuse-shared-expert    Make the shared expert
 // CHECK: qfuse-fuse-gate-up          Merge gate and up

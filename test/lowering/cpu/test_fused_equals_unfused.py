@@ -1,5 +1,8 @@
 """A fused kernel computes the bits that the separate kernels compute, for equal M."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from cpu_kernels import (
@@ -18,10 +21,12 @@ from test_matmul import activations, weight
 
 from qfuse.dialects.activations import build_activation
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.types import Shaped
 from qfuse.lowering.cpu.weights import pack_weight
 
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
 rows = pytest.mark.parametrize("m", [1, 2, 4, 9, 17])
+kinds = pytest.mark.parametrize("kind", ["fp8", "plain"])
 BLOCK = (128, 128)
 K = 200
 
@@ -55,7 +60,39 @@ def binary_text(op: str, a: str, b: str, dtype: str) -> tuple[str, str]:
     return round_text(f"{name} = arith.{op} {a}, {b} : f32", name, dtype)
 
 
+@dataclass(frozen=True)
+class Operands:
+    """x and weights of a kind: FP8 in blocks, both, or unquantized of one type."""
+
+    x_type: Shaped
+    x: Tensor | tuple[Tensor, ...]
+    w_type: Shaped
+    """That of all weights joined."""
+    packed: tuple[Tensor, ...]
+    alone: list[tuple[Shaped, tuple[Tensor, ...]]]
+    """The weights, one by one."""
+
+
+def operands(kind: str, level: str, m: int, widths: Sequence[int], dtype: str = "bf16") -> Operands:
+    parts = [weight(n, K, seed=n + i) for i, n in enumerate(widths)]
+    if kind == "plain":
+        block, packing, begin = (1, K), dtype, 1
+        of_x, x = plain(-1, K, dtype=dtype), activations(m, K, dtype)
+        values = [(w.float() * 0.05).to(TORCH[dtype]) for w, _ in parts]
+        each, types = [(w,) for w in values], [plain(n, K, dtype=dtype) for n in widths]
+    else:
+        block, packing, begin = BLOCK, "none", BLOCK[0]
+        of_x, x = quantized(-1, K), quantize(level, activations(m, K), m)
+        each, types = parts, [quantized(n, K, block=BLOCK) for n in widths]
+    total = sum(-(-n // begin) * begin for n in widths[:-1]) + widths[-1]
+    joined = replace(types[0], shape=(total, K))
+    alone = [pack_weight([part], block, packing) for part in each]
+    packed = pack_weight(each, block, packing)
+    return Operands(of_x, x, joined, packed, list(zip(types, alone, strict=True)))
+
+
 @levels
+@kinds
 @pytest.mark.parametrize(
     ("act", "dtype"),
     [
@@ -68,12 +105,12 @@ def binary_text(op: str, a: str, b: str, dtype: str) -> tuple[str, str]:
     ],
 )
 @pytest.mark.parametrize("m", [1, 9])
-def test_bias_activation_residual(level: str, m: int, act: str, dtype: str) -> None:
+def test_bias_activation_residual(level: str, kind: str, m: int, act: str, dtype: str) -> None:
     """act(x w + bias) * scale[m] + residual."""
     n = 130
     row = plain(-1, n, dtype=dtype)
     bias_type, column = plain(n, dtype=dtype), plain(-1, 1, dtype="f32")
-    x_type, w_type = quantized(-1, K), quantized(n, K, block=BLOCK)
+    given = operands(kind, level, m, [n], dtype)
     texts, value = [], "%acc0"
     for step in range(5):
         if step == 0:
@@ -88,14 +125,12 @@ def test_bias_activation_residual(level: str, m: int, act: str, dtype: str) -> N
             more, value = binary_text("addf", value, "%e2", dtype)
         texts.append(more)
     extra = [(bias_type, "[N]"), (column, "[M,1]"), (row, "[M,N]")]
-    fused = matmul_text(x_type, w_type, [row], "\n".join(texts), [value], extra)
+    fused = matmul_text(given.x_type, given.w_type, [row], "\n".join(texts), [value], extra)
     bias, residual = activations(1, n, dtype)[0], activations(m, n, dtype).flip(0)
-    scale = torch.rand(m, 1)
-    x = quantize(level, activations(m, K), m)
-    packed = pack_weight([weight(n, K)], BLOCK)
-    (got,) = run(fused, level, [x, packed, bias, scale, residual], [row], m, threads=2)
+    scale, product = torch.rand(m, 1), [given.x, given.packed]
+    (got,) = run(fused, level, [*product, bias, scale, residual], [row], m, threads=2)
 
-    (y,) = run(matmul_text(x_type, w_type, [row]), level, [x, packed], [row], m)
+    (y,) = run(matmul_text(given.x_type, given.w_type, [row]), level, product, [row], m)
     (y,) = run(kernel_text("add", [row, bias_type], [row]), level, [y, bias], [row], m)
     (y,) = run(kernel_text(act, [row], [row]), level, [y], [row], m)
     (y,) = run(kernel_text("mul", [row, column], [row]), level, [y, scale], [row], m)
@@ -110,31 +145,31 @@ def quantize(level: str, x: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 
 @levels
+@kinds
 @rows
 @pytest.mark.parametrize("n", [128, 300])
-def test_gate_and_up_with_glu_and_quantize(level: str, m: int, n: int) -> None:
+def test_gate_and_up_with_glu_and_quantize(level: str, kind: str, m: int, n: int) -> None:
     """One product over the joined weight with glu and quantize, against four kernels."""
     row, q_type = plain(-1, n), quantized(-1, n)
-    joined_rows = -(-n // 128) * 128 + n
-    x_type = quantized(-1, K)
+    given = operands(kind, level, m, [n, n])
     gate, gate_value = round_text("", "%acc0", "bf16")
     up, up_value = round_text("", "%acc1", "bf16")
     act, act_value = activation_text("silu", gate_value, "bf16")
     product, value = binary_text("mulf", act_value, up_value, "bf16")
     fused = matmul_text(
-        x_type,
-        quantized(joined_rows, K, block=BLOCK),
+        given.x_type,
+        given.w_type,
         [row, q_type],
         "\n".join([gate, up, act, product]),
         [value, value],
         parts=[n, n],
     )
-    weights = [weight(n, K, seed=s) for s in (1, 2)]
-    x = quantize(level, activations(m, K), m)
-    got = run(fused, level, [x, pack_weight(weights, BLOCK)], [row, q_type], m, threads=2)
+    got = run(fused, level, [given.x, given.packed], [row, q_type], m, threads=2)
 
-    single = matmul_text(x_type, quantized(n, K, block=BLOCK), [row])
-    gate_up = [run(single, level, [x, pack_weight([w], BLOCK)], [row], m)[0] for w in weights]
+    gate_up = []
+    for w_type, packed in given.alone:
+        single = matmul_text(given.x_type, w_type, [row])
+        gate_up += run(single, level, [given.x, packed], [row], m)
     sizes = f"{segment_sizes('operand', [True] * 2)}, {segment_sizes('result', [True, False])}"
     attributes = f'act = "silu", {sizes}'
     (y,) = run(kernel_text("glu", [row, row], [row], attributes), level, gate_up, [row], m)
@@ -143,11 +178,12 @@ def test_gate_and_up_with_glu_and_quantize(level: str, m: int, n: int) -> None:
 
 
 @levels
+@kinds
 @rows
 @pytest.mark.parametrize("widths", [(192, 64, 64), (100, 130, 7), (256, 64, 128)])
-def test_parts_of_different_widths(level: str, m: int, widths: tuple[int, ...]) -> None:
+def test_parts_of_different_widths(level: str, kind: str, m: int, widths: tuple[int, ...]) -> None:
     """Merged q, k and v, each with a bias of its own, against three products."""
-    x_type = quantized(-1, K)
+    given = operands(kind, level, m, widths)
     results = [plain(-1, n) for n in widths]
     texts, values = [], []
     for i in range(3):
@@ -156,23 +192,20 @@ def test_parts_of_different_widths(level: str, m: int, widths: tuple[int, ...]) 
         texts += [first, second]
         values.append(value)
     extra = [(plain(n), "[N]") for n in widths]
-    joined_rows = sum(-(-n // 128) * 128 for n in widths[:-1]) + widths[-1]
     fused = matmul_text(
-        x_type,
-        quantized(joined_rows, K, block=BLOCK),
+        given.x_type,
+        given.w_type,
         results,
         "\n".join(texts),
         values,
         extra,
         widths,
     )
-    weights = [weight(n, K, seed=n) for n in widths]
     biases = [activations(1, n)[0] for n in widths]
-    x = quantize(level, activations(m, K), m)
-    got = run(fused, level, [x, pack_weight(weights, BLOCK), *biases], results, m, threads=2)
-    for i, n in enumerate(widths):
-        single = matmul_text(x_type, quantized(n, K, block=BLOCK), [results[i]])
-        (y,) = run(single, level, [x, pack_weight([weights[i]], BLOCK)], [results[i]], m)
+    got = run(fused, level, [given.x, given.packed, *biases], results, m, threads=2)
+    for i, (w_type, packed) in enumerate(given.alone):
+        single = matmul_text(given.x_type, w_type, [results[i]])
+        (y,) = run(single, level, [given.x, packed], [results[i]], m)
         add = kernel_text("add", [results[i], extra[i][0]], [results[i]])
         (y,) = run(add, level, [y, biases[i]], [results[i]], m)
         assert same_bits(got[i], y)

@@ -32,14 +32,14 @@ from qfuse.lowering.cpu.weights import pack_experts
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
 EXPERTS, CHOICES, N, K = 5, 3, 150, 200
 PACKED = pack_experts(*experts_of(N, K), BLOCK)
+PLAIN = pack_experts(activations(EXPERTS * N, K).view(EXPERTS, N, K), None, (1, K), "bf16")
 HIDDEN = quantize_reference(activations(900, K), (1, 128))
 WEIGHTS = torch.rand(300, CHOICES, generator=torch.manual_seed(5))
 
 
-def of_tokens(rows: Quantized, t: int) -> Quantized:
+def of_tokens(rows: tuple[Tensor, ...], t: int) -> tuple[Tensor, ...]:
     """The first rows as those of `t` tokens."""
-    codes, scale = (p[: t * CHOICES].reshape(t, CHOICES, p.shape[1]) for p in rows)
-    return codes, scale
+    return tuple(p[: t * CHOICES].reshape(t, CHOICES, p.shape[1]) for p in rows)
 
 
 class Pair:
@@ -54,7 +54,7 @@ class Pair:
         residual: bool = False,
         shared: bool = False,
         n: int = N,
-        packed: Quantized = PACKED,
+        packed: tuple[Tensor, ...] = PACKED,
         experts: int = EXPERTS,
         block: tuple[int, int] = BLOCK,
     ) -> None:
@@ -62,6 +62,10 @@ class Pair:
         self.weighted, self.weights = CHOICES - shared, weights
         self.result, self.packed = plain(-1, n, dtype=out), packed
         x, w = quantized(-1, CHOICES, K, block=(1, block[1])), quantized(experts, n, K, block=block)
+        self.hidden: tuple[Tensor, ...] = HIDDEN
+        if packed is PLAIN:
+            x, w = plain(-1, CHOICES, K), plain(experts, n, K)
+            self.hidden = (activations(900, K),)
         slots = plain(-1, CHOICES, dtype="i32")
         factors = plain(-1, self.weighted, dtype=weights)
         self.fused = group_combine_text(x, w, slots, factors, self.result, residual, row)
@@ -73,7 +77,7 @@ class Pair:
     def arguments(self, ids: Tensor, experts: int) -> list[Tensor | Quantized]:
         t = len(ids)
         slots, _, indptr = route(ids, experts)
-        x = of_tokens(HIDDEN, t)
+        x = of_tokens(self.hidden, t)
         factors = WEIGHTS[:t, : self.weighted].to(TORCH[self.weights])
         return [x, self.packed, indptr, slots, factors]
 
@@ -107,6 +111,7 @@ KINDS = {
     "shared expert and residual": Pair(shared=True, residual=True),
     "f32 rows": Pair(row="f32", weights="bf16"),
     "f16": Pair(row="f16", out="f16", weights="f16", residual=True, shared=True),
+    "unquantized": Pair(packed=PLAIN),
     "f32 results": Pair(out="f32", residual=True, shared=True),
 }
 

@@ -30,7 +30,10 @@ def scheme(value: Shaped, **changes: str) -> Shaped:
 
 
 REFUSED = {
-    "plain weight": (matmul_text(plain(-1, 128), plain(64, 128), [Y]), "the weight is plain bf16"),
+    "quantized x by a plain weight": (
+        matmul_text(quantized(-1, 128), plain(64, 128), [Y]),
+        "x is f8E4M3FN but w is plain bf16; quantize both, or leave x plain",
+    ),
     "narrow blocks": (
         matmul_text(plain(-1, 128), quantized(64, 128, block=(128, 8)), [Y]),
         "w: blocks of [128, 8] have no CPU kernel; columns must be a multiple of 16",
@@ -120,9 +123,9 @@ REFUSED = {
         ),
         "both dynamic",
     ),
-    "plain weights of experts": (
-        group_text(plain(-1, 2, 128), plain(4, 64, 128), [plain(-1, 2, 64)]),
-        "the weight is plain bf16",
+    "quantized x by plain weights of experts": (
+        group_text(quantized(-1, 2, 128), plain(4, 64, 128), [plain(-1, 2, 64)]),
+        "x is f8E4M3FN but w is plain bf16",
     ),
     "parts of experts within a group": (
         group_text(
@@ -150,11 +153,15 @@ REFUSED = {
         ),
         "the number of choices of a token is dynamic",
     ),
-    "plain weights of rows to add up": (
+    "narrow blocks of rows to add up": (
         group_combine_text(
-            plain(-1, 2, 128), plain(4, 64, 128), plain(-1, 2, dtype="i32"), plain(-1, 2), Y
+            plain(-1, 2, 128),
+            quantized(4, 64, 128, block=(128, 8)),
+            plain(-1, 2, dtype="i32"),
+            plain(-1, 2),
+            Y,
         ),
-        "the weight is plain bf16",
+        "w: blocks of [128, 8] have no CPU kernel",
     ),
     "combine of unknown choices": (
         kernel_text(

@@ -1,4 +1,4 @@
-"""Products of weights of every scheme by every kind of x, against f64."""
+"""Products of weights of every scheme, or of none, by every kind of x, against f64."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ import pytest
 import torch
 from cpu_kernels import (
     TESTED_LEVELS,
+    TORCH,
     Tensor,
     group_text,
     matmul_text,
@@ -19,6 +20,7 @@ from schemes import (
     int4,
     mxfp4,
     operand,
+    plain_weight,
     plain_x,
     q4_0,
     q4_k,
@@ -63,6 +65,9 @@ WEIGHTS: dict[str, Make] = {
     "q4_k": q4_k,
     "q6_k": q6_k,
     "mxfp4": mxfp4,
+    "bf16": lambda n, k, seed=0: plain_weight(n, k, "bf16", seed),
+    "f16": lambda n, k, seed=0: plain_weight(n, k, "f16", seed),
+    "f32": lambda n, k, seed=0: plain_weight(n, k, "f32", seed),
 }
 
 XS: dict[str, Make] = {
@@ -101,6 +106,7 @@ CASES = [
     *(("q4_k", x) for x in ("bf16", "f32", "q8_1", "i8 by token", "e4m3 by token")),
     *(("q6_k", x) for x in ("bf16", "f16", "q8_1", "i8 by token", "i8 per 128")),
     *(("mxfp4", x) for x in ("bf16", "f32", "q8_1", "i8 per 32")),
+    *((w, x) for w in ("bf16", "f16", "f32") for x in ("bf16", "f16", "f32")),
 ]
 
 
@@ -164,6 +170,9 @@ SMALL = [
     ("int4 by channel", "i8 by token"),
     ("int4 per 32 with zeros", "q8_1"),
     ("int4 per 64 of bf16", "f16"),
+    ("bf16", "bf16"),
+    ("f16", "f16"),
+    ("f32", "f32"),
 ]
 
 
@@ -237,6 +246,24 @@ def test_every_power_of_two(level: str, name: str) -> None:
         assert same_bits(got.nan_to_num(7.0), wanted.nan_to_num(7.0).expand(m, -1).contiguous())
 
 
+@levels
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("x_name", ["bf16", "f32"])
+def test_every_unquantized_value(level: str, dtype: str, x_name: str) -> None:
+    """All 65536 patterns, one a row; vdpbf16ps takes subnormals of bf16 for zeros."""
+    bits = torch.arange(1 << 16).to(torch.int32).to(torch.int16)
+    values = bits.view({"bf16": torch.bfloat16, "f16": torch.float16}[dtype])
+    w = plain_weight(1 << 16, 2, dtype)
+    w.components[0].copy_(torch.stack([torch.zeros_like(values), values], 1))
+    x = replace(XS[x_name](9, 2), components=(torch.tensor([[0.0, 1.0]] * 9).to(TORCH[x_name]),))
+    wanted = values.float()
+    if level == "avx512" and dtype == x_name == "bf16":
+        wanted[wanted.abs() < 2.0**-126] = 0.0
+    for m, got in product(level, x, w, (1, 9)).items():
+        assert torch.equal(got.isnan(), wanted.isnan().expand(m, -1))
+        assert torch.equal(got.nan_to_num(7.0), wanted.nan_to_num(7.0).expand(m, -1))
+
+
 JOINED = [
     ("e4m3 by channel", "e4m3 by token"),
     ("i8 per 128", "i8 by token"),
@@ -246,6 +273,8 @@ JOINED = [
     ("q4_k", "q8_1"),
     ("q6_k", "bf16"),
     ("mxfp4", "q8_1"),
+    ("bf16", "bf16"),
+    ("f32", "f32"),
 ]
 
 
@@ -256,14 +285,13 @@ def test_joined_parts(level: str, w_name: str, x_name: str) -> None:
     n, k = 100, 256
     weights = [WEIGHTS[w_name](n, k, seed=seed) for seed in (1, 2)]
     x = XS[x_name](MOST, k)
-    scheme = weights[0].type.scheme
-    assert scheme is not None
-    rows = -(-n // scheme.block[0]) * scheme.block[0] + n
+    block, packing = weights[0].packing
+    rows = -(-n // block[0]) * block[0] + n
     result = plain(-1, n, dtype="f32")
     w_type = replace(weights[0].type, shape=(rows, k))
     yields = ["%acc1", "%acc0"]
     text = matmul_text(x.type, w_type, [result] * 2, yields=yields, parts=[n, n])
-    packed = pack_weight([w.components for w in weights], scheme.block, scheme.packing)
+    packed = pack_weight([w.components for w in weights], block, packing)
     for joined, *parts in zip(packed, *(w.packed() for w in weights), strict=True):
         assert joined.numel() == sum(p.numel() for p in parts)
     for m in (1, 4, 9):
@@ -278,6 +306,9 @@ EXPERTS = [
     ("int4 per 32 with zeros", "bf16"),
     ("q4_k", "q8_1"),
     ("mxfp4", "bf16"),
+    ("bf16", "bf16"),
+    ("f16", "f16"),
+    ("f32", "f32"),
 ]
 
 
@@ -285,13 +316,15 @@ EXPERTS = [
 @pytest.mark.parametrize(("w_name", "x_name"), EXPERTS)
 def test_experts(level: str, w_name: str, x_name: str) -> None:
     """Rows of experts have the bits of products by the weight of each; one expert has no row."""
-    n, k, counts = 128, 256, (1, 0, 5, 11)
+    # Unquantized parts may begin anywhere: they are packed apart.
+    unquantized = w_name in ("bf16", "f16", "f32")
+    n, k, counts = 144 if unquantized else 128, 256, (1, 0, 5, 11)
     each = [WEIGHTS[w_name](n, k, seed=e) for e in range(len(counts))]
     x = XS[x_name](sum(counts), k)
-    scheme = each[0].type.scheme
-    assert scheme is not None
-    codes, scale, *zero = (torch.stack(c) for c in zip(*(w.components for w in each), strict=True))
-    packed = pack_experts(codes, scale, scheme.block, scheme.packing, *zero)
+    tensors = (torch.stack(c) for c in zip(*(w.components for w in each), strict=True))
+    codes, scale, zero = (*tensors, None, None)[:3]
+    rows = [n // 2, n // 2] if unquantized else []
+    packed = pack_experts(codes, scale, *each[0].packing, zero, rows=rows)
     result = plain(-1, n // 2, dtype="f32")
     w_type = replace(each[0].type, shape=(len(counts), n, k))
     halves = [n // 2, n // 2]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from schemes import Operand, int4, nibbles, q4_k, q6_k
+from schemes import Operand, int4, nibbles, plain_weight, q4_k, q6_k
 from test_matmul import weight
 
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.cpu.layout import WeightLayout
+from qfuse.lowering.cpu.layout import WeightLayout, plain_layout
 from qfuse.lowering.cpu.weights import pack_experts, pack_scales, pack_weight
 
 
@@ -73,6 +73,35 @@ def test_one_more_expert_may_have_parts() -> None:
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (70, 33), (130, 200)])
+def test_every_unquantized_element_is_in_its_place(dtype: str, n: int, k: int) -> None:
+    w = plain_weight(n, k, dtype)
+    (packed,) = w.packed()
+    layout, raw = plain_layout((n,), k, dtype), w.components[0]
+    assert len(packed) == layout.packed_bytes
+    elements = packed.view(raw.dtype)
+    row, column = torch.meshgrid(torch.arange(n), torch.arange(k), indexing="ij")
+    at = 4 // raw.itemsize  # columns of a lane
+    lane = (row // 64) * layout.group_bytes // 4 + (column // at) * 64 + row % 64
+    assert torch.equal(elements[lane * at + column % at], raw)
+    assert int(elements.count_nonzero()) == int(raw.count_nonzero())  # padded with zeros
+
+
+def test_unquantized_experts_have_the_bytes_of_each() -> None:
+    """All, or one more that is appended, and cut into parts that begin anywhere."""
+    n, k = 72, 33
+    each = [plain_weight(2 * n, k, "bf16", seed=e).components[0] for e in range(3)]
+    alone = [pack_weight([(w[:n],), (w[n:],)], (1, k), "bf16")[0] for w in each]
+    both = {"block": (1, k), "packing": "bf16", "rows": [n, n]}
+    assert torch.equal(pack_experts(torch.stack(each), None, **both)[0], torch.cat(alone))
+    appended = [(each[2][:n],), (each[2][n:],)]
+    (packed,) = pack_experts(torch.stack(each[:2]), None, **both, appended=appended)
+    assert torch.equal(packed, torch.cat(alone))
+    whole = pack_experts(torch.stack(each[:2]), None, (1, k), "bf16", appended=[(each[2],)])
+    assert torch.equal(whole[0], torch.cat([pack_weight([(w,)], (1, k), "bf16")[0] for w in each]))
+
+
 def test_refuses_one_more_expert_of_another_shape() -> None:
     codes, scale = weight(70, 33)
     with pytest.raises(QfuseError, match="of one more expert; expected \\[70, 33\\]"):
@@ -122,6 +151,27 @@ def test_refuses_experts(
 def test_refuses(parts: list, block: tuple[int, int], reason: str) -> None:
     with pytest.raises(QfuseError, match=reason):
         pack_weight(parts, block)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([weight(64, 128)], "part 0 is torch.float8_e4m3fn \\[64, 128\\] with 1 tensors of scales"),
+        ([(torch.zeros(64, 128),)], "part 0 is f32 \\[64, 128\\] with 0 .*expected bf16"),
+        ([(torch.zeros(64, n, dtype=torch.bfloat16),) for n in (8, 16)], "expected bf16 \\[64, 8"),
+    ],
+)
+def test_refuses_unquantized(parts: list, reason: str) -> None:
+    with pytest.raises(QfuseError, match=reason):
+        pack_weight(parts, (1, 128), "bf16")
+
+
+def test_refuses_parts_of_experts_that_are_none() -> None:
+    experts = torch.zeros(2, 64, 8)
+    with pytest.raises(QfuseError, match="are not of parts \\[32, 33\\]"):
+        pack_experts(experts, None, (1, 8), "f32", rows=[32, 33])
+    with pytest.raises(QfuseError, match="1 parts; expected 2"):
+        pack_experts(experts, None, (1, 8), "f32", rows=[32, 32], appended=[(experts[0],)])
 
 
 BYTES = (0, 2, 1, 3)  # which of four columns each byte of a lane has
