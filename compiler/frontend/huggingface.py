@@ -160,7 +160,9 @@ def empty_model(
     entries = {k: v for k, v in config.items() if k != "quantization_config"}
     try:
         parsed = CONFIG_MAPPING[model_type].from_dict(entries)
-        check_config(model_type, {**config, **parsed.to_dict()}, source)
+        # transformers writes some entries by another name than released configs have
+        aliases = {name: getattr(parsed, name) for name in parsed.attribute_map}
+        check_config(model_type, {**config, **parsed.to_dict(), **aliases}, source)
         parsed._attn_implementation = implementation
         if dtype is None:
             dtype = _model_dtype(parsed, source, stored)
