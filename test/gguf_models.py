@@ -178,7 +178,7 @@ def _llama_cpp_order(model: Any, name: str, rows: int) -> np.ndarray:
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     key = heads.get(name.split(".")[-2])
     order = np.arange(rows)
-    if model.config.model_type != "llama" or key is None:
+    if model.config.model_type not in ("llama", "mixtral") or key is None:
         return order
     count = getattr(model.config, key)
     return order.reshape(count, 2, rows // count // 2).swapaxes(1, 2).reshape(-1)

@@ -143,8 +143,12 @@ def _experts(
     llama.cpp's Mixtral and Qwen3-MoE divide the weights of a token's experts by their sum.
     """
     count, chosen = meta.number("expert_count"), meta.number("expert_used_count")
-    if meta.number("expert_gating_func", _SOFTMAX) != _SOFTMAX:
-        raise QfuseError(f"{meta.source}: metadata {meta.architecture}.expert_gating_func is not 1")
+    gating = meta.number("expert_gating_func", _SOFTMAX)
+    if gating != _SOFTMAX:
+        raise QfuseError(
+            f"{meta.source}: metadata {meta.architecture}.expert_gating_func is {gating}; "
+            f"supported: {_SOFTMAX}, softmax"
+        )
     for layer in range(meta.number("block_count")):
         for leaf in _STACKS:
             shape = tensors.get(f"blk.{layer}.{leaf}.weight", (count,))
