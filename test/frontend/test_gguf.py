@@ -77,7 +77,9 @@ def test_model(models, architecture):
         baseline.assign(model, tensors)
         eager = model(ids, use_cache=False).logits
     # q8_1 keeps 8 bits of each input: 0.3 % of its block's largest, or so, per layer
-    assert float((eager - exact).norm() / exact.norm()) < 0.01
+    # and twice that where it decides how much each expert counts
+    limit = 0.02 if hasattr(model.config, "num_experts_per_tok") else 0.01
+    assert float((eager - exact).norm() / exact.norm()) < limit
     simulated = baseline.reference_model(open_source(path), simulate_activations=True)
     with torch.no_grad():
         torch.testing.assert_close(simulated(ids, use_cache=False).logits, eager)
