@@ -163,7 +163,7 @@ def moe_experts(
     tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
     constants = (intermediate, weight_block, input_block, act, limit, alpha)
     zeros = (gate_up_zero_point, down_zero_point)
-    formats = (packing, input_format, *zeros, down_block, down_input, down_packing)
+    formats: tuple[Any, ...] = (packing, input_format, *zeros, down_block, down_input, down_packing)
     glu = _check_experts(*tensors, *constants, gate_up_bias, down_bias, *formats)
     wide, narrow = stored_as(
         weight_block, input_block, packing, down_block, down_input, down_packing

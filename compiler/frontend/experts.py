@@ -350,8 +350,11 @@ def load_experts(
         for leaf, suffix in LEAVES.items():
             parameter = getattr(experts, f"{name}{suffix}", None)
             if parameter is not None:
-                shape, dtype = tuple(parameter.shape), parameter.dtype
-                loaded[f"{name}{suffix}"] = Filled(shape, dtype, partial(stack, leaf, places))
+                filled = Filled(
+                    tuple(parameter.shape), parameter.dtype, partial(stack, leaf, places)
+                )
+                # only the codes are so large that a program wants them in their place at once
+                loaded[f"{name}{suffix}"] = filled if leaf == WEIGHT else partial(_made, filled)
     for leaf, places in _BIASES.items():
         bias = getattr(experts, leaf)
         if bias is None:
@@ -387,6 +390,12 @@ def _matrix(
             f"{dtype_name(wanted.weight_dtype)}; a layer's experts must have one type"
         )
     return source.load_linear(layer, *shape, wanted)
+
+
+def _made(filled: Filled) -> torch.Tensor:
+    tensor = torch.empty(filled.shape, dtype=filled.dtype)
+    filled.fill(tensor)
+    return tensor
 
 
 def _value(entry: Entry) -> torch.Tensor:
