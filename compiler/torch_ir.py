@@ -41,6 +41,20 @@ def constant_of(value: ir.Value) -> Any:
     raise NotConstant
 
 
+def is_known(value: ir.Value) -> bool:
+    """Whether `constant_of` has an answer."""
+    try:
+        constant_of(value)
+    except NotConstant:
+        return False
+    return True
+
+
+def is_none(value: ir.Value) -> bool:
+    """Whether an optional argument is left out."""
+    return str(value.type) == "!torch.none"
+
+
 def is_constant(value: ir.Value, *wanted: Any) -> bool:
     """Whether `value` is a constant equal to one of `wanted`."""
     try:

@@ -1,6 +1,6 @@
 """What patterns require of a match, by positive names, each with its reason for saying no."""
 
-from qfuse.compiler.pdl import Refusal, Verdict
+from qfuse.compiler.pdl import MISMATCH, Refusal, Verdict
 from qfuse.compiler.remarks import function_of
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import MAX_EXTRA
@@ -12,6 +12,14 @@ _MADE_ONCE = (
     "qfuse.append_expert",
     "torch_c.to_builtin_tensor",
 )
+
+
+def is_operator(root: ir.Operation, name: str) -> Verdict:
+    """`root`, a `torch.operator`, is the one named: for predicates that stand before all others.
+
+    PDL may ask predicates before it compares an attribute.
+    """
+    return None if ir.StringAttr(root.attributes["name"]).value == name else MISMATCH
 
 
 def readers(value: ir.Value) -> list[ir.Operation]:

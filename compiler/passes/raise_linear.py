@@ -14,6 +14,7 @@ from qfuse.compiler.torch_ir import (
     builtin_type,
     constant_of,
     from_builtin,
+    is_none,
     to_builtin,
 )
 from qfuse.dialects.bindings import ir
@@ -88,7 +89,7 @@ def parameter_error(weights: Sequence[ir.Value]) -> Verdict:
 
 def types_are_equal(root: ir.Operation, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Verdict:
     """All are of one float type."""
-    values = [x, weight, *([] if _is_none(bias) else [bias]), root.results[0]]
+    values = [x, weight, *([] if is_none(bias) else [bias]), root.results[0]]
     types = [builtin_type(v.type) for v in values]
     if None in types:
         return MISMATCH
@@ -133,12 +134,12 @@ def make_plain_product(
 ) -> None:
     """As torch computes it: a bias is added to the sum before that is rounded."""
     y_type = shaped(builtin_type(root.results[0].type))
-    sum_type = y_type if _is_none(bias) else replace(y_type, dtype="f32")
+    sum_type = y_type if is_none(bias) else replace(y_type, dtype="f32")
     product, block = build_matmul(to_builtin(x), plain_weight(weight), [sum_type.type()])
     with ir.InsertionPoint(block):
         build_yield(list(block.arguments))
     y = product.results[0]
-    if not _is_none(bias):
+    if not is_none(bias):
         y = ir.Operation.create(
             AddOp.OPERATION_NAME, results=[y_type.type()], operands=[y, to_builtin(bias)]
         ).result
@@ -194,7 +195,7 @@ def weight_is_legal(
     zero: ir.Value,
 ) -> Verdict:
     packed = weight_type(weight, scale, weight_block, packing, zero)
-    components = [shaped(builtin_type(v.type)) for v in (weight, scale, zero) if not _is_none(v)]
+    components = [shaped(builtin_type(v.type)) for v in (weight, scale, zero) if not is_none(v)]
     why = components_error(components, packed)
     return None if why is None else Refusal(why)
 
@@ -215,7 +216,7 @@ def input_can_be_quantized(
         return Refusal(f"x is to be scaled in blocks of {block}", f"use {wanted}")
     if kind != "static":
         return None
-    type_ = None if _is_none(input_scale) else builtin_type(input_scale.type)
+    type_ = None if is_none(input_scale) else builtin_type(input_scale.type)
     if type_ is None or shaped(type_) != Shaped((1,), "f32"):
         return Refusal(f"the scale of x is {input_scale.type}", "give a tensor<1xf32>")
     return None
@@ -269,7 +270,7 @@ def make_product(
     if group and scales is not None:
         product.attributes[INPUT_SCHEME] = ir.Attribute.parse(str(Scheme(tuple(group), *scales)))
     y = product.results[0]
-    if not _is_none(bias):
+    if not is_none(bias):
         y = ir.Operation.create(
             AddOp.OPERATION_NAME, results=[y_type], operands=[y, to_builtin(bias)]
         ).result
@@ -304,7 +305,7 @@ def weight_type(
     """The type of a weight of torch codes and scales, with a constant block and packing."""
     codes, scales = (shaped(builtin_type(v.type)) for v in (weight, scale))
     name = "none" if packing is None else constant_of(packing)
-    zeros = "none" if zero is None or _is_none(zero) else "int"
+    zeros = "none" if zero is None or is_none(zero) else "int"
     scheme = Scheme(tuple(constant_of(block)), scales.dtype, name, zeros)
     return Shaped(_logical(codes, packing), STORED[name] or codes.dtype, scheme)
 
@@ -320,7 +321,7 @@ def pack_weight(
     weight: ir.Value, scale: ir.Value, type_: Shaped, zero: ir.Value | None = None
 ) -> ir.Value:
     """The quantized weight; made at the top of the function where its components allow it."""
-    components = [v for v in (weight, scale, zero) if v is not None and not _is_none(v)]
+    components = [v for v in (weight, scale, zero) if v is not None and not is_none(v)]
     if all(isinstance(v, ir.BlockArgument) for v in components):
         with ir.InsertionPoint.at_block_begin(weight.owner):
             return _pack_here(components, type_)
@@ -333,10 +334,6 @@ def _pack_here(components: Sequence[ir.Value], type_: Shaped) -> ir.Value:
         results=[type_.type()],
         operands=[to_builtin(v) for v in components],
     ).result
-
-
-def _is_none(value: ir.Value) -> bool:
-    return str(value.type).startswith("!torch.none")
 
 
 LINEAR = (quantized_linear, _plain_product(packs=True))
