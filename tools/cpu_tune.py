@@ -1,22 +1,29 @@
 """`qfuse tune --target cpu`: measure what can serve a product, and keep what is best in a table."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, partial
 from typing import Any
 
 import torch
 
+from qfuse.compiler.runtime import plan
+from qfuse.compiler.runtime.plan import KernelStep, KernelType, TensorType
+from qfuse.compiler.runtime.program import Program
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.entry_table import Entry, Table
 from qfuse.lowering.cpu.kernel import Choice, CompiledKernel
+from qfuse.lowering.cpu.launcher import LoadedKernel
+from qfuse.tools.bench.cpu_limits import last_level_cache
 from qfuse.tools.bench.cpu_report import Kernels
-from qfuse.tools.bench.cpu_rounds import measure
 from qfuse.tools.bench.cpu_schemes import CpuScheme, Weight, make_activations, product_text
-from qfuse.tools.bench.kernels import Call
+from qfuse.tools.bench.kernels import Call, aligned_bytes
+from qfuse.tools.bench.timing import buffer_sets, interleaved
+
+_CPU = torch.device("cpu")
 
 GAIN = 1.03
 """An entry is worth it if what the model chose takes this much longer at least: noise is less."""
@@ -32,31 +39,27 @@ Measure = Callable[[Mapping[str, Sequence[Call]]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Product:
-    """x [M, K] times w [N, K], quantized as `scheme` says; the result is bf16."""
+class Subject:
+    """A kernel of a product, and what it can be measured on.
 
-    scheme: CpuScheme
-    n: int
-    k: int
+    `make(m)` gives sets of tensors for `m` rows, in the order of the kernel's pointers, that no
+    cache holds together; the last `results` of each are what the kernel writes.
+    """
+
+    name: str
+    kernel: LoadedKernel
+    make: Callable[[int], list[list[torch.Tensor]]]
+    results: int = 1
 
     def __str__(self) -> str:
-        return f"{self.n}x{self.k} {self.scheme.name}"
-
-    @property
-    def text(self) -> str:
-        """A module with this product as its only kernel."""
-        result = Shaped((DYNAMIC, self.n), "bf16")
-        return product_text(
-            self.scheme.x_type(self.k), self.scheme.weight_type(self.n, self.k), result
-        )
+        return self.name
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What was measured of `m` rows, which stand for those from `first_m` on."""
 
-    product: Product
-    key: str
+    product: Subject
     first_m: int
     m: int
     modelled: Choice
@@ -77,13 +80,12 @@ class Outcome:
     def entry(self) -> Entry:
         """What a table says of these rows."""
         measured = {"m": self.m, "seconds": dict(self.seconds), "modelled": name_of(self.modelled)}
-        best = self.best
-        return Entry(self.key, self.first_m, self.m, best.entry.symbol, best.rows, measured)
+        key, best = self.product.kernel.compiled.product, self.best
+        return Entry(key, self.first_m, self.m, best.entry.symbol, best.rows, measured)
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "case": f"{self.product.n}x{self.product.k}",
-            "scheme": self.product.scheme.name,
+            "case": self.product.name,
             "first_m": self.first_m,
             "m": self.m,
             "modelled": name_of(self.modelled),
@@ -112,25 +114,85 @@ def candidates(kernel: CompiledKernel, m: int, threads: int) -> list[Choice]:
     return list({name_of(choice): choice for choice in found}.values())
 
 
-def products(shapes: Sequence[tuple[int, int]], schemes: Sequence[CpuScheme]) -> list[Product]:
-    return [Product(scheme, n, k) for n, k in shapes for scheme in schemes if scheme.fits(k)]
+def of_schemes(
+    shapes: Sequence[tuple[int, int]], schemes: Sequence[CpuScheme], kernels: Kernels
+) -> Iterator[Subject]:
+    """x [M, K] times w [N, K] into bf16, for each shape and scheme that there is."""
+    for n, k in shapes:
+        for scheme in schemes:
+            if scheme.fits(k):
+                yield _of_scheme(n, k, scheme, kernels)
+
+
+def _of_scheme(n: int, k: int, scheme: CpuScheme, kernels: Kernels) -> Subject:
+    result = Shaped((DYNAMIC, n), "bf16")
+    text = product_text(scheme.x_type(k), scheme.weight_type(n, k), result)
+    weight = cache(lambda: Weight(scheme, n, k))
+
+    def make(m: int) -> list[list[torch.Tensor]]:
+        x = make_activations(scheme, m, k)
+        pairs = zip(*weight().packed, strict=True)
+        return [[*x.tensors, *pair, torch.empty(m, n, dtype=torch.bfloat16)] for pair in pairs]
+
+    return Subject(f"{n}x{k} {scheme.name}", kernels.load(text), make)
+
+
+def of_program(program: Program) -> Iterator[Subject]:
+    """The products of a compiled model by their own weights, alike ones in several layers once."""
+    steps: dict[str, list[KernelStep]] = {}
+    for step in program.plan.single_steps:
+        if isinstance(step, KernelStep):
+            kernel = program.kernels[step.kernel]
+            if isinstance(kernel, CompiledKernel) and kernel.product:
+                steps.setdefault(kernel.product, []).append(step)
+    types = {kernel.name: kernel for kernel in program.plan.kernels}
+    for alike in steps.values():
+        name = alike[0].kernel  # another with the same product differs in its epilogue only
+        same = [step for step in alike if step.kernel == name]
+        loaded = LoadedKernel(program.kernels[name])
+        make = partial(_of_steps, program, same, types[name])
+        yield Subject(f"{name} ({len(alike)} x)", loaded, make, len(types[name].results))
+
+
+def _of_steps(
+    program: Program, steps: Sequence[KernelStep], type_: KernelType, m: int
+) -> list[list[torch.Tensor]]:
+    """The operands of each step, with random ones where they are computed."""
+    sets = []
+    for step in steps:
+        pairs = zip(step.operands, type_.operands, strict=True)
+        known = program.constants
+        tensors = [known[v] if v in known else _random(t, m) for v, t in pairs]
+        sets.append([*tensors, *(_random(t, m) for t in type_.results)])
+    weights = sum(t.nbytes for t in sets[0])
+    missing = buffer_sets(weights, last_level_cache()) - len(sets)
+    return sets + [[t.clone() for t in sets[0]] for _ in range(missing)]
+
+
+def _random(type_: TensorType | None, m: int) -> torch.Tensor:
+    """Values that are no exceptions, of `m` rows."""
+    assert type_ is not None
+    shape = [m if extent == plan.DYNAMIC else extent for extent in type_.shape]
+    dtype = plan.DTYPES[type_.dtype]
+    if dtype.itemsize > 1 and dtype.is_floating_point:
+        return torch.rand(shape).to(dtype)
+    return torch.randint(0, 64, shape, dtype=torch.uint8).view(dtype)
 
 
 def tune(
-    cases: Sequence[Product],
+    subjects: Iterable[Subject],
     rows: Sequence[int],
-    kernels: Kernels,
+    threads: int,
     measure: Measure,
     seconds: float,
 ) -> Iterator[Outcome]:
     """Measure each product with each number of rows; begin none after so many seconds."""
     end = time.monotonic() + seconds
-    for case in cases:
-        made = _Made(case, kernels)
+    for subject in subjects:
         for first, m in ranges_of(rows):
             if time.monotonic() > end:
                 return
-            yield _outcome(made, first, m, measure)
+            yield _outcome(subject, first, m, threads, measure)
 
 
 def ranges_of(rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -139,50 +201,45 @@ def ranges_of(rows: Sequence[int]) -> list[tuple[int, int]]:
     return [(before + 1, m) for before, m in zip([0, *known], known, strict=False)]
 
 
-class _Made:
-    """A product's kernel, and weights that no cache holds."""
-
-    def __init__(self, case: Product, kernels: Kernels) -> None:
-        self.case, self.kernels = case, kernels
-        self.kernel = kernels.load(case.text).compiled
-
-    @cached_property
-    def weight(self) -> Weight:
-        return Weight(self.case.scheme, self.case.n, self.case.k)
-
-    def calls(self, choice: Choice, m: int) -> tuple[list[Call], list[torch.Tensor]]:
-        """A call for each copy of the weight, and their results."""
-        x = make_activations(self.case.scheme, m, self.case.k)
-        weights = list(zip(*self.weight.packed, strict=True))
-        outs = [torch.empty(m, self.case.n, dtype=torch.bfloat16) for _ in weights]
-        text, bind = self.case.text, self.kernels.bind
-        calls = [
-            bind(text, [*x.tensors, *pair, out], m, choice)
-            for pair, out in zip(weights, outs, strict=True)
-        ]
-        return calls, outs
-
-
-def _outcome(made: _Made, first: int, m: int, measure: Measure) -> Outcome:
-    found = {name_of(c): c for c in candidates(made.kernel, m, made.kernels.threads)}
-    calls, expected = {}, None
+def _outcome(subject: Subject, first: int, m: int, threads: int, measure: Measure) -> Outcome:
+    found = {name_of(c): c for c in candidates(subject.kernel.compiled, m, threads)}
+    sets = subject.make(m)
+    calls: dict[str, list[Call]] = {}
+    expected: list[torch.Tensor] = []
     for name, choice in found.items():
-        calls[name], outs = made.calls(choice, m)
+        calls[name] = [_bound(subject.kernel, tensors, m, threads, choice) for tensors in sets]
         calls[name][0]()
-        expected = outs[0] if expected is None else expected
-        if not torch.equal(outs[0].view(torch.int16), expected.view(torch.int16)):
-            raise QfuseError(
-                f"{made.case} M {m}: {name} computes other bits than {next(iter(found))}"
-            )
+        made = [t.contiguous().view(torch.uint8) for t in sets[0][-subject.results :]]
+        expected = expected or [t.clone() for t in made]
+        if not all(map(torch.equal, made, expected)):
+            usual = next(iter(found))
+            raise QfuseError(f"{subject} M {m}: {name} computes other bits than {usual}")
+        for tensor in made:
+            tensor.zero_()
     seconds = measure(calls)
     best = min(seconds, key=lambda name: seconds[name])
-    modelled = next(iter(found.values()))
-    return Outcome(made.case, made.kernel.product, first, m, modelled, found[best], seconds)
+    return Outcome(subject, first, m, next(iter(found.values())), found[best], seconds)
+
+
+def _bound(
+    kernel: LoadedKernel, tensors: list[torch.Tensor], m: int, threads: int, choice: Choice
+) -> Call:
+    scratch = aligned_bytes(kernel.compiled.scratch_bytes(m, threads, choice), _CPU)
+    pointers = [t.data_ptr() for t in tensors]
+    launch = kernel.bind(pointers, m, threads, scratch.data_ptr(), choice)
+
+    def call(kept: object = (tensors, scratch)) -> None:
+        launch()
+
+    return call
 
 
 def on_this_machine(calls: Mapping[str, Sequence[Call]]) -> Mapping[str, float]:
-    """`Measure` by the clock, in rounds in which all take turns."""
-    return measure(calls).seconds
+    """`Measure` by the clock: the least of many rounds in which all take turns.
+
+    What else the machine does makes some of them longer, and none shorter.
+    """
+    return {name: min(taken) for name, taken in interleaved(calls).items()}
 
 
 def merged(table: Table, outcome: Outcome) -> Table:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
 
-SUITES = ("cpu-linear", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
+SUITES = ("cpu-linear", "cpu-mlp", "cpu-model", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
 _MOE = ("cpu-moe", "gpu-moe")
-_CPU = ("cpu-linear",)
+_CPU = ("cpu-linear", "cpu-mlp", "cpu-model")
 
 
 def add(commands: Any) -> None:
@@ -48,6 +49,9 @@ def add(commands: Any) -> None:
     )
     tune.add_argument(
         "--most", type=_number, default=24, metavar="N", help="tiles to measure for each range of M"
+    )
+    tune.add_argument(
+        "--model", type=Path, metavar="FILE", help="on a CPU: the products of this .qfuse file"
     )
     tune.add_argument("--only", metavar="SCHEME,...", help="on a CPU; say fp8,q4_k")
     tune.add_argument(
@@ -106,14 +110,20 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[s
 
 
 def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
-    """Header and rows of cpu-linear."""
-    from qfuse.tools.bench import cpu_linear
+    """Header and rows of cpu-linear, cpu-mlp and cpu-model."""
+    from qfuse.tools.bench import cpu_linear, cpu_mlp, cpu_model
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_schemes import parse_schemes
 
-    schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
-    shapes = cpu_linear.parse_shapes(args.shapes)
-    measured = cpu_linear.run(shapes, rows, schemes, args.compile)
+    if args.suite == "cpu-model":
+        if args.shapes or args.m:
+            raise QfuseError("--shapes and --m are not for cpu-model, whose models are given")
+        measured = cpu_model.run(cpu_model.parse_models(args.only), args.compile)
+    else:
+        suite = cpu_mlp if args.suite == "cpu-mlp" else cpu_linear
+        schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
+        shapes = cpu_linear.parse_shapes(args.shapes, suite.SHAPES)
+        measured = suite.run(shapes, rows, schemes, args.compile)
     return next(measured), measured
 
 
@@ -158,7 +168,7 @@ def _tune(args: argparse.Namespace) -> int:
 def _tune_cpu(args: argparse.Namespace) -> int:
     import torch
 
-    from qfuse.compiler import options
+    from qfuse.compiler import load, options
     from qfuse.lowering.cpu.entry_table import Table, difference, read_table, signature
     from qfuse.tools import cpu_tune
     from qfuse.tools.bench.cases import parse_rows
@@ -167,8 +177,15 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     from qfuse.tools.bench.cpu_schemes import parse_schemes
     from qfuse.tools.files import check_writable, write_text
 
-    cases = cpu_tune.products(parse_shapes(args.shapes), parse_schemes(args.only))
     rows, threads = parse_rows(args.m, ROWS), torch.get_num_threads()
+    if args.model is not None:
+        if args.shapes or args.only:
+            raise QfuseError("--model has shapes and schemes of its own")
+        subjects = cpu_tune.of_program(load(args.model).program)
+    else:
+        shapes, schemes = parse_shapes(args.shapes), parse_schemes(args.only)
+        kernels = Kernels(options.CompileOptions.make("cpu"), threads)
+        subjects = cpu_tune.of_schemes(shapes, schemes, kernels)
     table = Table(signature(threads))
     if args.table is not None:
         check_writable(args.table)
@@ -177,22 +194,22 @@ def _tune_cpu(args: argparse.Namespace) -> int:
             if why := difference(old.signature, table.signature):
                 raise QfuseError(f"{args.table} cannot be added to: {why}; name another file")
             table = old
-    kernels = Kernels(options.CompileOptions.make("cpu"), threads)
-    outcomes = []
-    for outcome in cpu_tune.tune(cases, rows, kernels, cpu_tune.on_this_machine, args.seconds):
+    outcomes, start = [], time.monotonic()
+    for outcome in cpu_tune.tune(subjects, rows, threads, cpu_tune.on_this_machine, args.seconds):
         outcomes.append(outcome)
         table = cpu_tune.merged(table, outcome)
         if args.table is not None:  # after each, so that what was found is kept
             write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
         print(cpu_tune.line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
-    wanted = len(cases) * len(set(rows))
+    stopped = time.monotonic() - start > args.seconds
     if args.json:
         found = [outcome.to_json() for outcome in outcomes]
-        print(json.dumps({"signature": signature(threads), "outcomes": found, "wanted": wanted}))
+        data = {"signature": signature(threads), "outcomes": found, "stopped": stopped}
+        print(json.dumps(data))
         return 0
     print(cpu_tune.summary(outcomes))
-    if len(outcomes) < wanted:
-        print(f"{wanted - len(outcomes)} of {wanted} were not measured in {args.seconds} s")
+    if stopped:
+        print(f"stopped after {args.seconds} s; name fewer, or give it more --seconds")
     if args.table is not None:
         gains = sum(outcome.gains for outcome in outcomes)
         print(f"{args.table}: {gains} gained; set QFUSE_CPU_TABLE={args.table} to use it")
@@ -208,8 +225,8 @@ def _tune_gpu(args: argparse.Namespace) -> int:
     from qfuse.tools.bench.gemm import open_machine
     from qfuse.tools.files import check_writable, write_text
 
-    if args.check or args.only:
-        raise QfuseError("--check and --only are for --target cpu")
+    if args.check or args.only or args.model:
+        raise QfuseError("--check, --only and --model are for --target cpu")
     gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
     check_writable(args.table)
     table = tune.open_table(args.table)

@@ -1,6 +1,6 @@
-"""Whether a library product is faster than ours: measured where a table knows, else estimated.
+"""Whether a library product is estimated to be faster than ours.
 
-Ours is what `tile_model` says of the tiles that would be chosen.  The library's is a roofline with
+Ours is what `tile_model` says of the tiles that would be chosen, by a table or by that model.  The library's is a roofline with
 what such products reach of the peak, plus the same overhead of a launch, plus one pass over the
 result for an epilogue that it has not.
 """
@@ -86,7 +86,7 @@ def preference_of(product: ir.Operation, target: str) -> Preference:
 
 
 def _never(_call: str, _apart: bool, _first: int, _last: int | None) -> Verdict:
-    return Verdict(False, "there is no estimate for it; measure with qfuse tune")
+    return Verdict(False, "there is no estimate for it")
 
 
 def problem_of(product: ir.Operation, gpu: Gpu) -> Problem | None:

@@ -172,7 +172,7 @@ def rules_text() -> str:
         "",
         "Made from `rules.py` and `conditions.py`; the first rule for a number of rows M whose",
         "conditions all hold decides. Rules marked `by cost` count where library products are",
-        "asked for (`blas=on`), or where their call is estimated (or was measured) faster.",
+        "asked for (`blas=on`), or where their call is estimated to be faster.",
         "",
     ]
     for number, rule in enumerate(RULES, 1):

@@ -106,8 +106,9 @@ def int_mm(
     """i8 with one scale for each row of x and of w: exact sums, scaled afterwards."""
     assert bias is None
     sums = torch._int_mm(_rows(x), w.t())
-    y = sums * (x_scale.reshape(-1, 1) * w_scale.reshape(1, -1))
-    return y.to(dtype).view(*x.shape[:-1], w.shape[0])
+    scales = x_scale.reshape(-1, 1) * w_scale.reshape(1, -1)
+    y = torch.mul(sums, scales, out=scales.new_empty(scales.shape, dtype=dtype))
+    return y.view(*x.shape[:-1], w.shape[0])
 
 
 def grouped_mm(x: torch.Tensor, w: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ def find(product: str, m: int, threads: int) -> Entry | None:
     if not path:
         return None
     table = _in_use(path, threads)
-    return table and table.find(product, m)
+    return None if table is None else table.find(product, m)
 
 
 @cache

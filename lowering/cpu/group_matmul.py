@@ -72,7 +72,7 @@ class GroupKernel(ProductKernel):
         self.inputs = inputs_of(signature.op, signature.operands)
         self.experts = signature.operands[1].shaped.shape[0]
         self.table_elements = 3 * round_up(self.experts + 1, LANES)
-        rows = self.product.direct_rows
+        rows = [r for r in self.product.direct_rows if r <= self.unit]
         self.few_rows = tuple(zip((0, *rows), rows, strict=False))
         """(low, high): more than `low` rows are multiplied as `high`, directly."""
 
@@ -82,8 +82,8 @@ class GroupKernel(ProductKernel):
         f = Function("run", entry_parameters(self.signature.data))
         shared, _, counters, _, chunk = f.params[-5:]
         area = f.imul(chunk, width)
-        before_totals = self.table_elements + width * p.block_steps
-        slot_elements = f.address(before_totals, (area, self.areas))
+        before_totals = f.iadd(self.decoded_elements(chunk, f), self.table_elements)
+        slot_elements = f.address((area, self.areas), before_totals)
         slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
         decoded = f.iadd(slot, self.table_elements)
         totals = Totals(f.iadd(slot, before_totals), area)

@@ -2,15 +2,15 @@
 
 | entry | rows of x | how |
 |---|---|---|
-| run1, run4, run8 | 1, 2 to 4, 5 to 8 | each thread packs x; weights are decoded in registers |
+| run1, run4, .. | up to 1, 4, 8, 16 | each thread packs x; weights are decoded in registers |
 | run_units | some more | a prepass packs x; the same for 8 rows after the other, tile by tile |
 | run | any more | a prepass packs x; a decoded block of the weight serves many rows |
 
 A slot, a thread's scratch, holds:
 
-    slot of run1, run4, run8:   x [steps][rows]            totals [areas][rows][tile]
-    slot of run_units:                                     totals [areas][rows][tile]
-    slot of run:                decoded block [tile][bk]   totals [areas][rows][tile]
+    slot of run1, run4, ..:   x [steps][rows]                      totals [areas][rows][tile]
+    slot of run_units:                                             totals [areas][rows][tile]
+    slot of run:              decoded block [tile][bk], products   totals [areas][rows][tile]
 
 Which serves how many rows is what product_cost.py expects to be fastest, unless a table of
 measurements says otherwise (entry_table.py).  Without AVX-512 there are run1, for one row, and
@@ -96,15 +96,15 @@ class _Kernel(ProductKernel):
         """The weight of a tile is read from memory for the first unit, from a cache for others."""
         p, width = self.product, self.tile
 
-        def multiply(f: Function, tile: Tile, x: Rows, slot: Index, area: Index) -> Totals:
+        def multiply(f: Function, tile: Tile, x: Rows, _slot: Index, totals: Totals) -> None:
             units = f.idiv(f.iadd(x.count, self.unit - 1), self.unit)
             with f.loop(0, units) as turn:
                 at = f.address(x.at, (turn.iv, p.block_elements(self.unit)))
-                totals = Totals(f.address(slot, (turn.iv, self.unit * width)), area)
-                self.direct(f, product, tile, Rows(self.unit, x.x, at, x.stride), totals)
-            return Totals(slot, area)
+                out_at = f.address(totals.at, (turn.iv, self.unit * width))
+                rows = Rows(self.unit, x.x, at, x.stride)
+                self.direct(f, product, tile, rows, Totals(out_at, totals.area))
 
-        f = self.packed_rows_function("run_units", width, 0, multiply)
+        f = self.packed_rows_function("run_units", width, multiply)
         return f, Entry(
             f.symbol,
             limit=UNITS_ROWS,
@@ -118,14 +118,8 @@ class _Kernel(ProductKernel):
         )
 
     def many_rows_entry(self) -> tuple[Function, Entry]:
-        decoded = self.wide_tile * self.product.block_steps
-
-        def multiply(f: Function, tile: Tile, x: Rows, slot: Index, area: Index) -> Totals:
-            totals = Totals(f.iadd(slot, decoded), area)
-            self.tiled(f, tile, x, slot, totals)
-            return totals
-
-        f = self.packed_rows_function("run", self.wide_tile, decoded, multiply)
+        before_totals = self.decoded_elements
+        f = self.packed_rows_function("run", self.wide_tile, self.tiled, before_totals)
         work = self.layout.packed_bytes
         row_work = work // MULTIPLICATIONS_PER_BYTE
         return f, self.tiled_entry(limit=None, work=work, row_work=row_work)
@@ -134,19 +128,20 @@ class _Kernel(ProductKernel):
         self,
         symbol: str,
         width: int,
-        before_totals: int,
-        multiply: Callable[[Function, Tile, Rows, Index, Index], Totals],
+        multiply: Callable[[Function, Tile, Rows, Index, Totals], None],
+        before_totals: Callable[[Index, Function], Index] = lambda rows, f: 0,
     ) -> Function:
         """A phase after `pack` whose tasks are a tile of `width` columns for a chunk of rows.
 
-        `multiply(f, tile, x, slot, area)` emits the code of one; areas of totals lie in the slot,
-        behind `before_totals` elements.
+        `multiply(f, tile, x, slot, totals)` emits the code of one.  Its totals lie in the slot of a
+        thread, behind `before_totals` elements.
         """
         f = Function(symbol, entry_parameters(self.signature.data))
         shared, _, counters, m, rows = f.params[-5:]
-        area = f.imul(rows, width)
-        slot_elements = f.address(before_totals, (area, self.areas))
+        area, before = f.imul(rows, width), before_totals(rows, f)
+        slot_elements = f.address((area, self.areas), before)
         slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
+        totals = Totals(f.iadd(slot, before), area)
         size = self.product.block_elements(self.unit)
         stride = f.imul(self.units(f), size)
         chunks = f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
@@ -155,7 +150,7 @@ class _Kernel(ProductKernel):
             count = f.imin(rows, f.isub(m, row))
             x = Rows(count, shared, f.imul(f.idiv(row, self.unit), size), stride)
             for tile, epilogue in self.for_tile(f, f.idiv(ticket, chunks), width):
-                totals = multiply(f, tile, x, slot, area)
+                multiply(f, tile, x, slot, totals)
                 f.call(epilogue, [*f.params, totals.at, row, count, tile.number, rows, width, 0])
         return f
 

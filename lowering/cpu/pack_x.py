@@ -1,7 +1,8 @@
 """Packing rows of x: as steps, with what the product needs of each run.
 
-Each run is [steps][rows] of 32-bit elements.  Where x has scales or sums are needed, sixteen
-elements follow: the scale of each row, f32, and from the ninth on what each row corrects by.
+Each run is [steps][rows] of 32-bit elements.  Where x has scales or sums are needed, as many
+elements follow for each: the scales of the rows, f32, and what each row corrects by; for no fewer
+than eight rows, so that all begin at vectors.
 So the loops that multiply need to know nothing else of x.
 """
 
@@ -13,7 +14,7 @@ from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Index, Value, vector
 from qfuse.lowering.cpu.fp8 import FORMATS, decode
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import BYTE_COLUMNS
-from qfuse.lowering.cpu.product import LANES, Product
+from qfuse.lowering.cpu.product import LANES, Product, trailer_rows
 from qfuse.lowering.cpu.scales import load_scale
 from qfuse.lowering.cpu.signature import Tensor
 
@@ -102,7 +103,7 @@ def _pack_trailers(
             if p.corrected:
                 total = _sum_of_run(p, lanes, x, bases[i], start)
                 value = _correction(p, f, total, scale)
-                f.store(value, to.target, f.iadd(out, LANES // 2 + i))
+                f.store(value, to.target, f.iadd(out, trailer_rows(count) + i))
 
 
 def _scale_type(x: Tensor) -> str:

@@ -128,7 +128,7 @@ class Product:
 
     def run_elements(self, rows: int) -> int:
         """32-bit elements of a run of `rows` packed rows of x: steps, then scales and sums."""
-        trailer = LANES if self.x_group is not None or self.corrected else 0
+        trailer = 2 * trailer_rows(rows) if self.x_group is not None or self.corrected else 0
         return self.run_steps * rows + trailer
 
     def block_elements(self, rows: int) -> int:
@@ -150,7 +150,7 @@ class Product:
     @property
     def direct_rows(self) -> tuple[int, ...]:
         """Numbers of rows for which decoded weights go straight into the products."""
-        return (1, 4, 8) if self.level == "avx512" else (1,)
+        return (1, 4, 8, 16) if self.level == "avx512" else (1,)
 
     @property
     def parts(self) -> int:
@@ -161,6 +161,11 @@ class Product:
     def shares(self) -> int:
         """Into how many stretches the tiled loop divides a block of one group."""
         return STRIPS // self.tile_strips * self.parts
+
+    def scale_serves(self, columns: int) -> bool:
+        """Whether rows of x have one scale for a block, and `columns` of w have another."""
+        by_block = self.layout.by_block and self.layout.bn % columns == 0
+        return by_block and self.x_group is not None and self.runs == 1 and not self.scaled_once
 
     @property
     def prefetches(self) -> bool:
@@ -187,6 +192,11 @@ class Product:
         return None
 
 
+def trailer_rows(rows: int) -> int:
+    """How many scales, and sums, lie behind a run: whole vectors of both."""
+    return max(rows, LANES // 2)
+
+
 @dataclass(frozen=True)
 class RowOfX:
     """What one packed row carries for a run."""
@@ -194,6 +204,8 @@ class RowOfX:
     scale: Value | None
     correction: Value | None
     """Minus what its sum stands for: i32, or f32 where values have minimums."""
+    product: Value | None = None
+    """Its scale times that of w, where all of a tile share the latter."""
 
 
 def load_rows(p: Product, f: Function, x: Value, run: Index, rows: int, count: int) -> list[RowOfX]:
@@ -205,7 +217,7 @@ def load_rows(p: Product, f: Function, x: Value, run: Index, rows: int, count: i
             at = f.iadd(run, p.run_steps * rows + row)
             scale = f.bitcast(f.load(x, at, "i32"), "f32")
         if p.corrected:
-            at = f.iadd(run, p.run_steps * rows + LANES // 2 + row)
+            at = f.iadd(run, p.run_steps * rows + trailer_rows(rows) + row)
             correction = f.load(x, at, "i32")
             if p.has_minimums:
                 correction = f.bitcast(correction, "f32")
@@ -289,6 +301,8 @@ def add_run(
 
 def _scale_of(f: Function, of_strip: StripScale, row: RowOfX) -> Value:
     """f32 lanes."""
+    if row.product is not None:
+        return f.broadcast(row.product)
     scale = of_strip.scale
     assert scale is not None
     if scale.type == F32:

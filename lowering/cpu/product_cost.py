@@ -35,7 +35,7 @@ _DECODE = {8: 1.5, 4: 2.0, 6: 13.0}
 _MINIMUMS = 3.0
 """Taking minimums off each row of a run of q4_k, at each pass."""
 
-_CLEARLY = 0.95
+_CLEARLY = 0.98
 """Of the time of `run` that `run_units` takes at most where it is chosen."""
 
 

@@ -20,11 +20,11 @@ from qfuse.lowering.cpu.kernel import Entry
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import GROUP, WeightLayout
 from qfuse.lowering.cpu.pack_x import PackedX, pack_rows
-from qfuse.lowering.cpu.product import LINE, Product, clear
+from qfuse.lowering.cpu.product import LANES, LINE, Product, clear
 from qfuse.lowering.cpu.quantized import activation_error, qtensor_error
 from qfuse.lowering.cpu.region import region_error
 from qfuse.lowering.cpu.signature import Signature, weight_layout
-from qfuse.lowering.cpu.tiled import build_decode, build_scale, build_tile
+from qfuse.lowering.cpu.tiled import build_decode, build_products, build_scale, build_tile
 
 MULTIPLICATIONS_PER_BYTE = 16
 """Multiplications done in the time of one byte of memory traffic."""
@@ -128,7 +128,19 @@ class ProductKernel:
         self.multiply = {
             rows: build_tile(self.product, rows, self.wide_tile) for rows in self.product.tile_rows
         }
+        self.products = build_products(self.product) if self._keeps_products else None
         self.scale = build_scale(self.product, self.wide_tile) if self.product.scaled_once else None
+
+    @property
+    def _keeps_products(self) -> bool:
+        return self.product.scale_serves(self.wide_tile)
+
+    def decoded_elements(self, rows: Index, f: Function) -> Index:
+        """Of a decoded block, and of what lies behind it."""
+        elements = self.wide_tile * self.product.block_steps
+        if not self._keeps_products:
+            return elements
+        return f.iadd(elements, f.imul(f.idiv(rows, self.unit), LANES))
 
     def tiles(self, width: int) -> int:
         """How many tiles of this width there are."""
@@ -187,6 +199,11 @@ class ProductKernel:
                     group = f.iadd(first, each.iv)
                     f.call(self.decode, [weight, w_scale, slots, source, to, group, column])
                 position = [*of_scales, block.iv]
+                if self.products is not None:
+                    x_block = f.address(rows.at, (block.iv, rows.stride))
+                    to = f.iadd(decoded, self.wide_tile * p.block_steps)
+                    place = [*position, x_block, units, to]
+                    f.call(self.products, [*self._sources(f, rows), *place])
                 self._multiply_block(f, position, rows, decoded, sums, start, groups)
             if self.scale is not None:
                 with f.loop(0, units) as turn:
@@ -199,6 +216,7 @@ class ProductKernel:
         """An entry `run` before which `pack` packs x in units, with slots for `tiled`."""
         p = self.product
         slot_bytes += 4 * self.wide_tile * p.block_steps
+        products = LANES // self.unit if self._keeps_products else 0
         return Entry(
             "run",
             before=("pack",),
@@ -207,14 +225,14 @@ class ProductKernel:
             rows_multiple=self.unit,
             shared_row_bytes=4 * p.packed_elements(self.unit) // self.unit,
             slot_bytes=slot_bytes,
-            slot_row_bytes=4 * self.areas * self.wide_tile,
+            slot_row_bytes=4 * (self.areas * self.wide_tile + products),
             **fields,
         )
 
     @property
     def tiled_functions(self) -> list[Function]:
-        scale = [self.scale] if self.scale is not None else []
-        return [self.decode, *self.multiply.values(), *scale]
+        others = [f for f in (self.products, self.scale) if f is not None]
+        return [self.decode, *self.multiply.values(), *others]
 
     def _groups(self, f: Function, tile: Tile, part: int) -> tuple[Index, Index]:
         """The first group, of all of the packed weight, of a tile of a part, and how many."""

@@ -1,6 +1,8 @@
 """Products for many rows of x: one decoded block of the weight serves all of them."""
 
-from qfuse.lowering.cpu.emit import I32, Function, Index, Value
+from dataclasses import replace
+
+from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value
 from qfuse.lowering.cpu.layout import GROUP
 from qfuse.lowering.cpu.product import (
     LANES,
@@ -55,12 +57,36 @@ def build_decode(p: Product) -> Function:
     return f
 
 
+def build_products(p: Product) -> Function:
+    """The scale of each row of x times that of w, for a K block, [units][16] at slots[to].
+
+    Called as products(sources..., scale_row, last_scale_row, column, kb, x_at, units, to), with the
+    arguments of `build_tile`.  A multiplication takes a number from memory for all lanes at once;
+    from a register it would have to be shuffled there.
+    """
+    index = index_params("scale_row", "last", "column", "kb", "x_at", "units", "to")
+    f = Function("products", [*source_params(p), *index])
+    _, w_scale, x, slots = f.params[: len(f.params) - len(index)]
+    scale_row, last, column, kb, x_at, units, to = index
+    unit = p.tile_rows[0]
+    source = scale_source(p, f, w_scale, scale_row, last, column)
+    (of_strip,) = source.of_strips(1, f.imul(kb, p.layout.block))
+    scale = f.broadcast(of_strip.scale)
+    with f.loop(0, units) as turn:
+        at = f.address(x_at, (turn.iv, p.block_elements(unit)), p.run_steps * unit)
+        of_rows = f.bitcast(f.load(x, at, I32), F32)
+        product = f.bitcast(f.mul(of_rows, scale), I32)
+        f.store(product, slots, f.address(to, (turn.iv, LANES)))
+    return f
+
+
 def build_tile(p: Product, rows: int, stride: int) -> Function:
     """`rows` rows of packed x by a decoded K block of a tile of columns.
 
     Called as tile(sources..., scale_row, last_scale_row, column, kb, x_at, w_at, out_at, from,
     groups, turn, lines): the block of x at x[x_at], packed in tile_rows[0] rows, the decoded block
-    at slots[w_at], the totals [rows][stride] at slots[out_at].
+    at slots[w_at], behind it what `build_products` made if it has to, the totals [rows][stride] at
+    slots[out_at].
 
     The block was decoded from w[from]; the next one is prefetched meanwhile, spread over the
     calls, so that the memory works while the multipliers do: each column of strips fetches
@@ -78,6 +104,13 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
     one_run = p.runs == 1
     x_stride = steps * unit if one_run else p.run_elements(unit)
     of_rows = load_rows(p, f, x, x_at, unit, rows) if one_run else []
+    if p.scale_serves(stride):
+        products = f.address(w_at, stride * p.block_steps, (turn, LANES))
+        each = [f.load(slots, f.iadd(products, r), "i32") for r in range(rows)]
+        of_rows = [
+            replace(row, product=f.bitcast(product, "f32"))
+            for row, product in zip(of_rows, each, strict=True)
+        ]
     per_group = GROUP // width
     with f.loop(0, f.imul(groups, per_group)) as columns:
         group, place = (g(columns.iv, per_group) for g in (f.idiv, f.imod))

@@ -1,16 +1,20 @@
 """Tiles that were measured to be best, as data: a file of entries, each for some rows of a product.
 
 `tile_table.json` beside this file comes with qfuse.  Entries of a table of your own, which
-`qfuse tune` writes and the variable QFUSE_TILE_TABLE names, precede it.
+`qfuse tune` writes and the variable QFUSE_TILE_TABLE names, precede it.  An entry is for a target,
+compiled for anywhere; with another Triton than it was measured with, whose code is other code, it
+does not count, and a remark says so.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from qfuse.dialects.types import STORAGE_BITS
 from qfuse.lowering.triton.gpu import GPUS, Gpu
 from qfuse.lowering.triton.problem import Problem
 from qfuse.lowering.triton.tiles import Config
+
+log = logging.getLogger("qfuse")
 
 VERSION = 1
 VARIABLE = "QFUSE_TILE_TABLE"
@@ -175,7 +181,28 @@ def _read(path: Path, stamp: int) -> Table:
         raise QfuseError(f"cannot read tile table {path}: {error.strerror}") from None
     except ValueError as error:
         raise QfuseError(f"tile table {path} is not JSON: {error}") from None
-    return parse_table(data, str(path))
+    return _of_this_triton(parse_table(data, str(path)), path)
+
+
+def _of_this_triton(table: Table, path: Path) -> Table:
+    """Without the entries that were measured with another Triton."""
+    try:
+        here = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return table  # nothing is compiled without it
+    others = {e.measured.get("triton", here) for e in table.entries} - {here}
+    if not others:
+        return table
+    kept = tuple(e for e in table.entries if e.measured.get("triton", here) == here)
+    log.warning(
+        "remark: %d entries of tile table %s are not used: they were measured with Triton %s, and "
+        "this is %s; measure again with qfuse tune",
+        len(table.entries) - len(kept),
+        path,
+        ", ".join(sorted(map(str, others))),
+        here,
+    )
+    return Table(kept)
 
 
 def parse_table(data: Any, name: str) -> Table:

@@ -127,6 +127,26 @@ func.func @square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.nam
 
 // -----
 
+// Of one type.
+// SM80:    dispatch-plain-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16
+// SM89:    dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
+// SM90:    dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
+// SM100:   dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
+// GFX942:  dispatch-plain-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16
+// CPU:     dispatch-fp8-rows-apart: refused {{.*}}(mixed_square): any M: the target is cpu and the scheme is bf16 by f16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+func.func @mixed_square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xf16> {qfuse.name = "mixed_square"}) -> tensor<?x4096xbf16> {
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %r = arith.truncf %acc : f32 to bf16
+    %x0 = arith.extf %r : bf16 to f32
+    %s = arith.mulf %x0, %x0 : f32
+    "qfuse.yield"(%s) : (f32) -> ()
+  }) {parts = array<i64: 4096>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x2048xbf16>, tensor<4096x2048xf16>) -> tensor<?x4096xbf16>
+  return %y : tensor<?x4096xbf16>
+}
+
+// -----
+
 // But not one of several results.
 // SM80:    dispatch-plain: refused {{.*}}(two_results): M >= 2: the epilogue has 2 results of 2 parts of the weight; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // SM80:    dispatch-plain-apart: refused {{.*}}(two_results): M >= 2: it has 2; the epilogue has one result
@@ -200,6 +220,23 @@ func.func @fp8_blocks_ragged(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>, !qfuse.qtensor<tensor<1400x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">>) -> tensor<?x1400xbf16>
   return %y : tensor<?x1400xbf16>
+}
+
+// -----
+
+// Nor in other blocks.
+// SM80:    dispatch-plain, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x and w are i8 with one f32 scale for each row
+// SM89:    dispatch-plain, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
+// SM90:    dispatch-plain, fp8-blocks, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
+// SM100:   dispatch-plain, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
+// GFX942:  dispatch-plain: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-blocks: refused {{.*}}(fp8_blocks_of_64): any M: the target is cpu and the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
+func.func @fp8_blocks_of_64(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>, %w: !qfuse.qtensor<tensor<4096x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 128>, f32, "none", "none", "row_major">> {qfuse.name = "fp8_blocks_of_64"}) -> tensor<?x4096xbf16> {
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 4096>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>, !qfuse.qtensor<tensor<4096x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 128>, f32, "none", "none", "row_major">>) -> tensor<?x4096xbf16>
+  return %y : tensor<?x4096xbf16>
 }
 
 // -----

@@ -16,6 +16,7 @@ from gpu_fakes import FakeGpu, InterpretingDriver, as_binary
 
 from qfuse.compiler import block_scaled, compilation, compile, load, torch_ops
 from qfuse.compiler.runtime.executable import Executable
+from qfuse.compiler.runtime.plan import ChoiceStep, KernelStep
 from qfuse.compiler.runtime.session import Session
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton.embedding import read_kernel
@@ -95,8 +96,12 @@ def test_a_prompt_in_every_range_of_rows(cpu: Executable, gpu: OnFakeGpu) -> Non
         found, expected = gpu.exe.logits(prompt), cpu.logits(prompt)
         # sums in another order, and codes of activations that a rounding moves
         assert distance(found, expected) < 0.02, length
-    variants = [v for k in gpu.exe.program.kernels.values() for v in k.variants]
-    every = {launch.name for v in variants for launch in v.launches if v.first_m <= lengths[-1]}
+    choices = [s for s in gpu.exe.program.plan.steps if isinstance(s, ChoiceStep)]
+    chosen = {s.kernel: c for c in choices for s in c.kernel if isinstance(s, KernelStep)}
+    every = set()
+    for name, kernel in gpu.exe.program.kernels.items():
+        ours = [m for m in lengths if name not in chosen or not chosen[name].serves(m)]
+        every |= {launch.name for m in ours for launch in kernel.variant(m).launches}
     assert gpu.launched() == every
 
 

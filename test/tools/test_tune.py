@@ -1,6 +1,7 @@
 """`qfuse tune` with a clock that knows what is best, and with the interpreter as the GPU."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,9 @@ def test_each_candidate_is_checked_before_it_is_timed(monkeypatch) -> None:
 def test_the_command(monkeypatch, capsys, tmp_path: Path) -> None:
     """From nothing to a table that kernels are built by."""
     host = HostGpu(monkeypatch)
+    triton = metadata.version("triton")
     about = {"target": "cuda:sm_90", "gpu": "none", "date": "2026-11-20", "torch": "2",
-             "triton": "3"}  # fmt: skip
+             "triton": triton}  # fmt: skip
     place = host_machine(9e-6, 1e-6, 8e-6, 7e-6)  # the second is the fastest
     monkeypatch.setattr(gemm, "open_machine", lambda gpu: (place, about))
     monkeypatch.setattr("qfuse.lowering.triton.launcher.LoadedGpuKernel", host.load)
@@ -149,7 +151,7 @@ def test_the_command(monkeypatch, capsys, tmp_path: Path) -> None:
     assert "1 of 1 ranges gained, 9.00 times at most" in said and f"{VARIABLE}={path}" in said
     (entry,) = read_table(path).entries
     assert (entry.n, entry.k, entry.first_m, entry.last_m) == (256, 512, 2, 16)
-    assert entry.measured["seconds"] == [1e-6] and entry.measured["triton"] == "3"
+    assert entry.measured["seconds"] == [1e-6] and entry.measured["triton"] == triton
     monkeypatch.setenv(VARIABLE, str(path))
     assert chosen_config(Case(256, 512), SM_90, 5) == entry.config
     monkeypatch.delenv(VARIABLE)

@@ -14,9 +14,10 @@ from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.tools.bench import cpu_rowwise
 from qfuse.tools.bench.cpu_moe import cpu_header
 from qfuse.tools.bench.cpu_peers import Peer, peers
-from qfuse.tools.bench.cpu_report import OURS, Kernels, Reporter, Work
+from qfuse.tools.bench.cpu_report import CHECKED, OURS, Kernels, Reporter, Work
 from qfuse.tools.bench.cpu_schemes import (
     Activations,
     CpuScheme,
@@ -30,9 +31,6 @@ SHAPES = ((14336, 4096), (4096, 14336), (11008, 4096), (4864, 896))
 ROWS = (1, 2, 4, 8, 16, 64, 512)
 
 _SHAPE = re.compile(r"(\d+)x(\d+)")
-
-_CHECKED = 16
-"""Rows that are compared with the reference."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ def report(
 def _row(weight: Weight, m: int, subjects: Sequence[Peer], reporter: Reporter) -> dict[str, Any]:
     scheme, n, k = weight.scheme, weight.n, weight.k
     x = make_activations(scheme, m, k)
-    expected = x.values[:_CHECKED] @ weight.values.float().T
+    expected = x.values[:CHECKED] @ weight.values.float().T
     work = Work(weight.bytes + x.bytes + 2 * m * n, 2.0 * m * n * k, scheme.integers)
-    row = reporter.row(subjects, lambda subject: subject.prepare(weight, x), expected, work)
+    row = reporter.row(subjects, lambda subject: subject.prepare(weight, x), expected, [work])
     return {"case": f"{n}x{k}", "m": m, "n": n, "k": k, "scheme": scheme.name, **row}
 
 
@@ -96,14 +94,19 @@ def run(
     yield {"suite": "cpu-linear", **cpu_header(threads), "notes": skipped}
     kernels = Kernels(CompileOptions.make("cpu"), threads)
     subjects = [Ours(kernels), *peers(compile)]
+    reporter = Reporter(threads)
+    widths = list(dict.fromkeys(k for _, k in shapes))
     with torch.inference_mode():
-        yield from report(shapes, rows, schemes, subjects, Reporter(threads))
+        yield from report(shapes, rows, schemes, subjects, reporter)
+        yield from cpu_rowwise.report(widths, max(rows), schemes, kernels, compile, reporter)
 
 
-def parse_shapes(text: str | None) -> list[tuple[int, int]]:
+def parse_shapes(
+    text: str | None, default: Sequence[tuple[int, int]] = SHAPES
+) -> list[tuple[int, int]]:
     """`14336x4096,...` as N and K; raises QfuseError for other text."""
     if not text:
-        return list(SHAPES)
+        return list(default)
     found = [_SHAPE.fullmatch(part.strip()) for part in text.split(",")]
     shapes = [(int(match[1]), int(match[2])) for match in found if match]
     if len(shapes) < len(found) or not all(n and k for n, k in shapes):

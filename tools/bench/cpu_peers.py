@@ -147,4 +147,4 @@ def peers(compile: bool) -> Sequence[Peer]:
 
 def _only(weight: Weight, *names: str) -> None:
     if weight.scheme.name not in names:
-        raise QfuseError(f"has no {weight.scheme.name}")
+        raise QfuseError(f"serves {' and '.join(names)} only")

@@ -21,7 +21,6 @@ import torch
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cache import compile_cached
-from qfuse.lowering.cpu.kernel import Choice
 from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.tools.bench.cases import error_of, parsed
 from qfuse.tools.bench.cpu_limits import peak_probe, read_probe
@@ -31,6 +30,11 @@ from qfuse.tools.bench.kernels import Call, aligned_bytes
 from qfuse.tools.bench.subjects import Prepared
 
 OURS = "qfuse"
+
+CHECKED = 16
+"""Rows that are compared with the reference."""
+
+_READ, _PEAK = "read limit", "peak"
 
 _CPU = torch.device("cpu")
 
@@ -65,14 +69,15 @@ class Kernels:
             self._loaded[text] = LoadedKernel(compiled)
         return self._loaded[text]
 
-    def bind(
-        self, text: str, tensors: Sequence[torch.Tensor], m: int, choice: Choice | None = None
-    ) -> Call:
+    def bind(self, text: str, tensors: Sequence[torch.Tensor], m: int) -> Call:
         """A launch on tensors, which stay alive with it, and on scratch of its own."""
-        kernel = self.load(text)
-        scratch = aligned_bytes(kernel.compiled.scratch_bytes(m, self.threads, choice), _CPU)
+        return self.launch(self.load(text), tensors, m)
+
+    def launch(self, kernel: LoadedKernel, tensors: Sequence[torch.Tensor], m: int) -> Call:
+        """A launch of a loaded kernel."""
+        scratch = aligned_bytes(kernel.compiled.scratch_bytes(m, self.threads), _CPU)
         pointers = [t.data_ptr() for t in tensors]
-        launch = kernel.bind(pointers, m, self.threads, scratch.data_ptr(), choice)
+        launch = kernel.bind(pointers, m, self.threads, scratch.data_ptr())
 
         def call(kept: object = (tensors, scratch)) -> None:
             launch()
@@ -101,9 +106,10 @@ class Reporter:
         subjects: Sequence[S],
         prepare: Callable[[S], Prepared],
         expected: torch.Tensor,
-        work: Work,
+        works: Sequence[Work],
     ) -> dict[str, Any]:
-        """All but what is computed: `expected` are the first rows of its result, f32."""
+        """All but what is computed: `expected` are the first rows of its result, f32; `works`
+        come one after the other."""
         ready: dict[str, Prepared] = {}
         absent: dict[str, str] = {}
         own_error = None
@@ -122,22 +128,27 @@ class Reporter:
                 ready[subject.name] = made
             else:
                 absent[subject.name] = f"wrong numbers: relative error {error:.2g}"
-        return {**self._measured(ready, work), "absent": absent, "error": own_error}
+        calls = {name: made.calls for name, made in ready.items()}
+        return {**self.measured(calls, works), "absent": absent, "error": own_error}
 
-    def _measured(self, subjects: Mapping[str, Prepared], work: Work) -> dict[str, Any]:
-        probes = {"read limit": self._read, "peak": self._peaks[work.integers]}
-        calls = {name: calls for name, (calls, _) in probes.items()}
-        found = measure(calls | {name: made.calls for name, made in subjects.items()})
+    def measured(
+        self, subjects: Mapping[str, Sequence[Call]], works: Sequence[Work]
+    ) -> dict[str, Any]:
+        """What is measured of a row, by calls that were found to be right."""
+        integers = any(work.integers for work in works)
+        probes = {_READ: self._read, _PEAK: self._peaks[integers]}
+        found = measure({name: calls for name, (calls, _) in probes.items()} | {**subjects})
         seconds = found.seconds
         read, peak = (amount / seconds[name] for name, (_, amount) in probes.items())
-        memory, arithmetic = work.bytes / read, work.flops / peak
+        size, flops = sum(work.bytes for work in works), sum(work.flops for work in works)
+        floor = sum(max(work.bytes / read, work.flops / peak) for work in works)
         own = seconds.get(OURS)
         return {
             "ms": own and own * 1e3,
-            "gb_s": own and work.bytes / own / 1e9,
-            "gflop_s": own and work.flops / own / 1e9,
-            "of_limit": own and max(memory, arithmetic) / own,
-            "bound": "memory" if memory >= arithmetic else "arithmetic",
+            "gb_s": own and size / own / 1e9,
+            "gflop_s": own and flops / own / 1e9,
+            "of_limit": own and floor / own,
+            "bound": "memory" if size / read >= flops / peak else "arithmetic",
             "peers": {name: seconds[name] * 1e3 for name in subjects if name != OURS},
             "limits": {"read_gb_s": read / 1e9, "peak_gflop_s": peak / 1e9},
             "others_percent": found.others_percent,

@@ -18,7 +18,7 @@ from qfuse.tools.bench.timing import buffer_sets
 ALL = 0
 """Stands in a block for all columns."""
 
-_TORCH = {
+TORCH = {
     "bf16": torch.bfloat16,
     "f8E4M3FN": torch.float8_e4m3fn,
     "i8": torch.int8,
@@ -142,8 +142,8 @@ def dequantized(codes: torch.Tensor, scale: torch.Tensor, type_: Shaped) -> torc
     return dequantize_weight(codes, scale, type_.scheme.block, type_.scheme.packing)
 
 
-def random_weight(type_: Shaped, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales, with which products are of about the size of x."""
+def random_weight(type_: Shaped, seed: int, gain: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales, with which products are of about the size of x times `gain`."""
     generator = torch.Generator().manual_seed(seed)
     scheme = type_.scheme
     assert scheme is not None
@@ -152,13 +152,13 @@ def random_weight(type_: Shaped, seed: int) -> tuple[torch.Tensor, torch.Tensor]
     if type_.dtype == "f8E4M3FN":  # without the exponent's highest bit: below 2, and no NaN
         codes.bitwise_and_(0xBF)
     kind = scheme.packing if scheme.packing in _DEVIATIONS else type_.dtype
-    size = 1 / (_DEVIATIONS[kind] * type_.shape[1] ** 0.5)
+    size = gain / (_DEVIATIONS[kind] * type_.shape[1] ** 0.5)
     if scheme.packing in ("q4_k", "q6_k"):
         scale = _k_quant_scales(scheme.packing, type_, size, generator)
     else:
         scale = (torch.rand(type_.scale_shape, generator=generator) + 0.5) * size
-        scale = scale.to(_TORCH[scheme.scale])
-    return codes.view(_TORCH.get(type_.data_dtype, torch.int8)), scale
+        scale = scale.to(TORCH[scheme.scale])
+    return codes.view(TORCH.get(type_.data_dtype, torch.int8)), scale
 
 
 def _k_quant_scales(
@@ -191,11 +191,17 @@ class Activations:
 
 
 def make_activations(scheme: CpuScheme, m: int, k: int, seed: int = 0) -> Activations:
-    x = torch.randn(m, k, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(seed))
+    return quantized(scheme, x.bfloat16())
+
+
+def quantized(scheme: CpuScheme, x: torch.Tensor) -> Activations:
+    """x [M, K] as products of a scheme read it."""
     if scheme.x is None:
         return Activations(x, (x,), x.float())
+    m, k = x.shape
     block = _whole(scheme.x, k).block
-    codes, scale = quantize_blocks(x, block, _TORCH[scheme.x_dtype], _TORCH[scheme.x.scale])
+    codes, scale = quantize_blocks(x, block, TORCH[scheme.x_dtype], TORCH[scheme.x.scale])
     values = dequantize_blocks(codes, scale, block)
     if scheme.x.packing == "q8_1":  # each scale, and the sum of its block
         sums = values.view(m, -1, block[1]).sum(-1).to(scale.dtype)

@@ -21,6 +21,8 @@ K = TypeVar("K")
 _TYPES = {
     "f32": torch.float32,
     "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "i8": torch.int8,
     "i32": torch.int32,
     "i64": torch.int64,
     "f8E4M3FN": torch.float8_e4m3fn,
@@ -57,8 +59,8 @@ class Chain(Generic[K]):
         made = list(arguments)
         for value in self.values[len(arguments) :]:
             shapes = [(value.shape, _TYPES[value.dtype])]
-            if value.quantized:
-                shapes.append((value.scale_shape, torch.float32))
+            if value.scheme is not None:
+                shapes.append((value.scale_shape, _TYPES[value.scheme.scale]))
             made.append(
                 [torch.empty(_static(s, tokens), dtype=t, device=device) for s, t in shapes]
             )

@@ -117,6 +117,8 @@ SHOW = {
     "gpu-static": show_static,
     "gpu-gemm": show_gemm,
     "cpu-linear": show_cpu,
+    "cpu-mlp": show_cpu,
+    "cpu-model": show_cpu,
     "cpu-moe": show_moe,
     "gpu-moe": show_moe,
 }

@@ -1,7 +1,9 @@
 """Tables of measured tiles: what they say is done, and what is wrong with one is said."""
 
 import json
+import logging
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,24 @@ def entry(first: int, last: int | None, **config: Any) -> Entry:
 
 def as_json(*entries: Entry) -> dict[str, Any]:
     return json.loads(json.dumps(Table(entries).to_json()))
+
+
+def test_entries_of_another_triton_do_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = metadata.version("triton")
+    of_here, of_another = (
+        replace(entry(first, first), measured={"gpu": "none", "triton": version})
+        for first, version in ((16, here), (32, "3.1.0"))
+    )
+    path = tmp_path / "tiles.json"
+    path.write_text(json.dumps(as_json(of_here, of_another, entry(64, 64))))
+    with caplog.at_level(logging.WARNING, logger="qfuse"):
+        tables = [read_table(path) for _ in range(2)]
+    assert [[e.first_m for e in table.entries] for table in tables] == [[16, 64]] * 2
+    (record,) = caplog.records
+    assert f"1 entries of tile table {path} are not used" in record.message
+    assert f"measured with Triton 3.1.0, and this is {here}" in record.message
 
 
 def test_the_key_of_a_problem() -> None:
