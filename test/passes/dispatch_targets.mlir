@@ -133,7 +133,7 @@ func.func @square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.nam
 // SM90:    dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
 // SM100:   dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
 // GFX942:  dispatch-plain-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(mixed_square): any M: the scheme is bf16 by f16, the result bf16 and the epilogue has arith.mulf; x and w are of one type, f16, bf16 or f32, and the result, too and the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// CPU:     dispatch-fp8-rows-apart: refused {{.*}}(mixed_square): any M: the target is cpu and the scheme is bf16 by f16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
 func.func @mixed_square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xf16> {qfuse.name = "mixed_square"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -230,7 +230,7 @@ func.func @fp8_blocks_ragged(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.
 // SM90:    dispatch-plain, fp8-blocks, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
 // SM100:   dispatch-plain, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
 // GFX942:  dispatch-plain: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-plain-on-cpu: refused {{.*}}(fp8_blocks_of_64): any M: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
+// CPU:     dispatch-fp8-blocks: refused {{.*}}(fp8_blocks_of_64): any M: the target is cpu and the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
 func.func @fp8_blocks_of_64(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>, %w: !qfuse.qtensor<tensor<4096x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 128>, f32, "none", "none", "row_major">> {qfuse.name = "fp8_blocks_of_64"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
