@@ -6,6 +6,9 @@ from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Index, Value, vector
 from qfuse.lowering.cpu.lanes import I16, Lanes
 from qfuse.lowering.cpu.layout import GROUP, K_QUANTS, STRIP, WeightLayout
 
+LINE = 64
+"""Bytes of a cache line, and of a vector."""
+
 _QUIET_NAN = 0x7FC00000
 _SMALLEST = 0x00400000  # 2^-127
 
@@ -50,6 +53,17 @@ class ScaleSource:
             return None
         scales = self.layout.record_bytes - GROUP
         return self._bytes(self._record(start), strip, scales, signed=True)
+
+    def prefetch(self, start: Index, columns: int, ahead: int) -> None:
+        """Fetch the records of `columns` columns, those `ahead` columns after `start`."""
+        layout = self.layout
+        if layout.by_block or layout.whole:
+            return
+        at = self._record(start)
+        first = ahead // layout.bk * layout.record_bytes
+        size = max(1, columns // layout.bk) * layout.record_bytes
+        for line in range(first, first + size, LINE):
+            self.lanes.f.prefetch(self.w, self.lanes.f.iadd(at, line), locality=3)
 
     def _by_block(self, strips: int, start: Index) -> list[Value]:
         """Strips that share a block share the value."""
