@@ -46,11 +46,10 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
     with f.loop(0, layout.k_blocks) as block:
         base = f.address((group, layout.group_bytes), (block.iv, layout.block_bytes))
         x_block = f.address(x_at, (block.iv, x_stride))
-        if p.prefetches:
-            blocks_ahead = ceil_div(_PREFETCH_BYTES, layout.block_bytes)
-            first = f.imul(block.iv, layout.block)
-            source.prefetch(first, layout.block, blocks_ahead * layout.block)
         with f.each(p.runs) as run:
+            if p.prefetches:
+                ahead = ceil_div(_PREFETCH_BYTES, layout.block_bytes)
+                source.prefetch(f.imul(block.iv, layout.block), run, p.runs, ahead)
             start = f.address((block.iv, layout.block), (run, p.run))
             w_run = f.address(base, (run, layout.block_bytes // p.runs))
             x_run = f.address(x_block, (run, p.run_elements(rows)))

@@ -54,16 +54,17 @@ class ScaleSource:
         scales = self.layout.record_bytes - GROUP
         return self._bytes(self._record(start), strip, scales, signed=True)
 
-    def prefetch(self, start: Index, columns: int, ahead: int) -> None:
-        """Fetch the records of `columns` columns, those `ahead` columns after `start`."""
+    def prefetch(self, start: Index, part: Index, parts: int, blocks: int) -> None:
+        """Fetch what lies by row: share `part` of `parts` of the records of a block of columns,
+        that which is `blocks` after the one that begins at `start`."""
         layout = self.layout
         if layout.by_block or layout.whole:
             return
-        at = self._record(start)
-        first = ahead // layout.bk * layout.record_bytes
-        size = max(1, columns // layout.bk) * layout.record_bytes
-        for line in range(first, first + size, LINE):
-            self.lanes.f.prefetch(self.w, self.lanes.f.iadd(at, line), locality=3)
+        size = max(1, layout.block // layout.bk) * layout.record_bytes
+        f = self.lanes.f
+        at = f.address(self._record(start), blocks * size, (part, size // parts))
+        for line in range(0, size // parts, LINE):
+            f.prefetch(self.w, f.iadd(at, line), locality=3)
 
     def _by_block(self, strips: int, start: Index) -> list[Value]:
         """Strips that share a block share the value."""
