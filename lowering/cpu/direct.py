@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import Function, Index, Value
-from qfuse.lowering.cpu.layout import GROUP
+from qfuse.lowering.cpu.layout import GROUP, ceil_div
 from qfuse.lowering.cpu.product import (
     LANES,
     LINE,
@@ -47,6 +47,9 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
         base = f.address((group, layout.group_bytes), (block.iv, layout.block_bytes))
         x_block = f.address(x_at, (block.iv, x_stride))
         with f.each(p.runs) as run:
+            if p.prefetches:
+                ahead = ceil_div(_PREFETCH_BYTES, layout.block_bytes)
+                source.prefetch(f.imul(block.iv, layout.block), run, p.runs, ahead)
             start = f.address((block.iv, layout.block), (run, p.run))
             w_run = f.address(base, (run, layout.block_bytes // p.runs))
             x_run = f.address(x_block, (run, p.run_elements(rows)))

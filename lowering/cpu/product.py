@@ -18,13 +18,10 @@ from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, buffer, ve
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import GROUP, STRIP, WeightLayout
-from qfuse.lowering.cpu.scales import ScaleSource, StripScale
+from qfuse.lowering.cpu.scales import LINE, ScaleSource, StripScale
 
 LANES = STRIP
 STRIPS = GROUP // STRIP
-
-LINE = 64
-"""Bytes of a cache line, and of a vector."""
 
 _QUARTERS = 4  # of the steps of a block that is one run; those are a multiple of 16
 

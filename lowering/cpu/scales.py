@@ -6,6 +6,9 @@ from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Index, Value, vector
 from qfuse.lowering.cpu.lanes import I16, Lanes
 from qfuse.lowering.cpu.layout import GROUP, K_QUANTS, STRIP, WeightLayout
 
+LINE = 64
+"""Bytes of a cache line, and of a vector."""
+
 _QUIET_NAN = 0x7FC00000
 _SMALLEST = 0x00400000  # 2^-127
 
@@ -52,6 +55,18 @@ class ScaleSource:
             return None
         scales = self.layout.record_bytes - GROUP
         return self._bytes(self._record(start), strip, scales, signed=True)
+
+    def prefetch(self, start: Index, part: Index, parts: int, blocks: int) -> None:
+        """Fetch what lies by row: share `part` of `parts` of the records of a block of columns,
+        that which is `blocks` after the one that begins at `start`."""
+        layout = self.layout
+        if layout.by_block or layout.whole:
+            return
+        size = max(1, layout.block // layout.bk) * layout.record_bytes
+        f = self.lanes.f
+        at = f.address(self._record(start), blocks * size, (part, size // parts))
+        for line in range(0, size // parts, LINE):
+            f.prefetch(self.w, f.iadd(at, line), locality=3)
 
     def _by_block(self, strips: int, start: Index) -> list[Value]:
         """Strips that share a block share the value."""

@@ -335,7 +335,12 @@ def test_probes_do_what_they_say(small_probes: None) -> None:
     source, sums = call.args[1]  # type: ignore[attr-defined]
     source.view(torch.bfloat16).fill_(1.0)  # as f32, 1.0 and a little
     call()
-    assert float(sums.sum()) == pytest.approx(flops / 2, rel=1e-2)
+    assert float(sums.view(torch.float32).sum()) == pytest.approx(flops / 2, rel=1e-2)
+    (call,), flops = cpu_limits.peak_probe(2, integers=True)
+    source, sums = call.args[1]  # type: ignore[attr-defined]
+    source.view(torch.int8).fill_(1)
+    call()
+    assert int(sums.sum()) == flops / 2
     assert 1 << 20 <= cpu_moe.last_level_cache() <= 1 << 34
 
 

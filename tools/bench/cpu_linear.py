@@ -15,6 +15,7 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.tools.bench import cpu_rowwise
+from qfuse.tools.bench.cpu_iree import Iree
 from qfuse.tools.bench.cpu_moe import cpu_header
 from qfuse.tools.bench.cpu_peers import Peer, peers
 from qfuse.tools.bench.cpu_report import CHECKED, OURS, Kernels, Reporter, Work
@@ -71,7 +72,7 @@ def report(
 def _row(weight: Weight, m: int, subjects: Sequence[Peer], reporter: Reporter) -> dict[str, Any]:
     scheme, n, k = weight.scheme, weight.n, weight.k
     x = make_activations(scheme, m, k)
-    expected = x.values[:CHECKED] @ weight.values.float().T
+    expected = x.values[:CHECKED] @ weight.values.T
     work = Work(weight.bytes + x.bytes + 2 * m * n, 2.0 * m * n * k, scheme.integers)
     row = reporter.row(subjects, lambda subject: subject.prepare(weight, x), expected, [work])
     return {"case": f"{n}x{k}", "m": m, "n": n, "k": k, "scheme": scheme.name, **row}
@@ -93,7 +94,7 @@ def run(
     ]
     yield {"suite": "cpu-linear", **cpu_header(threads), "notes": skipped}
     kernels = Kernels(CompileOptions.make("cpu"), threads)
-    subjects = [Ours(kernels), *peers(compile)]
+    subjects = [Ours(kernels), *peers(compile), Iree()]
     reporter = Reporter(threads)
     widths = list(dict.fromkeys(k for _, k in shapes))
     with torch.inference_mode():

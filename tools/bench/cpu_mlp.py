@@ -98,10 +98,10 @@ func.func @main(%h: {h}, %norm: {norm}, %wide: {wide}, %narrow: {narrow}) -> {h}
     def reference(self, h: torch.Tensor) -> torch.Tensor:
         """f32; quantized where the fused kernels quantize."""
         n = rms_norm(h, self.norm)
-        both = self._values(n) @ self.wide.values.float().T
+        both = self._values(n) @ self.wide.values.T
         gate, up = both.chunk(2, -1)
         acted = self._values(torch.nn.functional.silu(gate) * up)
-        return acted @ self.narrow.values.float().T + h.float()
+        return acted @ self.narrow.values.T + h.float()
 
     def _values(self, x: torch.Tensor) -> torch.Tensor:
         """f32 values of what a product reads of x."""

@@ -106,12 +106,13 @@ class Weight:
 
     @cached_property
     def values(self) -> torch.Tensor:
-        """bf16 [N, K]: what an unquantized model holds."""
-        return dequantized(self.codes, self.scale, self.type).bfloat16()
+        """f32 [N, K]."""
+        return dequantized(self.codes, self.scale, self.type)
 
     @cached_property
     def dense(self) -> list[torch.Tensor]:
-        return copies([self.values], 2 * self.n * self.k)[0]
+        """bf16 [N, K]: what an unquantized model holds."""
+        return copies([self.values.bfloat16()], 2 * self.n * self.k)[0]
 
     @cached_property
     def packed(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

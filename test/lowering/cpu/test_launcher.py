@@ -1,8 +1,12 @@
 """Launches: their arguments, threads, forks, and what they refuse."""
 
+import mmap
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +95,64 @@ def test_several_python_threads() -> None:
     for t in workers:
         t.join()
     assert all(same_bits(y, wanted) for y in outputs)
+
+
+def test_stress() -> None:
+    """Ten thousand calls from four threads, each bound anew: right bits, and no memory kept."""
+    kernel, x, w = product()
+    wanted = {m: torch.zeros(m, N, dtype=torch.bfloat16) for m in (1, 7, 16, 17)}
+    for m, y in wanted.items():
+        bind(kernel, x, w, y, m, 2)()
+    wrong: list[int] = []
+
+    def work(calls: int) -> None:
+        y = torch.zeros(17, N, dtype=torch.bfloat16)
+        for number in range(calls):
+            m = list(wanted)[number % len(wanted)]
+            bind(kernel, x, w, y.fill_(0), m, 2)()
+            if not torch.equal(y[:m], wanted[m]) or bool(y[m:].any()):
+                wrong.append(m)
+
+    def call(calls: int) -> int:
+        """`calls` in all; returns the bytes that the process then has."""
+        workers = [threading.Thread(target=work, args=(calls // 4,)) for _ in range(4)]
+        for t in workers:
+            t.start()
+        for t in workers:
+            t.join()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+
+    before = call(2000)  # starts the pools of the threads
+    after = call(10000)
+    assert not wrong
+    # A launch for 17 rows has some 100 KB of scratch: had each kept its own, this were a gigabyte.
+    assert after - before < 16 << 20
+
+
+_ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_launcher import N, bind, product, same_bits
+kernel, x, w = product()
+outputs = [torch.zeros(17, N, dtype=torch.bfloat16) for _ in range(2)]
+for y, threads in zip(outputs, (1, 4)):
+    bind(kernel, x, w, y, 17, threads)()
+print(same_bits(*outputs), float(outputs[0].float().norm()))
+"""
+
+
+def test_on_one_core() -> None:
+    """As under taskset: a team of four threads takes turns there."""
+    kernel, x, w = product()
+    wanted = torch.zeros(17, N, dtype=torch.bfloat16)
+    bind(kernel, x, w, wanted, 17, 2)()
+    command = [sys.executable, "-c", _ON_ONE_CORE, str(Path(__file__).parent)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    same, norm = found.stdout.split()
+    assert same == "True" and float(norm) == float(wanted.float().norm())
 
 
 def test_works_after_fork() -> None:
