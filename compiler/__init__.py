@@ -17,7 +17,7 @@
 | compilation.py | `compile`: the whole flow on one page |
 | options.py | what can be chosen, and the environment variables |
 | frontend/ | checkpoints, GGUF files and torch modules to MLIR; the torch.compile backend |
-| torch_ops.py, torch_moe.py | our torch operators |
+| torch_ops.py, torch_moe.py, torch_router.py | our torch operators |
 | torch_glu.py | gated linear units on tensors |
 | block_scaled.py | the arithmetic of block-scaled FP8 tensors that they share |
 | quantized_linear.py | a linear layer of any quantization scheme, from its definition |

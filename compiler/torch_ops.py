@@ -3,7 +3,7 @@
     qfuse::quantized_linear   a linear layer of any quantization scheme (quantized_linear.py)
     qfuse::kv_update          write new keys or values into a cache, functionally
     qfuse::attention          causal attention over the part of a cache in use
-    qfuse::select_experts     a router, from its logits on (torch_moe.py)
+    qfuse::select_experts     a router, from its logits on (torch_router.py)
     qfuse::moe_experts        experts of any quantization scheme (torch_moe.py)
     qfuse::dense_experts      experts over plain weights (torch_moe.py)
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qfuse.compiler import gpu_attention, torch_moe
+from qfuse.compiler import gpu_attention, torch_moe, torch_router
 from qfuse.compiler.block_scaled import FP8_MAX as FP8_MAX
 from qfuse.compiler.block_scaled import quantize_blocks as quantize_blocks
 from qfuse.compiler.quantized_linear import quantized_linear
@@ -140,6 +140,7 @@ OPERATORS: tuple[tuple[str, Callable[..., Any], Callable[..., Any]], ...] = (
         attention,
         _fake_attention,
     ),
+    *torch_router.OPERATORS,
     *torch_moe.OPERATORS,
 )
 """Schema, eager implementation and shape rule of each operator."""
