@@ -355,7 +355,8 @@ class _Builder:
         """A weight that `kernel`, which holds one product, wants packed."""
         type_ = shaped(weight.type)
         value = _Quantized(self._parts_of(weight, op), type_)
-        if type_.quantized or len(type_.shape) != 3:
+        height = type_.scheme.block[0] if type_.scheme else 1
+        if len(type_.shape) != 3 or height > 1:
             return value
         parts = tuple(kernel.entry_block.operations[0].attributes["parts"])
         return replace(value, rows=parts if len(parts) > 1 else ())

@@ -98,7 +98,7 @@ class Prepare:
     `#qfuse.scheme` says, in blocks of `block`; or it is an unquantized weight alone, of the type
     `packing`.  Layout "packed" (CPU kernels) defines `packed` as uint8, 1-D, and `scale`, with the
     zero points, as `lowering.cpu.layout` draws them; "experts" is the same for one weight
-    [E, N, K], whose rows, where it is not quantized, are parts of `rows` rows.  "rows" (GPU
+    [E, N, K], whose rows, where no scale serves several, are parts of `rows` rows.  "rows" (GPU
     kernels) leaves all as they are but that each part begins at a block boundary, and defines
     `zero`, too, where there are zero points.  Further parts of "experts", and those of "stack" (its
     counterpart of GPU kernels), joined by rows, are one more expert: [E + 1, N, K].

@@ -13,7 +13,14 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cpu import cpu_features
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
-from qfuse.lowering.cpu.weights import Part, empty_weight, layout_of, pack_experts, pack_weight
+from qfuse.lowering.cpu.weights import (
+    Part,
+    empty_weight,
+    layout_of,
+    pack_experts,
+    pack_weight,
+    split_rows,
+)
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.weights import append_expert, join_rows, joined_rows
 
@@ -338,9 +345,7 @@ def _empty_weight(prepare: Prepare, types: Mapping[int, TensorType]) -> tuple[to
         if prepare.layout == "stack":
             shapes = [((experts, *t.shape[1:]), DTYPES[t.dtype]) for t in parts[0]]
             return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in shapes)
-        of_one: list[Part] = [[_meta(t)[0] for t in parts[0]]]
-        if prepare.rows:
-            of_one = [(part,) for part in of_one[0][0].split(list(prepare.rows))]
+        of_one = split_rows([_meta(t)[0] for t in parts[0]], prepare.rows)
         return empty_weight(layout_of(of_one, prepare.block, prepare.packing), experts)
     if prepare.layout == "packed":
         of_parts = [[_meta(t) for t in part] for part in parts]

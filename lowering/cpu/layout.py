@@ -95,9 +95,9 @@ class WeightLayout:
     zeros: bool = False
     """Whether there are zero points."""
     joined: bool = False
-    """The parts are rows of one tensor, each from a multiple of `bn` on, as `qfuse.concat` joins
-    them and quantized experts have them; it was packed as one part.  All parts but the last are
-    then a multiple of 64 rows."""
+    """The parts are rows of one tensor, each from a multiple of `bn` on, as experts whose scales
+    serve several rows have them; it was packed as one part.  All parts but the last are then a
+    multiple of 64 rows."""
 
     @property
     def plain(self) -> bool:

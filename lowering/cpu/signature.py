@@ -69,7 +69,8 @@ def weight_layout(w: Shaped, parts: tuple[int, ...]) -> WeightLayout:
         return plain_layout(parts, w.shape[-1], w.dtype)
     zeros = scheme.zero_point != "none"
     scale = "bytes" if scheme.scale == "i8" else scheme.scale
-    return WeightLayout(parts, w.shape[-1], *scheme.block, scheme.packing, scale, zeros, experts)
+    joined = experts and scheme.block[0] > 1
+    return WeightLayout(parts, w.shape[-1], *scheme.block, scheme.packing, scale, zeros, joined)
 
 
 def read_signature(kernel: func.FuncOp) -> Signature:

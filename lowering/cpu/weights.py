@@ -67,7 +67,7 @@ def pack_experts(
 
     All tensors are those of `pack_weight` with E in front, `scale` None where there are none.  Each
     expert has the bytes that `pack_weight` gives it as a weight of one part, or, with `rows`, as
-    one of parts of so many rows.  `appended` are the parts of one more expert behind them; without
+    one of parts of so many rows, which is for scales of one row.  `appended` are the parts of one more expert behind them; without
     `rows`, quantized ones are joined, each at a block boundary.  Returns (uint8 [bytes], scales),
     the scales f32 [E, rows, columns] or uint8 [bytes]; or (uint8 [bytes],).  Raises QfuseError as
     `pack_weight` does.
@@ -80,9 +80,7 @@ def pack_experts(
         raise QfuseError(f"pack_experts: {shapes} are not of equally many experts")
     if rows and sum(rows) != codes.shape[1]:
         raise QfuseError(f"pack_experts: codes {list(codes.shape)} are not of parts {list(rows)}")
-    every: list[Sequence[Part]] = [[each] for each in zip(*tensors, strict=True)]
-    if rows:
-        every = [[(part,) for part in weight.split(list(rows))] for weight in codes]
+    every = [split_rows(each, rows) for each in zip(*tensors, strict=True)]
     layout = layout_of(every[0], block, packing)
     if appended:
         whole = rows or layout.plain
@@ -95,6 +93,13 @@ def pack_experts(
     for parts, *memory in zip(every, *of_experts, strict=True):
         _pack("pack_experts", parts, layout, *memory)
     return made
+
+
+def split_rows(weight: Part, rows: Sequence[int]) -> list[Part]:
+    """The parts of so many rows of a weight with scales of one row, or of none; all without."""
+    if not rows:
+        return [weight]
+    return [*zip(*(tensor.split(list(rows)) for tensor in weight), strict=True)]
 
 
 def _pack(

@@ -117,7 +117,7 @@ def test_experts_of_compressed_tensors(preset, tmp_path):
     ],
 )
 def test_fp8(editable, architecture, kind, tmp_path):
-    model = editable(architecture=architecture, expert_size=128)
+    model = editable(architecture=architecture)
     model.config(torch_dtype="float32")
 
     def edit(tensors):
