@@ -22,7 +22,10 @@ from qfuse.lowering.cpu.product import (
     source_params,
 )
 
-_PREFETCH_BYTES = 8192  # ahead of the reader of a linear stream
+_PREFETCH_BYTES = 4096
+"""How far ahead of the reader of a linear stream to fetch, at least; of a run that is longer and
+read more than once, strips after strips, the whole."""
+
 _MAX_SUMS = 16  # accumulators that leave enough registers for the operands
 _UNROLLED = 4  # slices of a run
 
@@ -48,7 +51,7 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
         x_block = f.address(x_at, (block.iv, x_stride))
         with f.each(p.runs) as run:
             if p.prefetches:
-                ahead = ceil_div(_PREFETCH_BYTES, layout.block_bytes)
+                ahead = ceil_div(_distance(p), layout.block_bytes)
                 source.prefetch(f.imul(block.iv, layout.block), run, p.runs, ahead)
             start = f.address((block.iv, layout.block), (run, p.run))
             w_run = f.address(base, (run, layout.block_bytes // p.runs))
@@ -67,6 +70,11 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
         of_rows = load_rows(p, f, x, x_at, rows, rows)
         scale_totals(f, source.of_strips(STRIPS, 0), of_rows, slots, out_at, stride)
     return f
+
+
+def _distance(p: Product) -> int:
+    """Bytes ahead of what is read that are fetched."""
+    return max(_PREFETCH_BYTES, p.layout.block_bytes // p.runs)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def _multiply_slice(
         strip_at = f.iadd(at, s * p.layout.strip_bytes)
         if p.prefetches:
             for line in range(0, p.layout.strip_bytes, LINE):
-                f.prefetch(w, f.iadd(strip_at, _PREFETCH_BYTES + line), locality=3)
+                f.prefetch(w, f.iadd(strip_at, _distance(p) + line), locality=3)
         strip = load_strip(p, f, w, strip_at)
         steps.append(p.codes.steps(f, strip, zeros[s]))
     for h in range(p.slice_steps):

@@ -223,7 +223,7 @@ def run(
     yield {"suite": "cpu-mlp", **cpu_header(threads), "notes": []}
     fused, unfused = CompileOptions.make("cpu"), CompileOptions.make("cpu", ["all"])
     kernels = Kernels(fused, threads)
-    subjects = [
+    subjects: list[MlpSubject] = [
         Ours(kernels, fused),
         Ours(kernels, unfused, _BEFORE),
         Bf16(),

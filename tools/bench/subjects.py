@@ -25,8 +25,8 @@ class Prepared:
     make a part of the result, by name; all calls before have to have been made once.
     """
 
-    calls: list[Call]
-    read: list[Read] | None = None
+    calls: Sequence[Call]
+    read: Sequence[Read] | None = None
     captured: bool = True
     parts: Mapping[str, list[Call]] = field(default_factory=dict)
 

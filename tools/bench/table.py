@@ -81,8 +81,9 @@ def show_moe(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
 def show_cpu(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """What `cpu_report` found; peers in milliseconds, and how many times ours."""
     peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
-    fixed = ("case", "scheme", "M", "ms", "GB/s", "GFLOP/s", "of limit", "bound")
-    table = Table(*fixed, *peers, title=_title(header))
+    fixed = ["case", "scheme", "M", "ms", "GB/s", "GFLOP/s", "of limit", "bound"]
+    models = any("tokens_per_s" in row for row in rows)
+    table = Table(*fixed, *(["tokens/s"] if models else []), *peers, title=_title(header))
     for row in rows:
         own = row["ms"]
         times = {n: (ms, f" ({ms / own:.1f}x)" if own else "") for n, ms in row["peers"].items()}
@@ -90,6 +91,7 @@ def show_cpu(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
             *(row["case"], row["scheme"], str(row["m"])),
             *(_cell(row["ms"], ".3f"), _cell(row["gb_s"], ".1f"), _cell(row["gflop_s"], ".0f")),
             *(_cell(row["of_limit"], ".0%"), row["bound"]),
+            *([_cell(row["tokens_per_s"], ".1f")] if models else []),
             *(f"{times[n][0]:.3f}{times[n][1]}" if n in times else "-" for n in peers),
         )
     console.print(table)
