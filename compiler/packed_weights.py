@@ -11,6 +11,9 @@ from qfuse.compiler.block_scaled import dequantize_blocks, spread
 BITS = {"none": 8, "int4": 4, "fp4": 4, "q4_k": 4, "q6_k": 6}
 """Bits of a stored element of each packing."""
 
+NUMBERS = {"q4_k": 16, "q6_k": 18}
+"""Bytes that stand where a scale of a block does, by packing; one number for the others."""
+
 SUPER_BLOCK = 256
 """Columns that ggml's K-quants keep together."""
 

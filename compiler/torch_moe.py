@@ -1,7 +1,7 @@
 """Mixture-of-experts layers as torch operators: schemas' eager code and shape rules.
 
     qfuse::select_experts  a router from its logits on; the compiler has kernels for it
-    qfuse::moe_experts     experts with block-scaled FP8 weights; the compiler expands it
+    qfuse::moe_experts     experts with quantized weights of any scheme; the compiler expands it
     qfuse::dense_experts   experts with plain weights; the compiler expands it, too
 
 T tokens choose k experts each, out of E: `ids` int [T, k], where an id outside 0..E-1 is no expert
@@ -17,14 +17,16 @@ The two that run experts loop over those that were chosen, which the host has to
 call waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
-from qfuse.compiler.quantized_linear import quantized_linear
+from qfuse.compiler.packed_weights import BITS, NUMBERS
+from qfuse.compiler.quantized_linear import SCALE_DTYPES, quantized_linear
 from qfuse.compiler.torch_glu import apply_glu, make_glu
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import Glu
@@ -86,6 +88,43 @@ def padded_rows(rows: int, height: int) -> int:
     return -(-rows // height) * height
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How the weight of one of the two products is stored, and its input quantized."""
+
+    block: tuple[int, ...]
+    input_block: tuple[int, ...]
+    packing: str
+
+    def shapes(self, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the codes of one expert, and of its scales; zero points are as many as scales.
+
+        `rows` are those of each part, which begins where a block does.
+        """
+        (bn, bk), numbers = self.block, NUMBERS.get(self.packing, 1)
+        codes = (rows, columns * BITS[self.packing] // 8)
+        return codes, (-(-rows // bn), -(-columns // bk) * numbers)
+
+
+def stored_as(
+    weight_block: Sequence[int],
+    input_block: Sequence[int],
+    packing: str,
+    down_block: Sequence[int],
+    down_input: Sequence[int],
+    down_packing: str,
+) -> tuple[Stored, Stored]:
+    """That of gate and up, and of down: what is empty for down is as for gate and up."""
+    return (
+        Stored(tuple(weight_block), tuple(input_block), packing),
+        Stored(
+            tuple(down_block or weight_block),
+            tuple(down_input or input_block),
+            down_packing or packing,
+        ),
+    )
+
+
 def moe_experts(
     x: torch.Tensor,
     ids: torch.Tensor,
@@ -102,34 +141,65 @@ def moe_experts(
     alpha: float | None = None,
     gate_up_bias: torch.Tensor | None = None,
     down_bias: torch.Tensor | None = None,
+    packing: str = "none",
+    input_format: str = "dynamic",
+    gate_up_zero_point: torch.Tensor | None = None,
+    down_zero_point: torch.Tensor | None = None,
+    down_block: Sequence[int] = (),
+    down_input: Sequence[int] = (),
+    down_packing: str = "",
 ) -> torch.Tensor:
     """The experts' sum [T, H] for x [T, H], in x's type; see the top of this file.
 
-    With I = `intermediate` and `weight_block` [bn, bk]: `gate_up` FP8 [E, padded_rows(I, bn) + I,
-    H] has the gate's rows, then the up projection's from the next block boundary on;
-    `gate_up_scale` f32 [E, 2 ceil(I/bn), ceil(H/bk)].  `down` FP8 [E, H, I], `down_scale` f32
-    [E, ceil(H/bn), ceil(I/bk)].  `input_block` [1, g] quantizes the inputs of both products, per
-    row and group of g; [] leaves them as they are.  Raises QfuseError on shapes that do not fit.
+    With I = `intermediate` and `weight_block` [bn, bk]: `gate_up` [E, padded_rows(I, bn) + I, H]
+    has the gate's rows, then the up projection's from the next block boundary on;
+    `gate_up_scale` is [E, 2 ceil(I/bn), ceil(H/bk)].  `down` is [E, H, I], `down_scale`
+    [E, ceil(H/bn), ceil(I/bk)].  Elements, scales and zero points of each expert are stored as
+    `qfuse::quantized_linear` takes those of a layer; see there for `packing` and `input_format`,
+    of which "tensor" and "static" are none here.  `input_block` [1, g] quantizes the inputs, per
+    row and group of g; [] leaves them as they are.  `down_block`, `down_input` and `down_packing`
+    are those of the down projection where they differ.  Raises QfuseError on what does not fit.
     """
     tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
     constants = (intermediate, weight_block, input_block, act, limit, alpha)
-    glu = _check_experts(*tensors, *constants, gate_up_bias, down_bias)
-    blocks = -(-intermediate // weight_block[0])
+    zeros = (gate_up_zero_point, down_zero_point)
+    formats: tuple[Any, ...] = (packing, input_format, *zeros, down_block, down_input, down_packing)
+    glu = _check_experts(*tensors, *constants, gate_up_bias, down_bias, *formats)
+    wide, narrow = stored_as(
+        weight_block, input_block, packing, down_block, down_input, down_packing
+    )
 
     def product(
-        rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, at: int, count: int
+        rows: torch.Tensor,
+        stored: Stored,
+        of_expert: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        at: int,
+        count: int,
     ) -> torch.Tensor:
-        first = at // weight_block[0]
-        scales = scale[first : first - (-count // weight_block[0])]
-        codes = weight[at : at + count]
-        return quantized_linear(rows, codes, scales, None, weight_block, input_block)
+        height = stored.block[0]
+        blocks = slice(at // height, at // height - (-count // height))
+        weight, scale, zero = of_expert
+        return quantized_linear(
+            rows,
+            weight[at : at + count],
+            scale[blocks],
+            None,
+            list(stored.block),
+            list(stored.input_block),
+            stored.packing,
+            input_format,
+            None if zero is None else zero[blocks],
+        )
 
     def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
-        gate = product(rows, gate_up[e], gate_up_scale[e], 0, intermediate)
-        up = product(rows, gate_up[e], gate_up_scale[e], blocks * weight_block[0], intermediate)
+        zero, down_zero = (None if z is None else z[e] for z in zeros)
+        both = (gate_up[e], gate_up_scale[e], zero)
+        gate = product(rows, wide, both, 0, intermediate)
+        up = product(rows, wide, both, padded_rows(intermediate, wide.block[0]), intermediate)
         if gate_up_bias is not None:
             gate, up = gate + gate_up_bias[e, :intermediate], up + gate_up_bias[e, intermediate:]
-        y = product(apply_glu(glu, gate, up), down[e], down_scale[e], 0, down.shape[1])
+        last = (down[e], down_scale[e], down_zero)
+        y = product(apply_glu(glu, gate, up), narrow, last, 0, down.shape[1])
         return y if down_bias is None else y + down_bias[e]
 
     return _weighted_sum(x, ids, weights, gate_up.shape[0], expert)
@@ -222,23 +292,45 @@ def _check_experts(
     down_scale: torch.Tensor,
     intermediate: int,
     weight_block: list[int],
-    _: list[int],
+    input_block: list[int],
     act: str,
     limit: float | None = None,
     alpha: float | None = None,
     gate_up_bias: torch.Tensor | None = None,
     down_bias: torch.Tensor | None = None,
+    packing: str = "none",
+    input_format: str = "dynamic",
+    gate_up_zero_point: torch.Tensor | None = None,
+    down_zero_point: torch.Tensor | None = None,
+    down_block: Sequence[int] = (),
+    down_input: Sequence[int] = (),
+    down_packing: str = "",
 ) -> Glu:
     """Raise QfuseError, naming the argument, unless they are as `moe_experts` wants them."""
-    hidden, (bn, bk) = x.shape[-1], weight_block
-    experts, blocks = gate_up.shape[0], -(-intermediate // bn)
+    stored = stored_as(weight_block, input_block, packing, down_block, down_input, down_packing)
+    for name, legal in ((s.packing, BITS) for s in stored):
+        if name not in legal:
+            raise QfuseError(f'packing "{name}" of the experts is not one of {", ".join(legal)}')
+    if input_format not in SCALE_DTYPES:
+        raise QfuseError(
+            f'input_format "{input_format}" of the experts is not one of {", ".join(SCALE_DTYPES)}'
+        )
+    experts, hidden = gate_up.shape[0], x.shape[-1]
     _check_choices(x, ids, weights)
-    _check_shape(
-        "gate_up", gate_up, (experts, padded_rows(intermediate, bn) + intermediate, hidden)
+    padded = padded_rows(intermediate, stored[0].block[0])
+    _, (blocks, columns) = stored[0].shapes(intermediate, hidden)
+    (rows, bytes_), _ = stored[0].shapes(padded + intermediate, hidden)
+    codes, scales = stored[1].shapes(hidden, intermediate)
+    wanted = (
+        ("gate_up", gate_up, (rows, bytes_), gate_up_zero_point, (2 * blocks, columns)),
+        ("down", down, codes, down_zero_point, scales),
     )
-    _check_shape("gate_up_scale", gate_up_scale, (experts, 2 * blocks, -(-hidden // bk)))
-    _check_shape("down", down, (experts, hidden, intermediate))
-    _check_shape("down_scale", down_scale, (experts, -(-hidden // bn), -(-intermediate // bk)))
+    found = {"gate_up": gate_up_scale, "down": down_scale}
+    for name, weight, of_codes, zero, of_scales in wanted:
+        _check_shape(name, weight, (experts, *of_codes))
+        _check_shape(f"{name}_scale", found[name], (experts, *of_scales))
+        if zero is not None:
+            _check_shape(f"{name}_zero_point", zero, (experts, *of_scales))
     _check_biases(x, gate_up_bias, down_bias, experts, intermediate)
     return make_glu(act, limit, alpha)
 
@@ -334,7 +426,9 @@ OPERATORS = (
         "moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor gate_up, Tensor gate_up_scale, "
         "Tensor down, Tensor down_scale, int intermediate, int[] weight_block, int[] input_block, "
         "str act, float? limit=None, float? alpha=None, Tensor? gate_up_bias=None, "
-        "Tensor? down_bias=None) -> Tensor",
+        "Tensor? down_bias=None, str packing='none', str input_format='dynamic', "
+        "Tensor? gate_up_zero_point=None, Tensor? down_zero_point=None, int[] down_block=[], "
+        "int[] down_input=[], str down_packing='') -> Tensor",
         moe_experts,
         _fake_experts,
     ),

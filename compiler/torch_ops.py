@@ -4,7 +4,7 @@
     qfuse::kv_update          write new keys or values into a cache, functionally
     qfuse::attention          causal attention over the part of a cache in use
     qfuse::select_experts     a router, from its logits on (torch_moe.py)
-    qfuse::moe_experts        experts over block-scaled FP8 weights (torch_moe.py)
+    qfuse::moe_experts        experts of any quantization scheme (torch_moe.py)
     qfuse::dense_experts      experts over plain weights (torch_moe.py)
 
 Each has a schema, an eager implementation for any device, and a shape rule (fake).  They run in

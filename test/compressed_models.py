@@ -18,10 +18,19 @@ WIDTHS = {
 }
 
 
-def quantized_model(groups: dict[str, Any], ignore: list[str] | None = None, **choices: Any) -> Any:
-    """A qwen3 model in bf16 with random weights, scales set as a calibration would; in eval mode.
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 
-    `groups` are the `config_groups` of a `QuantizationConfig`: presets or schemes.
+
+def quantized_model(
+    groups: dict[str, Any],
+    ignore: list[str] | None = None,
+    architecture: str = "qwen3",
+    **choices: Any,
+) -> Any:
+    """A model in bf16 with random weights, scales set as a calibration would; in eval mode.
+
+    Experts have one linear layer for each matrix, as in released checkpoints.  `groups` are the
+    `config_groups` of a `QuantizationConfig`: presets or schemes.
     """
     from compressed_tensors.quantization import (
         QuantizationConfig,
@@ -31,21 +40,41 @@ def quantized_model(groups: dict[str, Any], ignore: list[str] | None = None, **c
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen3", **(WIDTHS | choices))
+    own = EXPERTS if architecture == "qwen3_moe" else {}
+    config = AutoConfig.for_model(architecture, **(WIDTHS | own | choices))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, deviation(name, parameter.shape[-1]))
-    quantization = QuantizationConfig(
-        config_groups=groups, ignore=["lm_head"] if ignore is None else ignore
-    )
+    _take_experts_apart(model)
+    if ignore is None:
+        ignore = ["lm_head", *(["re:.*mlp.gate$"] if own else [])]
+    quantization = QuantizationConfig(config_groups=groups, ignore=ignore)
     quantization.quantization_status = QuantizationStatus.FROZEN
     apply_quantization_config(model, quantization)
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
             calibrate(module)
     return model
+
+
+def _take_experts_apart(model: Any) -> None:
+    """transformers' stacked experts become a module of three linear layers each."""
+    stacked = {n: m for n, m in model.named_modules() if hasattr(m, "gate_up_proj")}
+    for name, experts in stacked.items():
+        each = torch.nn.ModuleList()
+        for both, down in zip(experts.gate_up_proj, experts.down_proj, strict=True):
+            weights = dict(
+                zip(("gate_proj", "up_proj", "down_proj"), (*both.chunk(2), down), strict=True)
+            )
+            expert = torch.nn.Module()
+            for leaf, weight in weights.items():
+                linear = torch.nn.Linear(*reversed(weight.shape), bias=False, dtype=weight.dtype)
+                linear.weight = torch.nn.Parameter(weight.detach().clone())
+                expert.add_module(leaf, linear)
+            each.append(expert)
+        model.set_submodule(name, each)
 
 
 def calibrate(linear: Any) -> None:

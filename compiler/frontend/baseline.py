@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qfuse.compiler.block_scaled import dequantize_blocks, quantize_blocks
-from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX
+from qfuse.compiler.block_scaled import FP8_MAX
 from qfuse.compiler.frontend.experts import (
     Experts,
     QuantizedExperts,
@@ -24,10 +23,12 @@ from qfuse.compiler.frontend.linear import (
     SCALE,
     WEIGHT,
     ZERO_POINT,
+    LinearFormat,
     QuantizedLinear,
 )
 from qfuse.compiler.frontend.source import Source
 from qfuse.compiler.frontend.step import PreTrained
+from qfuse.compiler.quantized_linear import ACTIVATION_DTYPE, through_quantization
 from qfuse.compiler.torch_glu import apply_glu
 
 
@@ -114,29 +115,33 @@ class FakeQuantizedLinear(nn.Module):
 class ReferenceExperts(nn.Module):
     """Experts over dense weights, where transformers' own do not compute what the file says.
 
-    Inputs of both products go through FP8 and back; an `input_block` of [] leaves them alone.
+    With `simulate`, inputs of both products are quantized as those of `experts`, and back.
     Takes over transformers' stacked weights, `gate_up_proj` [E, 2 I, H] and `down_proj` [E, H, I],
     and the GLU and the biases of `experts`.
     """
 
-    def __init__(self, original: Any, experts: Experts, input_block: list[int]) -> None:
+    def __init__(self, original: Any, experts: Experts, simulate: bool) -> None:
         super().__init__()
+        self.formats: tuple[LinearFormat | None, ...] = (None, None)
+        if simulate and isinstance(experts, QuantizedExperts):
+            self.formats = tuple(experts.formats.values())
         self.gate_up_proj, self.down_proj = original.gate_up_proj, original.down_proj
         self.gate_up_proj_bias = experts.gate_up_proj_bias
         self.down_proj_bias = experts.down_proj_bias
-        self.glu, self.input_block = experts.glu, input_block
+        self.glu = experts.glu
 
     def forward(
         self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         out = torch.zeros_like(hidden)
-        rows = _through_fp8(hidden, self.input_block)
+        rows = _through_quantization(hidden, self.formats[0])
         for e in top_k_index.unique().tolist():
             token, choice = torch.where(top_k_index == e)
             both = nn.functional.linear(rows[token], self.gate_up_proj[e])
             if self.gate_up_proj_bias is not None:
                 both = both + self.gate_up_proj_bias[e]
-            inner = _through_fp8(apply_glu(self.glu, *both.chunk(2, -1)), self.input_block)
+            inner = apply_glu(self.glu, *both.chunk(2, -1))
+            inner = _through_quantization(inner, self.formats[1])
             result = nn.functional.linear(inner, self.down_proj[e])
             if self.down_proj_bias is not None:
                 result = result + self.down_proj_bias[e]
@@ -144,12 +149,12 @@ class ReferenceExperts(nn.Module):
         return out
 
 
-def _through_fp8(x: torch.Tensor, input_block: list[int]) -> torch.Tensor:
-    if not input_block:
+def _through_quantization(x: torch.Tensor, format: LinearFormat | None) -> torch.Tensor:
+    if format is None or not format.input_block:
         return x
-    rows = x.reshape(-1, x.shape[-1])
-    codes, scale = quantize_blocks(rows, input_block)
-    return dequantize_blocks(codes, scale, input_block).view(x.shape).to(x.dtype)
+    dtype = ACTIVATION_DTYPE if format.weight_dtype in FP8_MAX else torch.int8
+    block = list(format.input_block)
+    return through_quantization(x.float(), block, format.input_format, dtype).to(x.dtype)
 
 
 def _dequantized(source: Source, dtype: torch.dtype, simulate_activations: bool) -> PreTrained:
@@ -175,17 +180,16 @@ def _dequantized(source: Source, dtype: torch.dtype, simulate_activations: bool)
                 )
             model.set_submodule(name, dense)
         elif isinstance(module, Experts):
-            block: list[int] = []
             if isinstance(module, QuantizedExperts):
-                block = module.input_block if simulate_activations else []
-                for leaf in ("gate_up_proj", "down_proj"):
-                    weight, scale = f"{name}.{leaf}", f"{name}.{leaf}{SCALE_SUFFIX}"
-                    replaced |= {weight, scale}
-                    values = module.dequantize(leaf, loaded[weight], loaded[scale])
-                    tensors[weight] = values.to(dtype)
+                own = {leaf: f"{name}.{leaf}" for leaf, _ in module.named_parameters()}
+                stored = {leaf: loaded[whole] for leaf, whole in own.items()}
+                for leaf in module.formats:
+                    replaced |= {own[n] for n in own if n.startswith(leaf) and "bias" not in n}
+                    tensors[own[leaf]] = module.dequantize(leaf, stored).to(dtype)
             original = experts[name]
-            if block or not module.ordinary:
-                original = ReferenceExperts(original, module, block)
+            simulate = simulate_activations and isinstance(module, QuantizedExperts)
+            if simulate or not module.ordinary:
+                original = ReferenceExperts(original, module, simulate)
             model.set_submodule(name, original)
     tensors |= {name: loaded[name] for name in loaded if name not in replaced}
     assign(model, tensors)

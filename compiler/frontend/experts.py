@@ -7,6 +7,7 @@ place of the former, call one operator of qfuse, and are filled from the latter.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from qfuse.compiler import torch_moe, torch_ops
-from qfuse.compiler.block_scaled import dequantize_blocks
-from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, Checkpoint, dtype_name
+from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX, dtype_name
 from qfuse.compiler.frontend.lazy_tensors import Entry, Filled
-from qfuse.compiler.frontend.linear import scale_shape
+from qfuse.compiler.frontend.linear import SCALE, WEIGHT, ZERO_POINT, LinearFormat
+from qfuse.compiler.frontend.source import Source
+from qfuse.compiler.packed_weights import dequantize_weight
+from qfuse.compiler.quantized_linear import WHOLE
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import SWIGLU_OAI, Glu
 
@@ -53,8 +56,13 @@ _ONLY = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq":
 Biased = tuple[bool, bool]
 """Whether there are biases of gate and up, and of down."""
 
-_BIASES = {"gate_up_proj_bias": (0, 1), "down_proj_bias": (2,)}
-"""Stacked biases, and which of an expert's matrices they go with."""
+_STACKS = {"gate_up_proj": (0, 1), "down_proj": (2,)}
+_BIASES = {f"{name}_bias": places for name, places in _STACKS.items()}
+"""Stacked weights and biases, and which of an expert's matrices they go with."""
+
+ZERO_SUFFIX = "_zero_point"
+LEAVES = {WEIGHT: "", SCALE: SCALE_SUFFIX, ZERO_POINT: ZERO_SUFFIX}
+"""Tensors of a linear layer, and what the names of such a stack end in."""
 
 
 class _Stacked(nn.Module):
@@ -94,45 +102,48 @@ class _Stacked(nn.Module):
 
 
 class QuantizedExperts(_Stacked):
-    """Experts over block-scaled FP8 weights, on meta: the call of `qfuse::moe_experts`.
+    """Experts over quantized weights, on meta: the call of `qfuse::moe_experts`.
 
-    The parameters carry the names of transformers' FP8 experts: `gate_up_proj`, `down_proj` and
-    the same + `_scale_inv` (multipliers); their shapes are those the operator asks for, so up
-    rows begin at a block boundary.
+    The parameters carry the names of transformers' FP8 experts: `gate_up_proj`, `down_proj`, the
+    same + `_scale_inv` (multipliers) and, where there are any, + `_zero_point`; their shapes are
+    those the operator asks for, so up rows begin at a block boundary.
     """
 
     gate_up_proj: nn.Parameter
     down_proj: nn.Parameter
 
     def __init__(
-        self,
-        original: nn.Module,
-        glu: Glu,
-        biased: Biased,
-        weight_block: tuple[int, int],
-        dtype: torch.dtype,
+        self, original: nn.Module, glu: Glu, biased: Biased, gate: LinearFormat, down: LinearFormat
     ) -> None:
+        """`gate` is the format of up, too."""
         super().__init__(original, glu, biased)
-        self.weight_block = list(weight_block)
-        self.input_block = [1, weight_block[1]]
-        padded = torch_moe.padded_rows(self.intermediate, weight_block[0])
-        blocks, columns = scale_shape(self.intermediate, self.hidden, weight_block)
-        shapes = {
-            "gate_up_proj": ((padded + self.intermediate, self.hidden), dtype),
-            f"gate_up_proj{SCALE_SUFFIX}": ((2 * blocks, columns), torch.float32),
-            "down_proj": ((self.hidden, self.intermediate), dtype),
-            f"down_proj{SCALE_SUFFIX}": (
-                scale_shape(self.hidden, self.intermediate, weight_block),
-                torch.float32,
-            ),
-        }
-        for name, (shape, type_) in shapes.items():
-            empty = torch.empty(self.experts, *shape, dtype=type_, device="meta")
-            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        self.formats = {"gate_up_proj": gate, "down_proj": down}
+        padded = torch_moe.padded_rows(self.intermediate, gate.weight_block[0])
+        joined = gate.shapes(padded + self.intermediate, self.hidden)[WEIGHT]
+        of_part = gate.shapes(self.intermediate, self.hidden)
+        self._register("gate_up_proj", {**of_part, WEIGHT: joined}, parts=2)
+        self._register("down_proj", down.shapes(self.hidden, self.intermediate))
+
+    def _register(
+        self,
+        name: str,
+        shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        parts: int = 1,
+    ) -> None:
+        """The stacked parameters of one product; scales of `parts` parts lie one below another."""
+        for leaf, suffix in LEAVES.items():
+            if leaf not in shapes:
+                self.register_parameter(f"{name}{suffix}", None)
+                continue
+            (rows, columns), dtype = shapes[leaf]
+            rows = rows if leaf == WEIGHT else rows * parts
+            empty = torch.empty(self.experts, rows, columns, dtype=dtype, device="meta")
+            self.register_parameter(f"{name}{suffix}", nn.Parameter(empty, requires_grad=False))
 
     def forward(
         self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
+        gate, down = self.formats.values()
         return torch.ops.qfuse.moe_experts(
             hidden,
             top_k_index,
@@ -142,15 +153,32 @@ class QuantizedExperts(_Stacked):
             self.down_proj,
             self.get_parameter(f"down_proj{SCALE_SUFFIX}"),
             self.intermediate,
-            self.weight_block,
-            self.input_block,
+            list(gate.weight_block),
+            list(gate.input_block),
             *self.more,
+            gate.packing,
+            gate.input_format,
+            getattr(self, f"gate_up_proj{ZERO_SUFFIX}"),
+            getattr(self, f"down_proj{ZERO_SUFFIX}"),
+            list(down.weight_block),
+            list(down.input_block),
+            down.packing,
         )
 
-    def dequantize(self, leaf: str, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """f32 values of one of the parameters, without rows that belong to no part."""
-        values = dequantize_blocks(codes, scale, self.weight_block)
-        if leaf == "down_proj":
+    def dequantize(self, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """f32 values of a stacked weight, without rows that belong to no part.
+
+        `tensors` has the parameters of this module by their names.
+        """
+        of_name = [tensors.get(f"{name}{suffix}") for suffix in LEAVES.values()]
+        format = self.formats[name]
+        rows = []
+        for e in range(self.experts):
+            codes, scale, zero = (None if t is None else t[e] for t in of_name)
+            assert codes is not None and scale is not None
+            rows.append(dequantize_weight(codes, scale, format.weight_block, format.packing, zero))
+        values = torch.stack(rows)
+        if name == "down_proj":
             return values
         return torch.cat((values[:, : self.intermediate], values[:, -self.intermediate :]), 1)
 
@@ -187,24 +215,44 @@ def transformers_experts(model: nn.Module) -> dict[str, Any]:
 
 def replace_experts(
     model: Any,
-    convert: Callable[[str], tuple[tuple[int, int], torch.dtype] | None],
+    convert: Callable[[str], tuple[LinearFormat, LinearFormat] | None],
     biased: Callable[[str, int], Biased] = lambda *_: (False, False),
 ) -> None:
     """Put modules of this file in the place of all transformers' experts.
 
-    `convert(name)` returns the weight block and storage type of quantized experts, None for plain
-    ones; `biased(name, E)` whether they have biases.  Raises QfuseError on an activation the
-    operators do not have.
+    `convert(name)` returns the formats of gate and up and of down of quantized experts, None for
+    plain ones; `biased(name, E)` whether they have biases.  Raises QfuseError on an activation or
+    a format the operators do not have.
     """
     for name, module in transformers_experts(model).items():
         glu, quantized = _glu_of(model.config), convert(name)
         biases = biased(name, _extents(module)[0])
-        new = (
-            QuantizedExperts(module, glu, biases, *quantized)
-            if quantized
-            else DenseExperts(module, glu, biases)
+        if quantized is None:
+            model.set_submodule(name, DenseExperts(module, glu, biases))
+            continue
+        if (why := _format_error(*quantized)) is not None:
+            raise QfuseError(f"experts {name} {why}")
+        model.set_submodule(name, QuantizedExperts(module, glu, biases, *quantized))
+
+
+def _format_error(gate: LinearFormat, down: LinearFormat) -> str | None:
+    """Why experts of such formats have no operator, or None."""
+    whole = [f.input_format for f in (gate, down) if f.input_block and f.input_format in WHOLE]
+    if whole:
+        return (
+            f'quantize their inputs with one scale ("{whole[0]}"), which is not supported; '
+            "supported: a scale for each token or group, or plain inputs"
         )
-        model.set_submodule(name, new)
+    if gate.input_format != down.input_format or bool(gate.input_block) != bool(down.input_block):
+        return (
+            f"quantize the input of gate as {_input_of(gate)}, that of down as {_input_of(down)}; "
+            "supported: both in one way"
+        )
+    return None
+
+
+def _input_of(format: LinearFormat) -> str:
+    return f"{format.input_format} {list(format.input_block)}" if format.input_block else "plain"
 
 
 def _glu_of(config: Any) -> Glu:
@@ -274,7 +322,7 @@ def check_config(model_type: str, config: Mapping[str, Any], source: Path) -> No
 
 
 def load_experts(
-    experts: Experts, matrices: Sequence[tuple[str, str, str]], checkpoint: Checkpoint
+    experts: Experts, matrices: Sequence[tuple[str, str, str]], source: Source
 ) -> dict[str, Entry]:
     """The parameters of `experts` by their name in it, for `LazyTensors`.
 
@@ -283,60 +331,81 @@ def load_experts(
     """
     hidden, inner = experts.hidden, experts.intermediate
     shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
-    gate_up_rows = experts.gate_up_proj.shape[1]
-    dtype = experts.gate_up_proj.dtype
-    scales: list[list[torch.Tensor]] = []
-    for names in matrices:
-        scales.append([])
-        for name, shape in zip(names, shapes, strict=True):
-            if isinstance(experts, DenseExperts):
-                checkpoint.plain(name, shape, dtype)
-                continue
-            block = (experts.weight_block[0], experts.weight_block[1])
-            codes, scale = checkpoint.quantized(name, shape, block)
-            if codes.dtype != dtype:
-                raise QfuseError(
-                    f"tensor {name} of {checkpoint.file_of(name)} is {dtype_name(codes.dtype)}, "
-                    f"the first expert's {dtype_name(dtype)}; a layer's experts must have one type"
+    read = [
+        [_matrix(experts, name, shape, i, source) for i, (name, shape) in enumerate(both)]
+        for both in (zip(names, shapes, strict=True) for names in matrices)
+    ]
+
+    def stack(leaf: str, places: tuple[int, ...], to: torch.Tensor) -> None:
+        for slot, of_expert in zip(to, read, strict=True):
+            parts = [_value(of_expert[i][leaf]) for i in places]
+            slot[: len(parts[0])].copy_(parts[0])
+            if len(parts) > 1:
+                # rows between the two parts belong to neither
+                slot[len(parts[0]) : len(slot) - len(parts[1])].zero_()
+                slot[len(slot) - len(parts[1]) :].copy_(parts[1])
+
+    loaded: dict[str, Entry] = {}
+    for name, places in _STACKS.items():
+        for leaf, suffix in LEAVES.items():
+            parameter = getattr(experts, f"{name}{suffix}", None)
+            if parameter is not None:
+                filled = Filled(
+                    tuple(parameter.shape), parameter.dtype, partial(stack, leaf, places)
                 )
-            scales[-1].append(scale)
-
-    def gate_up(stack: torch.Tensor) -> None:
-        for slot, (gate, up, _) in zip(stack, matrices, strict=True):
-            slot[:inner].copy_(checkpoint.raw(gate))
-            slot[inner:-inner].zero_()  # rows between the two parts belong to neither
-            slot[-inner:].copy_(checkpoint.raw(up))
-
-    def down(stack: torch.Tensor) -> None:
-        for slot, (_, _, name) in zip(stack, matrices, strict=True):
-            slot.copy_(checkpoint.raw(name))
-
-    loaded: dict[str, Entry] = {
-        "gate_up_proj": Filled((len(matrices), gate_up_rows, hidden), dtype, gate_up),
-        "down_proj": Filled((len(matrices), hidden, inner), dtype, down),
-    }
+                # only the codes are so large that a program wants them in their place at once
+                loaded[f"{name}{suffix}"] = filled if leaf == WEIGHT else partial(_made, filled)
     for leaf, places in _BIASES.items():
         bias = getattr(experts, leaf)
         if bias is None:
             continue
         rows = [
             torch.cat(
-                [checkpoint.plain(_bias(names[i]), (shapes[i][0],), bias.dtype) for i in places]
+                [_value(source.plain(_bias(n[i]), (shapes[i][0],), bias.dtype)) for i in places]
             )
-            for names in matrices
+            for n in matrices
         ]
         loaded[leaf] = torch.stack(rows)
-    if isinstance(experts, QuantizedExperts):
-        both = [torch.cat((gate, up)) for gate, up, _ in scales]
-        loaded[f"gate_up_proj{SCALE_SUFFIX}"] = torch.stack(both)
-        loaded[f"down_proj{SCALE_SUFFIX}"] = torch.stack([down for *_, down in scales])
     return loaded
 
 
-def biases_of(matrices: Sequence[tuple[str, str, str]], checkpoint: Checkpoint) -> Biased:
+def _matrix(
+    experts: Experts, name: str, shape: tuple[int, int], place: int, source: Source
+) -> Mapping[str, Entry]:
+    """The tensors of matrix number `place` of an expert, `name` in the file."""
+    if isinstance(experts, DenseExperts):
+        dtype = experts.down_proj.dtype
+        source.plain(name, shape, dtype)  # only to check it: it may be a copy
+        return {WEIGHT: lambda: _value(source.plain(name, shape, dtype))}
+    layer = name.removesuffix(".weight")
+    wanted = experts.formats["down_proj" if place == 2 else "gate_up_proj"]
+    found = source.linear_format(layer, *shape)
+    # one that is not quantized at all lacks tensors, which loading finds
+    if found is not None and found != wanted:
+        what = "is quantized otherwise than"
+        if found.weight_dtype != wanted.weight_dtype:
+            what = f"is {dtype_name(found.weight_dtype)},"
+        raise QfuseError(
+            f"tensor {name} of {source.path} {what} the first expert's "
+            f"{dtype_name(wanted.weight_dtype)}; a layer's experts must have one type"
+        )
+    return source.load_linear(layer, *shape, wanted)
+
+
+def _made(filled: Filled) -> torch.Tensor:
+    tensor = torch.empty(filled.shape, dtype=filled.dtype)
+    filled.fill(tensor)
+    return tensor
+
+
+def _value(entry: Entry) -> torch.Tensor:
+    return entry if isinstance(entry, torch.Tensor) else entry()
+
+
+def biases_of(matrices: Sequence[tuple[str, str, str]], source: Source) -> Biased:
     """Which biases experts have in a file: where one matrix has its own, all have to."""
     gate_up, down = (
-        any(_bias(names[i]) in checkpoint for names in matrices for i in places)
+        any(source.stored_dtype(_bias(names[i])) is not None for names in matrices for i in places)
         for places in _BIASES.values()
     )
     return gate_up, down

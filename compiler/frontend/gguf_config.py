@@ -7,27 +7,37 @@ from typing import Any
 
 from qfuse.dialects.errors import QfuseError
 
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+_MODELS = {
+    ("llama", False): ("llama", "LlamaForCausalLM"),
+    ("llama", True): ("mixtral", "MixtralForCausalLM"),
+    ("qwen2", False): ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", False): ("qwen3", "Qwen3ForCausalLM"),
+    ("qwen3moe", True): ("qwen3_moe", "Qwen3MoeForCausalLM"),
 }
-"""`general.architecture`, which is the model type here, too, and the class it names."""
+"""`general.architecture`, with experts or without, to the model type and its class."""
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor that divides rotary frequencies, where the file has one (Llama 3.1)."""
 
+ROUTER = "ffn_gate_inp"
 EMBEDDING, HEAD, NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 
 _LAYER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+_MOE = ("ffn_norm", ROUTER, *_STACKS)
+
+_SOFTMAX = 1
+"""The only `expert_gating_func` of these models."""
 
 # Keys that scale or clamp what transformers' models of these architectures do not.
 _FOREIGN = (
     "attention.scale",
     "attn_logit_softcapping",
     "embedding_scale",
-    "expert_count",
+    "expert_group_count",
+    "expert_shared_count",
+    "expert_weights_scale",
     "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
@@ -67,12 +77,18 @@ def config_of(
     on what transformers' model would compute otherwise.
     """
     architecture = values.get("general.architecture")
-    if architecture not in _CLASSES:
+    if architecture not in {name for name, _ in _MODELS}:
         raise QfuseError(
             f"{source}: architecture {architecture!r} is not supported; "
-            f"supported: {', '.join(_CLASSES)}"
+            f"supported: {', '.join(dict.fromkeys(name for name, _ in _MODELS))}"
         )
     meta = Metadata(values, source, architecture)
+    experts = meta.number("expert_count", 0)
+    if (architecture, experts > 0) not in _MODELS:
+        raise QfuseError(
+            f"{source}: metadata {architecture}.expert_count {experts} is not supported"
+        )
+    model_type, model_class = _MODELS[architecture, experts > 0]
     for key in _FOREIGN:
         if meta.get(key) not in (None, 0, 0.0):
             raise QfuseError(f"{source}: metadata {architecture}.{key} is not supported")
@@ -90,7 +106,7 @@ def config_of(
     if EMBEDDING not in tensors:
         raise QfuseError(f"tensor {EMBEDDING} is missing from {source}")
     config: dict[str, Any] = {
-        "architectures": [_CLASSES[architecture]],
+        "architectures": [model_class],
         "bos_token_id": values.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": values.get("tokenizer.ggml.eos_token_id"),
         "head_dim": width,
@@ -98,7 +114,7 @@ def config_of(
         "hidden_size": hidden,
         "intermediate_size": meta.number("feed_forward_length"),
         "max_position_embeddings": length,
-        "model_type": architecture,
+        "model_type": model_type,
         "num_attention_heads": heads,
         "num_hidden_layers": meta.number("block_count"),
         "num_key_value_heads": meta.number("attention.head_count_kv", heads),
@@ -107,14 +123,50 @@ def config_of(
         "tie_word_embeddings": False,
         "vocab_size": tensors[EMBEDDING][0],
     }
+    if experts:
+        config |= _experts(meta, model_type, tensors)
     if (scaling := _rope_scaling(meta)) is not None:
         config["rope_scaling"] = scaling
-    if architecture in ("llama", "qwen3"):
+    if model_type in ("llama", "qwen3", "qwen3_moe"):
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
-    if architecture == "llama":
+    if model_type == "llama":
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
     _check_names(config, tensors, source)
     return config
+
+
+def _experts(
+    meta: Metadata, model_type: str, tensors: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The entries that say what experts there are, in every layer.
+
+    llama.cpp's Mixtral and Qwen3-MoE divide the weights of a token's experts by their sum.
+    """
+    count, chosen = meta.number("expert_count"), meta.number("expert_used_count")
+    gating = meta.number("expert_gating_func", _SOFTMAX)
+    if gating != _SOFTMAX:
+        raise QfuseError(
+            f"{meta.source}: metadata {meta.architecture}.expert_gating_func is {gating}; "
+            f"supported: {_SOFTMAX}, softmax"
+        )
+    for layer in range(meta.number("block_count")):
+        for leaf in _STACKS:
+            shape = tensors.get(f"blk.{layer}.{leaf}.weight", (count,))
+            if shape[0] != count:
+                raise QfuseError(
+                    f"tensor blk.{layer}.{leaf}.weight of {meta.source} has {shape[0]} experts; "
+                    f"the metadata ask for {count}"
+                )
+    if model_type == "mixtral":
+        return {"num_local_experts": count, "num_experts_per_tok": chosen}
+    return {
+        "num_experts": count,
+        "num_experts_per_tok": chosen,
+        "moe_intermediate_size": meta.number("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
 
 
 def _rope_scaling(meta: Metadata) -> dict[str, Any] | None:
@@ -135,8 +187,9 @@ def _check_names(config: Mapping[str, Any], tensors: Collection[str], source: Pa
     expected = {EMBEDDING, HEAD, NORM, ROPE_FACTORS}
     for layer in range(config["num_hidden_layers"]):
         at = f"blk.{layer}."
-        expected |= {f"{at}{leaf}.weight" for leaf in (*_LAYER, *_MLP)}
-        if config["model_type"] == "qwen3":
+        mlp = _MOE if "num_experts_per_tok" in config else _MLP
+        expected |= {f"{at}{leaf}.weight" for leaf in (*_LAYER, *mlp)}
+        if config["model_type"] in ("qwen3", "qwen3_moe"):
             expected |= {f"{at}attn_q_norm.weight", f"{at}attn_k_norm.weight"}
         if config["model_type"] == "qwen2":
             expected |= {f"{at}{leaf}.bias" for leaf in _LAYER[1:4]}

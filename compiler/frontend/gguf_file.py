@@ -6,6 +6,7 @@ forgotten afterwards.  Rows of queries and keys, which llama.cpp reorders for it
 embedding, are put back in order: every row keeps its own scales, so that is exact.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,19 @@ from typing import Any
 
 import torch
 
-from qfuse.compiler.frontend.gguf_config import EMBEDDING, HEAD, ROPE_FACTORS, config_of
+from qfuse.compiler.frontend.gguf_config import EMBEDDING, HEAD, ROPE_FACTORS, ROUTER, config_of
 from qfuse.compiler.frontend.lazy_tensors import Entry
 from qfuse.compiler.frontend.linear import SCALE, WEIGHT, LinearFormat
 from qfuse.compiler.packed_weights import SUPER_BLOCK, dequantize_weight, pack_nibbles
 from qfuse.dialects.errors import QfuseError
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_PERMUTED = ("llama", "mixtral")
+"""Model types whose rotary embedding llama.cpp computes on neighbouring lanes."""
+
+_EXPERT = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
+"""The number in the name of an expert's layer: ggml has one tensor for all experts of a layer."""
 
 # Rows of a quantized table are dequantized this many elements at a time.
 _SLAB_ELEMENTS = 1 << 24
@@ -122,9 +129,8 @@ class GgufFile:
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: _shape(tensor) for name, tensor in self._tensors.items()}
         config = config_of(values, shapes, self.path)
-        architecture = next(
-            arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == config["model_type"]
-        )
+        own = values["general.architecture"]
+        architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == own)
         self._names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
         self.config: Mapping[str, Any] = config | {"dtype": self._dtype()}
 
@@ -133,7 +139,7 @@ class GgufFile:
         type_ = self._type(stored)
         if type_ is None:
             return None
-        self._check(stored, (rows, columns))
+        self._check(stored, (rows, columns), _expert_of(name))
         if columns % type_.columns:
             raise QfuseError(
                 f"tensor {stored} of {self.path} has {columns} columns, no multiple of "
@@ -146,21 +152,21 @@ class GgufFile:
         self, name: str, rows: int, columns: int, format: LinearFormat
     ) -> dict[str, Entry]:
         stored, order = self._stored(f"{name}.weight"), self._order(name, rows)
-        type_ = self._type(stored)
+        type_, expert = self._type(stored), _expert_of(name)
         assert type_ is not None
         return {
-            WEIGHT: partial(self._component, type_.codes, stored, order),
-            SCALE: partial(self._component, type_.scales, stored, order),
+            WEIGHT: partial(self._component, type_.codes, stored, order, expert),
+            SCALE: partial(self._component, type_.scales, stored, order, expert),
         }
 
     def plain(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Entry:
-        stored = self._stored(name)
-        self._check(stored, shape)
+        stored, expert = self._stored(name), _expert_of(name)
+        self._check(stored, shape, expert)
         layer = name.rpartition(".")[0]
         order = self._order(layer, shape[0])
         if self._type(stored) is not None:
             return partial(self._dequantized, stored, dtype)
-        return partial(self._converted, stored, order, dtype)
+        return partial(self._converted, stored, order, dtype, expert)
 
     def buffer(self, name: str, computed: torch.Tensor) -> torch.Tensor:
         if ROPE_FACTORS not in self._tensors or not name.endswith("inv_freq"):
@@ -169,7 +175,7 @@ class GgufFile:
         return computed / self._raw(ROPE_FACTORS).float()
 
     def stored_dtype(self, name: str) -> torch.dtype | None:
-        stored = self._names.get_name(name, (".weight", ".bias"))
+        stored = self._name(name)
         if stored not in self._tensors:
             return None
         return _PLAIN.get(self._tensors[stored].tensor_type.name)
@@ -182,11 +188,16 @@ class GgufFile:
 
     def _stored(self, name: str) -> str:
         """What the file calls a tensor; raises QfuseError if it is not there."""
-        stored = self._names.get_name(name, (".weight", ".bias"))
+        stored = self._name(name)
         if stored == HEAD and HEAD not in self._tensors:
             return EMBEDDING
         if stored not in self._tensors:
             raise QfuseError(f"tensor {stored or name} is missing from {self.path}")
+        return stored
+
+    def _name(self, name: str) -> str | None:
+        """What llama.cpp calls a tensor, or that of all experts with it."""
+        stored: str | None = self._names.get_name(_EXPERT.sub("", name), (".weight", ".bias"))
         return stored
 
     def _type(self, stored: str) -> _Type | None:
@@ -199,8 +210,11 @@ class GgufFile:
             )
         return _TYPES.get(kind)
 
-    def _check(self, stored: str, shape: tuple[int, ...]) -> None:
-        if (actual := _shape(self._tensors[stored])) != shape:
+    def _check(self, stored: str, shape: tuple[int, ...], expert: int | None = None) -> None:
+        actual = _shape(self._tensors[stored])
+        if expert is not None:
+            shape = (*actual[:1], *shape)  # whose number config_of has checked
+        if actual != shape:
             raise QfuseError(
                 f"tensor {stored} of {self.path} has shape {list(actual)}; "
                 f"the metadata ask for {list(shape)}"
@@ -211,7 +225,7 @@ class GgufFile:
 
         llama.cpp rotates neighbouring lanes of Llama's heads, transformers lanes half a head apart.
         """
-        if self.config["model_type"] != "llama":
+        if self.config["model_type"] not in _PERMUTED:
             return None
         leaf = layer.rpartition(".")[2]
         if leaf not in ("q_proj", "k_proj"):
@@ -233,9 +247,11 @@ class GgufFile:
         component: Callable[[Bytes], torch.Tensor],
         stored: str,
         order: torch.Tensor | None = None,
+        expert: int | None = None,
     ) -> torch.Tensor:
         """Codes or scales of a quantized tensor, all rows or those of `order`."""
         rows = self._raw(stored)
+        rows = rows if expert is None else rows[expert]
         rows = rows if order is None else rows[order]
         type_ = self._type(stored)
         assert type_ is not None
@@ -256,10 +272,15 @@ class GgufFile:
         return table
 
     def _converted(
-        self, stored: str, order: torch.Tensor | None, dtype: torch.dtype
+        self,
+        stored: str,
+        order: torch.Tensor | None,
+        dtype: torch.dtype,
+        expert: int | None,
     ) -> torch.Tensor:
         """A float tensor with its rows in order, as `dtype`."""
         values = self._raw(stored)
+        values = values if expert is None else values[expert]
         return (values if order is None else values[order]).to(dtype)
 
     def _dtype(self) -> str:
@@ -273,7 +294,9 @@ class GgufFile:
         own = _PLAIN.get(self._tensors[stored].tensor_type.name, dtype)
         if own == dtype or stored == ROPE_FACTORS:
             return True
-        if own != torch.float32 or len(_shape(self._tensors[stored])) > 1:
+        # Matrices are read once, when they are packed; routers are small, and always f32.
+        large = len(_shape(self._tensors[stored])) > 1 and ROUTER not in stored
+        if own != torch.float32 or large:
             return False
         values = self._raw(stored)
         return torch.equal(values.to(dtype).float(), values)
@@ -282,6 +305,12 @@ class GgufFile:
 def _is_read(key: str) -> bool:
     """Whether a key matters here; of a tokenizer's, whose lists take seconds, two do."""
     return not key.startswith("tokenizer.") or key.endswith((".bos_token_id", ".eos_token_id"))
+
+
+def _expert_of(name: str) -> int | None:
+    """The expert whose tensor or layer `name` is, None if it is no expert's."""
+    found = _EXPERT.search(name)
+    return None if found is None else int(found.group(1))
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qfuse.compiler.block_scaled import FP8_MAX
-from qfuse.compiler.frontend.checkpoint import Checkpoint, read_json, read_quantization
+from qfuse.compiler.frontend.checkpoint import read_json, read_quantization
 from qfuse.compiler.frontend.experts import (
     Biased,
     Experts,
@@ -39,7 +38,6 @@ from qfuse.compiler.frontend.lazy_tensors import Entry, LazyTensors
 from qfuse.compiler.frontend.linear import (
     LinearFormat,
     QuantizedLinear,
-    block_format,
     empty_quantized_linear,
     replace_linears,
 )
@@ -114,7 +112,14 @@ def import_config(
     if quantization is None:
         replace_experts(model, lambda _: None)
     else:
-        _quantize(model, quantization.planned, source)
+        experts, planned = transformers_experts(model), quantization.planned
+
+        def format_of(name: str, rows: int, columns: int, matrix: int = 0) -> LinearFormat | None:
+            if name in experts:
+                name = matrix_names(model.config.model_type, name, 1)[0][matrix]
+            return planned(name.removesuffix(".weight"), rows, columns)
+
+        _quantize(model, format_of, source)
     parameters = dict(_tensors_of(model)) | _computed_buffers(model)
     loaded = time.perf_counter() - started
     return _import(model, LazyTensors(parameters), max_len, logits, {}, {"load": loaded})
@@ -155,7 +160,9 @@ def empty_model(
     entries = {k: v for k, v in config.items() if k != "quantization_config"}
     try:
         parsed = CONFIG_MAPPING[model_type].from_dict(entries)
-        check_config(model_type, {**config, **parsed.to_dict()}, source)
+        # transformers writes some entries by another name than released configs have
+        aliases = {name: getattr(parsed, name) for name in parsed.attribute_map}
+        check_config(model_type, {**config, **parsed.to_dict(), **aliases}, source)
         parsed._attn_implementation = implementation
         if dtype is None:
             dtype = _model_dtype(parsed, source, stored)
@@ -192,13 +199,12 @@ def quantize_like(model: PreTrained, source: Source) -> None:
 
     experts = transformers_experts(model)
 
-    def format_of(name: str, rows: int, columns: int) -> LinearFormat | None:
+    def format_of(name: str, rows: int, columns: int, matrix: int = 0) -> LinearFormat | None:
         if name in experts:
-            name = _matrices(model, name, 1)[0][0].removesuffix(".weight")
+            name = _matrices(model, name, 1)[0][matrix].removesuffix(".weight")
         return source.linear_format(_stored(model, name), rows, columns)
 
     def biased(name: str, experts: int) -> Biased:
-        assert isinstance(source, Checkpoint)
         return biases_of(_matrices(model, name, experts), source)
 
     _quantize(model, format_of, source.path, biased)
@@ -206,29 +212,31 @@ def quantize_like(model: PreTrained, source: Source) -> None:
 
 def _quantize(
     model: PreTrained,
-    format_of: Callable[[str, int, int], LinearFormat | None],
+    format_of: Callable[..., LinearFormat | None],
     source: Path,
     biased: Callable[[str, int], Biased] = lambda *_: (False, False),
 ) -> None:
-    """Give every linear layer, and the gates of all experts, the format `format_of` has for it."""
+    """Give every linear layer, and all experts, the formats that `format_of` has for them.
+
+    It is called with a name, N and K, and for experts with which of their matrices is meant.
+    """
 
     def convert(name: str, linear: nn.Linear) -> nn.Module | None:
         format = format_of(name, linear.out_features, linear.in_features)
         return None if format is None else empty_quantized_linear(linear, format)
 
-    def convert_experts(name: str) -> tuple[tuple[int, int], torch.dtype] | None:
-        _, columns, rows = model.get_submodule(name).down_proj.shape  # [E, H, I]: gate is [I, H]
-        format = format_of(name, rows, columns)
-        if format is None:
-            return None
-        if format != block_format(format.weight_block, format.weight_dtype) or (
-            format.weight_dtype not in FP8_MAX
-        ):
+    def convert_experts(name: str) -> tuple[LinearFormat, LinearFormat] | None:
+        _, hidden, inner = model.get_submodule(name).down_proj.shape
+        gate = format_of(name, inner, hidden, 0)
+        down = format_of(name, hidden, inner, 2)
+        if gate is None:
+            return None  # where down is quantized, loading says what gate lacks
+        if down is None:
             raise QfuseError(
-                f"{source}: experts {name} are quantized in a way that is not supported; "
-                "supported: FP8 in blocks, inputs quantized dynamically in the same groups"
+                f"{source}: of experts {name}, gate is quantized but down is not; "
+                "supported: all of a layer's experts, or none"
             )
-        return format.weight_block, format.weight_dtype
+        return gate, down
 
     replace_linears(model, convert)
     replace_experts(model, convert_experts, biased)
@@ -253,7 +261,6 @@ def load_parameters(model: PreTrained, source: Source) -> LazyTensors:
             tensors = source.load_linear(stored, *shape, format)
             loaded |= {f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()}
         elif isinstance(module, Experts):
-            assert isinstance(source, Checkpoint)
             files = _matrices(model, name, module.experts)
             tensors = load_experts(module, files, source)
             loaded |= {f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()}

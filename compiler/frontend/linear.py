@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qfuse.compiler import torch_ops
-from qfuse.compiler.packed_weights import BITS, columns_of, dequantize_weight
+from qfuse.compiler.packed_weights import BITS, NUMBERS, columns_of, dequantize_weight
 from qfuse.compiler.quantized_linear import input_dtype, through_quantization
 from qfuse.dialects.errors import QfuseError
 
@@ -30,7 +30,7 @@ class LinearFormat:
     def shapes(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor but the bias, by its name in `QuantizedLinear`."""
         scales = scale_shape(rows, columns, self.weight_block)
-        numbers = {"q4_k": 16, "q6_k": 18}.get(self.packing, 1)
+        numbers = NUMBERS.get(self.packing, 1)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             WEIGHT: ((rows, columns * BITS[self.packing] // 8), self.weight_dtype),
             SCALE: ((scales[0], scales[1] * numbers), self.scale_dtype),

@@ -1,6 +1,5 @@
 """Patterns of `qfuse-raise-torch` for mixture-of-experts layers: routers, and experts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +8,8 @@ from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
 from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.passes.raise_linear import (
+    INPUTS,
+    STORED,
     pack_weight,
     parameter_error,
     plain_weight,
@@ -28,9 +29,9 @@ from qfuse.dialects.activations import build_rounding
 from qfuse.dialects.bindings import arith, ir
 from qfuse.dialects.elementwise_ops import create_glu
 from qfuse.dialects.glu import GLU_ACTS, Glu
-from qfuse.dialects.matmul_op import build_product
+from qfuse.dialects.matmul_op import build_product, groups_nest
 from qfuse.dialects.moe_ops import SCORINGS, CombineOp, GroupMatmulOp, RouteOp, SelectExpertsOp
-from qfuse.dialects.quantization_ops import concat_rows
+from qfuse.dialects.quantization_ops import components_error, concat_rows
 from qfuse.dialects.types import Scheme, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import DYNAMIC
 
@@ -195,15 +196,21 @@ def moe_experts(p: Pattern) -> None:
     tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
     intermediate, weight_block, input_block, *glu = constants = tuple(p.value() for _ in range(6))
     biases = p.value(), p.value()
-    root = p.op("torch.operator", *tensors, *constants, *biases)
+    packing, input_format = p.value(), p.value()
+    zeros = p.value(), p.value()
+    of_down = down_block, down_input, down_packing = tuple(p.value() for _ in range(3))
+    last = (*biases, packing, input_format, *zeros, *of_down)
+    root = p.op("torch.operator", *tensors, *constants, *last)
     p.require(is_moe_experts, root)
-    p.require(arguments_are_constant, root, *constants)
+    p.require(arguments_are_constant, root, *constants, packing, input_format, *of_down)
+    p.require(formats_are_known, root, packing, input_format, down_packing)
     p.require(is_typed_layer, root, *tensors)
-    p.require(weights_are_legal, root, *tensors[3:], intermediate, weight_block)
+    stored = (*tensors[3:], weight_block, packing, *zeros, down_block, down_packing)
+    p.require(weights_are_legal, root, intermediate, *stored)
     p.require(glu_is_known, root, *glu)
     p.require(biases_fit, root, tensors[0], down, *biases)
-    p.require(input_has_same_groups, root, weight_block, input_block)
-    p.rewrite(root, make_layer, *tensors, *constants, *biases)
+    p.require(inputs_have_groups_that_nest, root, input_block, down_input, intermediate, *stored)
+    p.rewrite(root, make_layer, *tensors, *constants, *last)
 
 
 def is_moe_experts(root: ir.Operation) -> Verdict:
@@ -213,7 +220,22 @@ def is_moe_experts(root: ir.Operation) -> Verdict:
 def arguments_are_constant(_root: ir.Operation, *constants: ir.Value) -> Verdict:
     if all(map(_is_known, constants)):
         return None
-    return Refusal("the intermediate size, a block or what the GLU is is not a constant")
+    return Refusal("the intermediate size, a format or what the GLU is is not a constant")
+
+
+def formats_are_known(
+    _root: ir.Operation, packing: ir.Value, input_format: ir.Value, down_packing: ir.Value
+) -> Verdict:
+    names = constant_of(packing), constant_of(down_packing) or constant_of(packing)
+    by_row = [name for name, scales in INPUTS.items() if scales is not None]
+    for name, legal in (
+        (names[0], STORED),
+        (names[1], STORED),
+        (constant_of(input_format), by_row),
+    ):
+        if name not in legal:
+            return Refusal(f'"{name}" is not one of {", ".join(legal)}')
+    return None
 
 
 def is_typed_layer(_root: ir.Operation, *tensors: ir.Value) -> Verdict:
@@ -228,32 +250,47 @@ def is_typed_layer(_root: ir.Operation, *tensors: ir.Value) -> Verdict:
     return None
 
 
-def weights_are_legal(
-    _root: ir.Operation,
+def weights_are_legal(_root: ir.Operation, intermediate: ir.Value, *stored: ir.Value) -> Verdict:
+    types, width = _weight_types(*stored), constant_of(intermediate)
+    gate_up, gate_up_scale, down, down_scale, _, _, zero, down_zero, *_ = stored
+    components = (gate_up, gate_up_scale, zero), (down, down_scale, down_zero)
+    for name, packed, values in zip(("gate_up", "down"), types, components, strict=True):
+        if len(packed.shape) != 3 or DYNAMIC in packed.shape:
+            return Refusal(f"{name} is {packed}", "use static weights [E, N, K]")
+        there = [shaped(builtin_type(v.type)) for v in values if not _is_none(v)]
+        if why := scheme_error(packed) or components_error(there, packed):
+            return Refusal(f"{name}: {why}")
+    wide, narrow = types
+    rows = concat_rows([width, width], wide)
+    if wide.shape[1] != rows or narrow.shape != (wide.shape[0], wide.shape[2], width):
+        return Refusal(
+            f"gate_up is {wide} and down {narrow}, with {width} intermediate features",
+            f"use [E, {rows}, H], each part at a block boundary, and [E, H, {width}]",
+        )
+    return None
+
+
+def _weight_types(
     gate_up: ir.Value,
     gate_up_scale: ir.Value,
     down: ir.Value,
     down_scale: ir.Value,
-    intermediate: ir.Value,
     block: ir.Value,
-) -> Verdict:
-    for name, codes, scale in (("gate_up", gate_up, gate_up_scale), ("down", down, down_scale)):
-        packed, scales = weight_type(codes, scale, block), shaped(builtin_type(scale.type))
-        if len(packed.shape) != 3 or DYNAMIC in packed.shape:
-            return Refusal(f"{name} is {packed}", "use static weights [E, N, K]")
-        if why := scheme_error(packed):
-            return Refusal(f"{name}: {why}")
-        if scales.shape != packed.scale_shape:
-            return Refusal(f"the scales of {name} are {scales}, which does not fit {packed}")
-    wide, width = weight_type(gate_up, gate_up_scale, block), constant_of(intermediate)
-    rows = concat_rows([width, width], wide)
-    down_type = shaped(builtin_type(down.type))
-    if wide.shape[1] != rows or down_type.shape != (wide.shape[0], wide.shape[2], width):
-        return Refusal(
-            f"gate_up is {wide} and down {down_type}, with {width} intermediate features",
-            f"use [E, {rows}, H], each part at a block boundary, and [E, H, {width}]",
-        )
-    return None
+    packing: ir.Value,
+    zero: ir.Value,
+    down_zero: ir.Value,
+    down_block: ir.Value,
+    down_packing: ir.Value,
+) -> tuple[Shaped, Shaped]:
+    """The types of both weights; what is empty for down is as for gate and up."""
+    if not constant_of(down_block):
+        down_block = block
+    if not constant_of(down_packing):
+        down_packing = packing
+    return (
+        weight_type(gate_up, gate_up_scale, block, packing, zero),
+        weight_type(down, down_scale, down_block, down_packing, down_zero),
+    )
 
 
 def glu_is_known(_root: ir.Operation, act: ir.Value, limit: ir.Value, alpha: ir.Value) -> Verdict:
@@ -286,13 +323,29 @@ def biases_fit(
     return None
 
 
-def input_has_same_groups(
-    _root: ir.Operation, weight_block: ir.Value, input_block: ir.Value
+def inputs_have_groups_that_nest(
+    _root: ir.Operation,
+    input_block: ir.Value,
+    down_input: ir.Value,
+    intermediate: ir.Value,
+    *stored: ir.Value,
 ) -> Verdict:
-    block, wanted = constant_of(input_block), [1, constant_of(weight_block)[1]]
-    if block in ([], wanted):
-        return None
-    return Refusal(f"x is to be scaled in blocks of {block}", f"use {wanted}, as the weights are")
+    """The columns that share a scale of x are some of those that share one of w, or the reverse."""
+    wide, narrow = _weight_types(*stored)
+    blocks = constant_of(input_block), constant_of(down_input) or constant_of(input_block)
+    for name, block, weight in zip(("gate_up", "down"), blocks, (wide, narrow), strict=True):
+        if not block:
+            continue
+        assert weight.scheme is not None
+        if len(block) != 2 or block[0] != 1:
+            return Refusal(f"x is to be scaled in blocks of {block}", "use [1, group]")
+        if not groups_nest(block[1], weight.scheme.group, weight.shape[2]):
+            return Refusal(
+                f"the input of {name} is to be scaled in blocks of {block}, the weight in groups "
+                f"of {weight.scheme.group}",
+                "one must divide the other",
+            )
+    return None
 
 
 def make_layer(
@@ -313,14 +366,25 @@ def make_layer(
     alpha: ir.Value,
     gate_up_bias: ir.Value,
     down_bias: ir.Value,
+    packing: ir.Value,
+    input_format: ir.Value,
+    zero: ir.Value,
+    down_zero: ir.Value,
+    down_block: ir.Value,
+    down_input: ir.Value,
+    down_packing: ir.Value,
 ) -> None:
+    stored = (gate_up, gate_up_scale, down, down_scale, weight_block, packing)
+    wide, narrow = _weight_types(*stored, zero, down_zero, down_block, down_packing)
+    scales, group = INPUTS[constant_of(input_format)], constant_of(input_block)
     layer = _Layer(
-        pack_weight(gate_up, gate_up_scale, weight_type(gate_up, gate_up_scale, weight_block)),
-        pack_weight(down, down_scale, weight_type(down, down_scale, weight_block)),
+        pack_weight(gate_up, gate_up_scale, wide, zero),
+        pack_weight(down, down_scale, narrow, down_zero),
         _glu_of(act, limit, alpha),
         gate_up_bias,
         down_bias,
-        constant_of(input_block),
+        _input_scheme(group, scales),
+        _input_scheme(constant_of(down_input) or group, scales),
     )
     remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
     _make_layer(rewriter, root, x, ids, weights, layer)
@@ -335,8 +399,9 @@ class _Layer:
     glu: Glu
     gate_up_bias: ir.Value
     down_bias: ir.Value
-    group: Sequence[int] = ()
-    """Blocks in which the inputs of both products are to be quantized; none: not at all."""
+    input_scheme: Scheme | None = None
+    """How the input of gate and up is to be quantized; None: not at all."""
+    down_scheme: Scheme | None = None
 
 
 def _make_layer(
@@ -357,12 +422,12 @@ def _make_layer(
     part = Shaped((*sorted_rows, width), dtype).type()
     inputs = [value, layer.wide, indptr, tokens]
     biases = _parts_of(layer.gate_up_bias, [width, width])
-    both = _group_product(inputs, [part, part], [width, width], layer.group, biases)
+    both = _group_product(inputs, [part, part], [width, width], layer.input_scheme, biases)
     hidden = create_glu(layer.glu, both, part).result
     wanted = Shaped((*sorted_rows, features), dtype).type()
     inputs = [hidden, layer.narrow, indptr, None]
     biases = _parts_of(layer.down_bias, [features])
-    (rows,) = _group_product(inputs, [wanted], [features], layer.group, biases)
+    (rows,) = _group_product(inputs, [wanted], [features], layer.down_scheme, biases)
     _combine(rewriter, root, [rows, slots, to_builtin(weights)])
 
 
@@ -392,7 +457,7 @@ def _group_product(
     inputs: list[ir.Value | None],
     results: list[ir.Type],
     parts: list[int],
-    group: Sequence[int],
+    scheme: Scheme | None,
     biases: list[ir.Value],
 ) -> list[ir.Value]:
     """A group_matmul that yields its accumulators, each rounded and plus its bias, if any."""
@@ -406,11 +471,17 @@ def _group_product(
             rounded = map(build_rounding, sums, (shaped(type_).dtype for type_ in results))
             sums = [arith.addf(*both) for both in zip(rounded, terms, strict=True)]
         build_yield(sums)
-    if group:
-        product.attributes[INPUT_SCHEME] = ir.Attribute.parse(
-            str(Scheme((group[0], group[1]), "f32"))
-        )
+    if scheme is not None:
+        product.attributes[INPUT_SCHEME] = ir.Attribute.parse(str(scheme))
     return list(product.results)
+
+
+def _input_scheme(block: list[int], scales: tuple[str, ...] | None) -> Scheme | None:
+    """How the input of a product is quantized, None for not at all."""
+    if not block:
+        return None
+    assert scales is not None
+    return Scheme((block[0], block[1]), *scales)
 
 
 def _parts_of(bias: ir.Value, parts: list[int]) -> list[ir.Value]:

@@ -5,7 +5,7 @@ Anything else of torch (attention, embeddings, views with sizes from outside) ha
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -231,24 +231,41 @@ def _moe_experts(
     alpha: float | None = None,
     gate_up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
+    packing: str = "none",
+    input_format: str = "dynamic",
+    gate_up_zero_point: Tensor | None = None,
+    down_zero_point: Tensor | None = None,
+    down_block: Sequence[int] = (),
+    down_input: Sequence[int] = (),
+    down_packing: str = "",
 ) -> Tensor:
     """`qfuse::moe_experts`: for each choice of each token its expert, and their weighted sum."""
+    if gate_up_zero_point is not None or down_zero_point is not None:
+        _no_rule()
+    wide = (weight_block, input_block, packing, input_format)
+    narrow = (
+        list(down_block) or weight_block,
+        list(down_input) or input_block,
+        down_packing or packing,
+        input_format,
+    )
     height = weight_block[0]
     start = -(-width // height)  # the block of rows where up begins
     glu = Glu(act, math.inf if limit is None else limit, ALPHA if alpha is None else alpha)
     up_rows = slice(start * height, None)
 
-    def product(rows: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Ball:
-        linear = _quantized_linear(dot, out, rows, codes, scale, bias, weight_block, input_block)
-        return linear.ball()
+    def product(
+        rows: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, stored: tuple[Any, ...]
+    ) -> Ball:
+        return _quantized_linear(dot, out, rows, codes, scale, bias, *stored).ball()
 
     def expert(row: Tensor, e: int) -> Ball:
         codes, scales = gate_up[e], gate_up_scale[e]
         bias, more = (b and b[e] for b in (gate_up_bias, down_bias))
-        gate = product(row, codes[:width], scales[:start], bias and bias[:width])
-        up = product(row, codes[up_rows], scales[start:], bias and bias[up_rows])
+        gate = product(row, codes[:width], scales[:start], bias and bias[:width], wide)
+        up = product(row, codes[up_rows], scales[start:], bias and bias[up_rows], wide)
         hidden = balls.mul(*glu_factors(glu, gate, up, out.dtype))
-        return product(_float(out, hidden), down[e], down_scale[e], more)
+        return product(_float(out, hidden), down[e], down_scale[e], more, narrow)
 
     totals = []
     for t in range(x.shape[0]):

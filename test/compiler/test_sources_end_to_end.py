@@ -25,6 +25,10 @@ GGUF = {
     "qwen2 q4_k_m": ("qwen2", gguf_models.q4_k_m, {}),
     "qwen3 q4_k_m": ("qwen3", gguf_models.q4_k_m, {}),
     "qwen3 tied": ("qwen3", gguf_models.q4_k_m, {"tie_word_embeddings": True}),
+    "mixtral q4_k_m": ("mixtral", gguf_models.q4_k_m, {}),
+    "qwen3_moe q4_k_m": ("qwen3_moe", gguf_models.q4_k_m, {}),
+    "qwen3_moe q8_0": ("qwen3_moe", lambda _: "Q8_0", {}),
+    "qwen3_moe mxfp4": ("qwen3_moe", lambda _: "MXFP4", {}),
     "q8_0": ("llama", lambda _: "Q8_0", {}),
     "q4_0": ("llama", lambda _: "Q4_0", {}),
     "q6_k": ("llama", lambda _: "Q6_K", {}),
@@ -59,9 +63,11 @@ def gguf(tmp_path_factory):
     return get
 
 
-def compressed(path, preset):
+def compressed(path, preset, architecture="qwen3"):
     """A checkpoint of a preset, whose model computes in f32."""
-    model = compressed_models.quantized_model({preset: ["Linear"]}, intermediate_size=256)
+    model = compressed_models.quantized_model(
+        {preset: ["Linear"]}, None, architecture, intermediate_size=256
+    )
     compressed_models.save(path, model)
     config = json.loads((path / "config.json").read_text())
     config["dtype"] = "float32"
@@ -94,9 +100,24 @@ def test_compressed_tensors(preset, tmp_path):
     check(tmp_path / "model", tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["channel", "static", "ue8m0"])
-def test_fp8(editable, kind, tmp_path):
-    model = editable()
+@pytest.mark.parametrize(
+    "preset", ["FP8_DYNAMIC", "W8A8", "W4A16", "W4A16_ASYM", "W4A8", "MXFP4A16"]
+)
+def test_experts_of_compressed_tensors(preset, tmp_path):
+    compressed(tmp_path / "model", preset, "qwen3_moe")
+    check(tmp_path / "model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        *(("qwen3", kind) for kind in ("channel", "static", "ue8m0")),
+        *(("qwen3_moe", kind) for kind in ("channel", "ue8m0")),
+        ("deepseek_v3", "ue8m0"),
+    ],
+)
+def test_fp8(editable, architecture, kind, tmp_path):
+    model = editable(architecture=architecture, expert_size=128)
     model.config(torch_dtype="float32")
 
     def edit(tensors):

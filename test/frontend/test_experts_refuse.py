@@ -59,6 +59,24 @@ def test_experts_of_two_types(editable):
     refuse(model.path, f"tensor {name} of ", "is float8_e5m2", "experts must have one type")
 
 
+def test_inputs_with_one_scale(editable):
+    """A calibrated scale for each expert would be one for all rows of it."""
+    model = editable(architecture="qwen3_moe")
+    model.quantization(weight_block_size=None, activation_scheme="static")
+    refuse(
+        model.path,
+        'experts model.layers.0.mlp.experts quantize their inputs with one scale ("static")',
+        "supported: a scale for each token or group, or plain inputs",
+    )
+
+
+def test_down_that_is_not_quantized(editable):
+    model = editable(architecture="qwen3_moe")
+    name = keys("qwen3_moe", 0)[2]
+    model.tensors(lambda tensors: tensors.pop(f"{name}_scale_inv"))
+    refuse(model.path, "of experts model.layers.1.mlp.experts, gate is quantized but down is not")
+
+
 def test_some_experts_without_scales(editable):
     """Quantized and plain experts in one layer are one expert too many."""
     model = editable(architecture="qwen3_moe")

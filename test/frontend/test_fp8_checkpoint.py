@@ -182,12 +182,6 @@ def test_a_static_scale_nobody_announced(editable):
     refuse(model.path, f"tensor {UP}.input_scale of ", 'says activation_scheme "dynamic"')
 
 
-def test_experts_of_another_format(editable):
-    model = editable(architecture="qwen3_moe")
-    model.quantization(scale_fmt="ue8m0")
-    refuse(model.path, "experts model.layers.0.mlp.experts are quantized in a way that is not")
-
-
 def test_config_only(editable):
     model = editable()
     config = json.loads((model.path / "config.json").read_text())

@@ -10,13 +10,14 @@ from loading import load, refuse
 
 from qfuse.compiler.compilation import fuse
 from qfuse.compiler.frontend import baseline
+from qfuse.compiler.frontend.experts import QuantizedExperts
 from qfuse.compiler.frontend.huggingface import import_checkpoint
 from qfuse.compiler.frontend.linear import QuantizedLinear
 from qfuse.compiler.frontend.source import open_source
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 
-ARCHITECTURES = ["llama", "qwen2", "qwen3"]
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "mixtral", "qwen3_moe"]
 IDS = torch.arange(12)[None] * 7 % 96
 
 
@@ -39,8 +40,13 @@ def models(tmp_path_factory):
 def check_tensors(model, tensors, expected):
     """Each tensor of the file, dequantized by us, has the bits of gguf's."""
     for name, value in expected.items():
-        layer = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(layer, QuantizedLinear) and name.endswith("weight"):
+        layer, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        if isinstance(layer, QuantizedExperts):
+            own = {
+                n: tensors[f"{name.rpartition('.')[0]}.{n}"] for n, _ in layer.named_parameters()
+            }
+            got = layer.dequantize(leaf, own)
+        elif isinstance(layer, QuantizedLinear) and leaf == "weight":
             got = layer.dequantize(tensors[name], tensors[f"{name}_scale_inv"])
         else:
             got = tensors[name]
@@ -71,7 +77,9 @@ def test_model(models, architecture):
         baseline.assign(model, tensors)
         eager = model(ids, use_cache=False).logits
     # q8_1 keeps 8 bits of each input: 0.3 % of its block's largest, or so, per layer
-    assert float((eager - exact).norm() / exact.norm()) < 0.01
+    # and twice that where it decides how much each expert counts
+    limit = 0.02 if hasattr(model.config, "num_experts_per_tok") else 0.01
+    assert float((eager - exact).norm() / exact.norm()) < limit
     simulated = baseline.reference_model(open_source(path), simulate_activations=True)
     with torch.no_grad():
         torch.testing.assert_close(simulated(ids, use_cache=False).logits, eager)
@@ -206,7 +214,7 @@ def test_corrupt(tmp_path):
         ({"rope.scaling.type": "yarn"}, "llama.rope.scaling.type 'yarn' is not supported"),
         ({"attention.value_length": 32}, "value_length is 32, but a key's length is 64"),
         ({"rope.dimension_count": 32}, "rope.dimension_count is 32, but a key's length is 64"),
-        ({"expert_count": 8}, "llama.expert_count is not supported"),
+        ({"expert_count": 8}, "metadata llama.expert_used_count is missing"),
         ({"attention.sliding_window": 16}, "attention.sliding_window is not supported"),
         ({"feed_forward_length": 600}, "has shape [512, 256]; the metadata ask for [600, 256]"),
         ({"block_count": 1}, "tensor blk.1.attn_q.weight has no place in a llama model of 1"),
@@ -216,6 +224,23 @@ def test_corrupt(tmp_path):
 def test_metadata(tmp_path, keys, fragment):
     path = tmp_path / "m.gguf"
     gguf_models.write(path, gguf_models.transformers_model("llama"), metadata=keys)
+    refuse(path, fragment)
+
+
+@pytest.mark.parametrize(
+    ("keys", "fragment"),
+    [
+        ({"expert_count": 0}, "metadata qwen3moe.expert_count 0 is not supported"),
+        ({"expert_count": 6}, "has 8 experts; the metadata ask for 6"),
+        ({"expert_used_count": 9}, "num_experts_per_tok is 9; expected 1 to num_experts"),
+        ({"expert_feed_forward_length": 128}, "the metadata ask for [8, 128, 256]"),
+        ({"expert_gating_func": 2}, "qwen3moe.expert_gating_func is 2; supported: 1, softmax"),
+        ({"expert_weights_scale": 2.5}, "qwen3moe.expert_weights_scale is not supported"),
+    ],
+)
+def test_metadata_of_experts(tmp_path, keys, fragment):
+    path = tmp_path / "m.gguf"
+    gguf_models.write(path, gguf_models.transformers_model("qwen3_moe"), metadata=keys)
     refuse(path, fragment)
 
 

@@ -135,6 +135,41 @@ def test_roundings_are_those_of_separate_operators(biased):
     assert torch.equal(torch.ops.qfuse.moe_experts(*args, *more), expected.bfloat16())
 
 
+@pytest.mark.parametrize("input_format", ["dynamic", "e8m0", "q8_1"])
+def test_formats_are_those_of_linear_layers(input_format):
+    """Gate and up of int4 with zero points, down otherwise: each expert as two linear layers."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 64, generator=generator).bfloat16()
+    ids, weights = torch.tensor([[0], [1], [1], [0]]), torch.rand(4, 1, generator=generator)
+
+    def ints(*shape, most=127):
+        return torch.randint(-most - 1, most + 1, shape, generator=generator).to(torch.int8)
+
+    def scales(*shape):
+        return torch.rand(*shape, generator=generator) / 64
+
+    both, both_scale, zero = ints(2, 96, 32), scales(2, 96, 2), ints(2, 96, 2, most=7)
+    down, down_scale = ints(2, 64, 48), scales(2, 64, 1)
+    groups = [1, 32], [1, 16]
+    linear = torch.ops.qfuse.quantized_linear
+    expected = torch.empty_like(x)
+    for t, e in enumerate(ids[:, 0].tolist()):
+        rows = x[t : t + 1]
+        gate, up = (
+            linear(rows, both[e, part], both_scale[e, part], None, [1, 32], groups[0], "int4",
+                   input_format, zero[e, part])
+            for part in (slice(0, 48), slice(48, 96))
+        )  # fmt: skip
+        hidden = nn.functional.silu(gate) * up
+        y = linear(hidden, down[e], down_scale[e], None, [1, 48], groups[1], "none", input_format)
+        expected[t] = (weights[t] * y[0].float()).bfloat16()
+    made = torch.ops.qfuse.moe_experts(
+        x, ids, weights, both, both_scale, down, down_scale, 48, [1, 32], groups[0], "silu",
+        None, None, None, None, "int4", input_format, zero, None, [1, 48], groups[1], "none",
+    )  # fmt: skip
+    assert torch.equal(made, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(
     ("entries", "glu"),
@@ -252,10 +287,18 @@ def test_shape_rules_agree_with_the_implementations():
         (13, torch.zeros(2, 10).bfloat16(), r"gate_up_bias .* \[2, 10\]; expected \[2, 12\]"),
         (13, torch.zeros(2, 12), "gate_up_bias .* torch.float32; expected torch.bfloat16, as x is"),
         (14, torch.zeros(10).bfloat16(), r"down_bias .* \[10\]; expected \[2, 10\]"),
+        (15, "int3", 'packing "int3" of the experts is not one of none, int4, fp4, q4_k, q6_k'),
+        (15, "int4", r"gate_up .* expected \[2, 14, 5\]"),
+        (16, "static", 'input_format "static" of the experts is not one of dynamic, e8m0, q8_1'),
+        (17, torch.zeros(2, 4, 2), r"gate_up_zero_point .* expected \[2, 4, 3\]"),
+        (18, torch.zeros(2, 3, 1), r"down_zero_point .* expected \[2, 3, 2\]"),
+        (19, [1, 6], r"down_scale .* expected \[2, 10, 1\]"),
+        (21, "q6_k", r"down .* expected \[2, 10, 4\]"),
     ],
 )
 def test_operator_refuses(index, value, message):
-    args = [*arguments(), None, None, None, None]
+    defaults = [None, None, None, None, "none", "dynamic", None, None, [], [], ""]
+    args = [*arguments(), *defaults]
     args[index] = value
     with pytest.raises(QfuseError, match=message):
         torch.ops.qfuse.moe_experts(*args)

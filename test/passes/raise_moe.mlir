@@ -63,7 +63,12 @@ func.func @main(
   %n = torch_c.from_builtin_tensor %n2 : tensor<1x?x256xbf16> -> !torch.vtensor<[1,?,256],bf16>
   %rows = torch.aten.view %n, %flat : !torch.vtensor<[1,?,256],bf16>, !torch.list<int> -> !torch.vtensor<[?,256],bf16>
   %logits = torch.aten.linear %rows, %router, %none : !torch.vtensor<[?,256],bf16>, !torch.vtensor<[16,256],bf16>, !torch.none -> !torch.vtensor<[?,16],bf16>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   %back = torch.aten.view %y, %full : !torch.vtensor<[?,256],bf16>, !torch.list<int> -> !torch.vtensor<[1,?,256],bf16>
   %sum = torch.aten.add.Tensor %x, %back, %one : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[1,?,256],bf16>, !torch.int -> !torch.vtensor<[1,?,256],bf16>
   return %sum, %logits : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[?,16],bf16>
@@ -84,7 +89,12 @@ func.func @look_alike(
   %none = torch.constant.none
   %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh, %none, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh, %none, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 

@@ -49,7 +49,12 @@ func.func @gpt_oss(
   %act = torch.constant.str "swiglu_oai"
   %limit = torch.constant.float 7.0
   %alpha = torch.constant.float 1.5
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %alpha, %gate_up_bias, %down_bias) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.float, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],bf16>) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %alpha, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.float, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -72,7 +77,12 @@ func.func @clamped(
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %act = torch.constant.str "silu"
   %limit = torch.constant.float 10.0
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -90,7 +100,12 @@ func.func @no_limit(
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %act = torch.constant.str "silu"
   %limit = torch.constant.float -7.0
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -108,7 +123,12 @@ func.func @no_alpha(
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %act = torch.constant.str "silu"
   %alpha = torch.constant.float 1.5
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %alpha, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.float, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %alpha, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.float, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -127,7 +147,12 @@ func.func @other_type(
   %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %act = torch.constant.str "silu"
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],f32>) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],f32>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -146,6 +171,11 @@ func.func @one_for_all(
   %wblock = torch.prim.ListConstruct %group, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %act = torch.constant.str "silu"
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[384],bf16>, !torch.vtensor<[16,256],bf16>) -> !torch.vtensor<[?,256],bf16>
+  %plain = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %no = torch.constant.none
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[384],bf16>, !torch.vtensor<[16,256],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
