@@ -1,8 +1,8 @@
 """Whether a library product is estimated to be faster than ours.
 
-Ours is what `tile_model` says of the tiles that would be chosen, by a table or by that model.  The library's is a roofline with
-what such products reach of the peak, plus the same overhead of a launch, plus one pass over the
-result for an epilogue that it has not.
+Ours is what `tile_model` says of the tiles that would be chosen, by a table or by that model.
+The library's is a roofline with what such products reach of the peak, plus the same overhead of a
+launch, plus one pass over the result for an epilogue that it has not.
 """
 
 from dataclasses import dataclass

@@ -17,39 +17,41 @@ from qfuse.lowering.cpu.product import Product
 UNITS_ROWS = 128
 """Rows that `run_units` can serve: tasks of more leave no room in the cache for the weight."""
 
-_READ = 50.0
+_READ = 42.0
 """A byte of memory, by one thread of those that share it."""
 
-_STAGE, _STAGE_READ = 18.0, 16.0
+_STAGE, _STAGE_READ = 12.0, 14.0
 """Decoding into a cache: an element, and what a byte costs that was not prefetched in time."""
 
-_ROW = {"bf16": 4.2, "i8": 2.1, "f32": 8.4, "i16": 8.4}
+_ROW = {"bf16": 3.95, "i8": 2.15, "f32": 7.9, "i16": 8.6}
 """Multiplying one row, by what is multiplied."""
 
-_SCALE = {"bf16": 10.0, "i8": 30.0, "f32": 10.0, "i16": 30.0}
+_SCALE = {"bf16": 9.0, "i8": 25.0, "f32": 9.0, "i16": 25.0}
 """Adding up one row of a run with its scales, for all its columns: whole sums become f32 first."""
 
-_DECODE = {8: 1.5, 4: 2.0, 6: 13.0}
+_DECODE = {8: 3.0, 4: 2.0, 6: 13.0}
 """Decoding in registers, by the bits of an element; unquantized ones need none."""
 
-_MINIMUMS = 3.0
+_MINIMUMS = 4.5
 """Taking minimums off each row of a run of q4_k, at each pass."""
+
+_NARROW, _NARROW_DECODE, _NARROW_LEAST = 5.0, 1.5, 58.0
+"""More rows than a unit leave registers for one strip at a time: what that costs more, how many
+times decoding costs, and the least that sixteen rows take, whose elements are loaded more often."""
 
 _CLEARLY = 0.98
 """Of the time of `run` that `run_units` takes at most where it is chosen."""
 
 
 def assign_rows(entries: Sequence[Entry], p: Product) -> list[Entry]:
-    """The entries of a product, in order, with the rows that each serves: the first that can.
+    """The entries of a product with the rows that each serves, one after the other.
 
-    Those that decode in registers serve one pass each; `run_units` as many as are cheaper than
-    `run`, which serves the rest.
+    Those that decode in registers serve what they can in one pass, if more rows than a unit are
+    not cheaper otherwise; `run_units` as many as are cheaper than by `run`, which serves the rest.
     """
     assigned, low = [], 1
     for entry in entries:
-        high = entry.limit
-        if entry.symbol == "run_units":
-            high = p.tile_rows[0] * most_units(p)
+        high = _most_rows(entry, p)
         if high is not None and high < low:
             assigned.append(replace(entry, m_min=1, m_max=0))  # by measurement alone
             continue
@@ -58,17 +60,32 @@ def assign_rows(entries: Sequence[Entry], p: Product) -> list[Entry]:
     return assigned
 
 
+def _most_rows(entry: Entry, p: Product) -> int | None:
+    unit = p.tile_rows[0]
+    if entry.symbol == "run_units":
+        return unit * most_units(p)
+    if entry.limit is None or entry.limit <= unit:
+        return entry.limit
+    units = entry.limit // unit
+    narrow = at_once(p, entry.limit)
+    return entry.limit if narrow < min(in_units(p, units), staged(p, units)) else 0
+
+
 def most_units(p: Product) -> int:
     """How many units of rows `run_units` multiplies faster than `run` does."""
-    unit = p.tile_rows[0]
-    every = range(2, UNITS_ROWS // unit + 1)
+    every = range(2, UNITS_ROWS // p.tile_rows[0] + 1)
     return max((n for n in every if in_units(p, n) < _CLEARLY * staged(p, n)), default=1)
 
 
+def at_once(p: Product, rows: int) -> float:
+    """Picoseconds for each element of the weight, for more rows than a unit in one pass."""
+    decode = _NARROW_DECODE * _DECODE.get(p.layout.bits, 0.0)
+    return max(_NARROW + decode + _minimums(p) + rows * _row(p), rows / 16 * _NARROW_LEAST)
+
+
 def in_units(p: Product, units: int) -> float:
-    """Picoseconds for each element of the weight, decoded in registers for each unit of rows."""
-    each = _DECODE.get(p.layout.bits, 0.0) + p.tile_rows[0] * _row(p)
-    each += _MINIMUMS if p.has_minimums else 0.0
+    """The same, decoded in registers for each unit of rows."""
+    each = _DECODE.get(p.layout.bits, 0.0) + _minimums(p) + p.tile_rows[0] * _row(p)
     return max(each, _READ * p.layout.bits / 8) + (units - 1) * each
 
 
@@ -79,3 +96,7 @@ def staged(p: Product, units: int) -> float:
 
 def _row(p: Product) -> float:
     return _ROW[p.kind] + _SCALE[p.kind] / p.run
+
+
+def _minimums(p: Product) -> float:
+    return _MINIMUMS if p.has_minimums else 0.0
