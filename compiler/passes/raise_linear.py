@@ -135,22 +135,24 @@ def make_plain_product(
     """As torch computes it: a bias is added to the sum before that is rounded."""
     y_type = shaped(builtin_type(root.results[0].type))
     sum_type = y_type if is_none(bias) else replace(y_type, dtype="f32")
-    product, block = build_matmul(to_builtin(x), plain_weight(weight), [sum_type.type()])
+    product, block = build_matmul(to_builtin(x), at_the_top(weight), [sum_type.type()])
     with ir.InsertionPoint(block):
         build_yield(list(block.arguments))
     y = product.results[0]
     if not is_none(bias):
         y = ir.Operation.create(
-            AddOp.OPERATION_NAME, results=[y_type.type()], operands=[y, to_builtin(bias)]
+            AddOp.OPERATION_NAME, results=[y_type.type()], operands=[y, at_the_top(bias)]
         ).result
     remarks.fired("plain-product", root, remarks.argument_name(weight))
     rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])
 
 
-def plain_weight(weight: ir.BlockArgument) -> ir.Value:
-    """A parameter as a builtin tensor, at the top of the function."""
-    with ir.InsertionPoint.at_block_begin(weight.owner):
-        return to_builtin(weight)
+def at_the_top(value: ir.Value) -> ir.Value:
+    """An argument as a builtin tensor at the top of the function, where all products see it."""
+    if not isinstance(value, ir.BlockArgument):
+        return to_builtin(value)
+    with ir.InsertionPoint.at_block_begin(value.owner):
+        return to_builtin(value)
 
 
 def is_quantized_linear(root: ir.Operation) -> Verdict:
@@ -272,7 +274,7 @@ def make_product(
     y = product.results[0]
     if not is_none(bias):
         y = ir.Operation.create(
-            AddOp.OPERATION_NAME, results=[y_type], operands=[y, to_builtin(bias)]
+            AddOp.OPERATION_NAME, results=[y_type], operands=[y, at_the_top(bias)]
         ).result
     remarks.fired("quantized-linear", root, remarks.argument_name(weight))
     rewriter.replace_op(root, [from_builtin(y, root.results[0].type)])

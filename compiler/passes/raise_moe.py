@@ -6,9 +6,9 @@ from qfuse.compiler.passes.predicates import is_operator
 from qfuse.compiler.passes.raise_linear import (
     INPUTS,
     STORED,
+    at_the_top,
     pack_weight,
     parameter_error,
-    plain_weight,
     weight_type,
 )
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
@@ -76,8 +76,8 @@ def make_plain_layer(
     down_bias: ir.Value,
 ) -> None:
     layer = Layer(
-        plain_weight(gate_up),
-        plain_weight(down),
+        at_the_top(gate_up),
+        at_the_top(down),
         _glu_of(act, limit, alpha),
         gate_up_bias,
         down_bias,

@@ -71,6 +71,7 @@ def build_products(p: Product) -> Function:
     unit = p.tile_rows[0]
     source = scale_source(p, f, w_scale, scale_row, last, column)
     (of_strip,) = source.of_strips(1, f.imul(kb, p.layout.block))
+    assert of_strip.scale is not None
     scale = f.broadcast(of_strip.scale)
     with f.loop(0, units) as turn:
         at = f.address(x_at, (turn.iv, p.block_elements(unit)), p.run_steps * unit)

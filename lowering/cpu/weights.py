@@ -67,10 +67,10 @@ def pack_experts(
 
     All tensors are those of `pack_weight` with E in front, `scale` None where there are none.  Each
     expert has the bytes that `pack_weight` gives it as a weight of one part, or, with `rows`, as
-    one of parts of so many rows, which is for scales of one row.  `appended` are the parts of one more expert behind them; without
-    `rows`, quantized ones are joined, each at a block boundary.  Returns (uint8 [bytes], scales),
-    the scales f32 [E, rows, columns] or uint8 [bytes]; or (uint8 [bytes],).  Raises QfuseError as
-    `pack_weight` does.
+    one of parts of so many rows, which is for scales of single rows.  `appended` are the parts of
+    one more expert behind them; without `rows`, quantized ones are joined, each at a block
+    boundary.  Returns (uint8 [bytes], scales), the scales f32 [E, rows, columns] or uint8 [bytes];
+    or (uint8 [bytes],).  Raises QfuseError as `pack_weight` does.
     """
     if codes.dim() != 3 or 0 in codes.shape:
         raise QfuseError(f"pack_experts: codes {list(codes.shape)}; expected [E, N, K]")
@@ -80,7 +80,7 @@ def pack_experts(
         raise QfuseError(f"pack_experts: {shapes} are not of equally many experts")
     if rows and sum(rows) != codes.shape[1]:
         raise QfuseError(f"pack_experts: codes {list(codes.shape)} are not of parts {list(rows)}")
-    every = [split_rows(each, rows) for each in zip(*tensors, strict=True)]
+    every: list[Sequence[Part]] = [split_rows(each, rows) for each in zip(*tensors, strict=True)]
     layout = layout_of(every[0], block, packing)
     if appended:
         whole = rows or layout.plain

@@ -199,3 +199,46 @@ func.func @no_shared_expert(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2
   %out = "qfuse.add"(%residual, %sum) : (!x, !x) -> !x
   return %out : !x
 }
+
+// -----
+
+// Unquantized ones alike; their parts need no room between them.
+// CHECK-LABEL: func.func @unquantized
+// CHECK-SAME:    %[[X:.+]]: tensor<1x?x256xbf16>, {{.*}}, %[[BOTH:.+]]: tensor<4x160x256xbf16>, %[[DOWN:.+]]: tensor<4x256x80xbf16>, %[[GATE:.+]]: tensor<80x256xbf16>, %[[UP:.+]]: tensor<80x256xbf16>, %[[LAST:.+]]: tensor
+// CHECK:         %[[ONE:.+]] = "qfuse.concat"(%[[GATE]], %[[UP]])
+// CHECK-NEXT:    "qfuse.append_expert"(%[[BOTH]], %[[ONE]]) : {{.*}} -> tensor<5x160x256xbf16>
+// CHECK:         "qfuse.append_expert"(%[[DOWN]], %[[LAST]]) : {{.*}} -> tensor<5x256x80xbf16>
+!x = tensor<1x?x256xbf16>
+!h = tensor<?x2x80xbf16>
+!y = tensor<?x2x256xbf16>
+!slots = tensor<?x2xi32>
+!sh = tensor<1x?x80xbf16>
+func.func @unquantized(%x: !x, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both: tensor<4x160x256xbf16>, %down: tensor<4x256x80xbf16>, %gate: tensor<80x256xbf16>, %up: tensor<80x256xbf16>, %last: tensor<256x80xbf16>) -> !x {
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 4 : i64} : (tensor<?x2xi64>) -> (!slots, !slots, tensor<5xi32>)
+  %g, %u = "qfuse.group_matmul"(%x, %both, %indptr, %tokens) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a, %b) : (f32, f32) -> ()
+  }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, tensor<4x160x256xbf16>, tensor<5xi32>, !slots) -> (!h, !h)
+  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %y = "qfuse.group_matmul"(%h, %down, %indptr) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!h, tensor<4x256x80xbf16>, tensor<5xi32>) -> !y
+  %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!y, !slots, tensor<?x2xf32>) -> !x
+  %sg = "qfuse.matmul"(%x, %gate) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<80x256xbf16>) -> !sh
+  %su = "qfuse.matmul"(%x, %up) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<80x256xbf16>) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %shared = "qfuse.matmul"(%sh, %last) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!sh, tensor<256x80xbf16>) -> !x
+  // expected-remark @+1 {{shared-expert: fired at qfuse.add}}
+  %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
+  return %out : !x
+}

@@ -3,12 +3,12 @@
 
 // A quantized linear with bias: pack, product, add. The scheme of x waits for qfuse-expand-quantize.
 // CHECK-LABEL: func.func @linear_with_bias
+// CHECK:         %[[B:.+]] = torch_c.to_builtin_tensor %arg3
 // CHECK:         %[[W:.+]] = "qfuse.pack"
 // CHECK-SAME:      #qfuse.scheme<array<i64: 128, 128>, f32
 // CHECK:         %[[X:.+]] = torch_c.to_builtin_tensor %arg0
 // CHECK:         %[[Y:.+]] = "qfuse.matmul"(%[[X]], %[[W]])
 // CHECK:         qfuse.input_scheme = #qfuse.scheme<array<i64: 1, 128>, f32
-// CHECK:         %[[B:.+]] = torch_c.to_builtin_tensor %arg3
 // CHECK:         "qfuse.add"(%[[Y]], %[[B]])
 // CHECK-NOT:     torch.operator
 func.func @linear_with_bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[1400,512],f8E4M3FN>, %s: !torch.vtensor<[11,4],f32>, %b: !torch.vtensor<[1400],bf16>) -> !torch.vtensor<[1,?,1400],bf16> {

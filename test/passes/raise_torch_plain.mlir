@@ -1,5 +1,6 @@
 // RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch --verify-diagnostics --remarks
 // RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch | filecheck %s
+// RUN: qfuse-opt %s --split-input-file --qfuse-raise-torch --qfuse-expand-quantize --qfuse-fuse-qkv --qfuse-fuse-epilogue | filecheck %s --check-prefix FUSED
 
 // The bias is added to the sum, as torch does, and the result rounded once.
 // CHECK-LABEL: func.func @bias
@@ -13,6 +14,25 @@ func.func @bias(%x: !torch.vtensor<[1,?,512],bf16>, %w: !torch.vtensor<[4096,512
   // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
   %y = torch.aten.linear %x, %w, %b : !torch.vtensor<[1,?,512],bf16>, !torch.vtensor<[4096,512],bf16>, !torch.vtensor<[4096],bf16> -> !torch.vtensor<[1,?,4096],bf16>
   return %y : !torch.vtensor<[1,?,4096],bf16>
+}
+
+// -----
+
+// Siblings with biases: the bias, apart, does not keep them from being one product, and joins it.
+// CHECK-LABEL: func.func @siblings
+// CHECK-COUNT-2: "qfuse.add"
+// FUSED-LABEL: func.func @siblings
+// FUSED:         %[[W:.+]] = "qfuse.concat"
+// FUSED:         %[[Y:.+]]:2 = "qfuse.matmul"(%{{.*}}, %[[W]], %{{.*}}, %{{.*}})
+// FUSED:         parts = array<i64: 64, 32>
+// FUSED-SAME:    -> (tensor<?x64xbf16>, tensor<?x32xbf16>)
+// FUSED-NOT:     qfuse.add
+func.func @siblings(%x: !torch.vtensor<[?,96],bf16>, %q: !torch.vtensor<[64,96],bf16>, %k: !torch.vtensor<[32,96],bf16>, %bq: !torch.vtensor<[64],bf16>, %bk: !torch.vtensor<[32],bf16>) -> (!torch.vtensor<[?,64],bf16>, !torch.vtensor<[?,32],bf16>) {
+  // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
+  %a = torch.aten.linear %x, %q, %bq : !torch.vtensor<[?,96],bf16>, !torch.vtensor<[64,96],bf16>, !torch.vtensor<[64],bf16> -> !torch.vtensor<[?,64],bf16>
+  // expected-remark @+1 {{plain-product: fired at torch.aten.linear}}
+  %b = torch.aten.linear %x, %k, %bk : !torch.vtensor<[?,96],bf16>, !torch.vtensor<[32,96],bf16>, !torch.vtensor<[32],bf16> -> !torch.vtensor<[?,32],bf16>
+  return %a, %b : !torch.vtensor<[?,64],bf16>, !torch.vtensor<[?,32],bf16>
 }
 
 // -----
