@@ -1,6 +1,6 @@
 """RMSNorm kernels: two walks over each row, the first for its sum of squares.
 
-A second quantized result takes one more walk, for its groups may be others.
+A second quantized result takes one more walk, unless its groups nest with those of the first.
 
 The sum is made in an order that depends on the width alone: four vector accumulators take every
 fourth vector each, then they are added up, then their lanes.  So the normalized values are the
@@ -21,7 +21,7 @@ from qfuse.lowering.cpu.signature import Built, Signature
 
 _ACCUMULATORS = 4
 _COST = 12  # bytes of memory traffic in the time of an element: two walks, the encoding
-_ANOTHER_COST = 8  # one more walk, one more encoding
+_ANOTHER_COST = 8  # one more encoding, and perhaps one more walk
 
 OPS = ("qfuse.rms_norm",)
 

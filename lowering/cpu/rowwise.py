@@ -182,10 +182,24 @@ def emit_quantized(
     operand.  Long groups compute their values twice rather than keep them.
     """
     f = lanes.f
-    base = f.imul(row, target.shaped.shape[-1])
-    scale_at = f.address((row, target.row_numbers), (segment.number, target.numbers))
     short = segment.length <= MAX_IN_REGISTERS * LANES
     kept = [(piece, compute(piece)) for piece in pieces(f, segment)] if short else []
+    _emit_group(lanes, target, row, segment, kept, compute, finish)
+
+
+def _emit_group(
+    lanes: Lanes,
+    target: QuantizedTarget,
+    row: Index,
+    segment: Segment,
+    kept: list[tuple[Piece, Value]],
+    compute: Callable[[Piece], Value],
+    finish: Callable[[Piece, Value], None],
+) -> None:
+    """Quantize a group whose values were `kept`, or else have to be computed twice."""
+    f = lanes.f
+    base = f.imul(row, target.shaped.shape[-1])
+    scale_at = f.address((row, target.row_numbers), (segment.number, target.numbers))
     if target.given is None:
         quantizer = dynamic_quantizer(lanes, target.shaped, _largest(lanes, segment, kept, compute))
     else:
@@ -198,7 +212,7 @@ def emit_quantized(
         f.store(codes, target.codes, f.iadd(base, piece.column), piece.mask)
         return codes if piece.mask is None else f.select(piece.mask, codes, f.isplat(0, I8))
 
-    if short:
+    if kept:
         codes = [store_piece(piece, value) for piece, value in kept]
         if target.numbers == 2:
             quantizer.store_sum(codes, target.scales, f.iadd(scale_at, 1))
@@ -248,8 +262,9 @@ def emit_outputs(
     """Write a row as a plain result (buffer and element type), quantized ones, or both.
 
     `compute` gives what is quantized; storing rounds it to the element type of the plain result.
-    Each quantized result computes the row anew, so that groups need not nest.  The plain one is
-    stored with the last of them: it may lie in the memory of an operand.
+    Quantized results whose groups nest share what was computed, if that stays in registers.  Others
+    compute the row anew, each for itself; the plain result is stored with the last of them, for it
+    may lie in the memory of an operand.
     """
     f = lanes.f
 
@@ -262,6 +277,15 @@ def emit_outputs(
         for piece, result in [(p, compute(p)) for p in pieces(f, segment)]:
             store_value(piece, result)
 
+    def emit_nested(segment: Segment) -> None:
+        kept = [(piece, compute(piece)) for piece in pieces(f, segment)]
+        for target in quantized:
+            finish = store_value if target is quantized[-1] else ignore
+            for number, part in enumerate(_parts(f, segment, target.group, coarsest)):
+                first = number * target.group // LANES
+                own = kept[first : first + -(-part.length // LANES)]
+                _emit_group(lanes, target, row, part, own, compute, finish)
+
     def emit_format(target: QuantizedTarget, finish: Callable[[Piece, Value], None]) -> None:
         def emit_segment(segment: Segment) -> None:
             emit_quantized(lanes, target, row, segment, compute, finish)
@@ -271,7 +295,24 @@ def emit_outputs(
     if not quantized:
         for_segments(f, width, min(width, 4 * LANES), emit_plain)
         return
+    coarsest = max(target.group for target in quantized)
+    if len(quantized) > 1 and _nest_in_registers(quantized, coarsest):
+        for_segments(f, width, coarsest, emit_nested)
+        return
     *others, last = quantized
     for target in others:
         emit_format(target, ignore)
     emit_format(last, store_value)
+
+
+def _nest_in_registers(targets: Sequence[QuantizedTarget], coarsest: int) -> bool:
+    """Whether each group is whole vectors of a coarsest one, which is short."""
+    nest = all(t.group == coarsest or coarsest % t.group == t.group % LANES == 0 for t in targets)
+    return nest and coarsest <= MAX_IN_REGISTERS * LANES
+
+
+def _parts(f: Function, segment: Segment, group: int, coarsest: int) -> Iterator[Segment]:
+    """The groups within a segment that is a coarsest one, or the shorter last."""
+    for offset in range(0, segment.length, group):
+        number = f.iadd(f.imul(segment.number, coarsest // group), offset // group)
+        yield Segment(f.iadd(segment.start, offset), number, min(group, segment.length - offset))
