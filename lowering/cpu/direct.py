@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import Function, Index, Value
-from qfuse.lowering.cpu.layout import GROUP, ceil_div
+from qfuse.lowering.cpu.layout import GROUP, LINE, ceil_div
 from qfuse.lowering.cpu.product import (
     LANES,
-    LINE,
     STRIPS,
     Product,
     add_run,

@@ -45,6 +45,9 @@ other.  All others lie by row, as bytes: for each group of 64 rows, for each `bk
 
 from dataclasses import dataclass
 
+LINE = 64
+"""Bytes of a cache line, and of a vector."""
+
 STRIP = 16
 GROUP = 64
 BLOCK = 128

@@ -17,8 +17,8 @@ from qfuse.lowering.cpu.codes import KINDS, Codes
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, buffer, vector
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, STRIP, WeightLayout
-from qfuse.lowering.cpu.scales import LINE, ScaleSource, StripScale
+from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout
+from qfuse.lowering.cpu.scales import ScaleSource, StripScale
 
 LANES = STRIP
 STRIPS = GROUP // STRIP

@@ -18,9 +18,9 @@ from qfuse.lowering.cpu.emit import Function, Index, Value
 from qfuse.lowering.cpu.epilogue import WidthGroup, build_epilogue, result_error, width_groups
 from qfuse.lowering.cpu.kernel import Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, WeightLayout
+from qfuse.lowering.cpu.layout import GROUP, LINE, WeightLayout
 from qfuse.lowering.cpu.pack_x import PackedX, pack_rows
-from qfuse.lowering.cpu.product import LANES, LINE, Product, clear
+from qfuse.lowering.cpu.product import LANES, Product, clear
 from qfuse.lowering.cpu.quantized import activation_error, qtensor_error
 from qfuse.lowering.cpu.region import region_error
 from qfuse.lowering.cpu.signature import Signature, weight_layout

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Index, Value, vector
 from qfuse.lowering.cpu.lanes import I16, Lanes
-from qfuse.lowering.cpu.layout import GROUP, K_QUANTS, STRIP, WeightLayout
-
-LINE = 64
-"""Bytes of a cache line, and of a vector."""
+from qfuse.lowering.cpu.layout import GROUP, K_QUANTS, LINE, STRIP, WeightLayout
 
 _QUIET_NAN = 0x7FC00000
 _SMALLEST = 0x00400000  # 2^-127

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value
-from qfuse.lowering.cpu.layout import GROUP
+from qfuse.lowering.cpu.layout import GROUP, LINE
 from qfuse.lowering.cpu.product import (
     LANES,
-    LINE,
     STRIPS,
     Product,
     add_run,

@@ -20,6 +20,10 @@ _CODES = 1e-2
 """Relative error: codes that lie on a border may go either way."""
 
 
+_UNROUNDED = 3e-2
+"""torch.compile does not round to bf16 between operations, so more codes go the other way."""
+
+
 @dataclass(frozen=True)
 class RowCase:
     """x [M, K] in bf16 quantized as a scheme has its activations, normalized first or not."""
@@ -129,7 +133,7 @@ def report(
     subjects: list[RowSubject] = [
         Ours(kernels),
         Torch("torch eager", lambda function: function),
-        Torch("torch.compile", partial(compiled, wanted=compile)),
+        Torch("torch.compile", partial(compiled, wanted=compile), _UNROUNDED),
     ]
     ways: dict[object, CpuScheme] = {}
     for scheme in schemes:
