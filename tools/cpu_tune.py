@@ -142,7 +142,10 @@ def _of_scheme(n: int, k: int, scheme: CpuScheme, kernels: Kernels) -> Subject:
 
 
 def of_program(program: Program) -> Iterator[Subject]:
-    """The products of a compiled model by their own weights, alike ones in several layers once."""
+    """The products of a compiled model by their own weights, alike ones in several layers once.
+
+    Those of a fixed number of rows, such as a head that reads the last token, are left out.
+    """
     steps: dict[str, list[KernelStep]] = {}
     for step in program.plan.single_steps:
         if isinstance(step, KernelStep):
@@ -151,6 +154,9 @@ def of_program(program: Program) -> Iterator[Subject]:
                 steps.setdefault(kernel.product, []).append(step)
     types = {kernel.name: kernel for kernel in program.plan.kernels}
     for alike in steps.values():
+        alike = [step for step in alike if _has_any_rows(types[step.kernel])]
+        if not alike:
+            continue
         name = alike[0].kernel  # another with the same product differs in its epilogue only
         same = [step for step in alike if step.kernel == name]
         compiled = program.kernels[name]
@@ -158,6 +164,11 @@ def of_program(program: Program) -> Iterator[Subject]:
         make = partial(_of_steps, program, same, types[name])
         results = len(types[name].results)
         yield Subject(f"{name} ({len(alike)} x)", LoadedKernel(compiled), make, results)
+
+
+def _has_any_rows(kernel: KernelType) -> bool:
+    """Whether a kernel serves as many rows as it is given."""
+    return any(plan.DYNAMIC in type_.shape for type_ in kernel.results)
 
 
 def _of_steps(

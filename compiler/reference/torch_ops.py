@@ -28,7 +28,7 @@ class _NoRule(Exception):
     """The operation is none of ours in this form."""
 
 
-Dot = Callable[[Tensor | Quantized, Quantized], Ball]
+Dot = Callable[[Tensor | Quantized, Tensor | Quantized], Ball]
 """x [.., K] times the transpose of a weight [N, K], as [M, N]: as `qfuse.matmul` sums it."""
 
 
@@ -164,6 +164,12 @@ def _rms_norm(out: Shaped, x: Tensor, shape: list[int], weight: Tensor, eps: flo
     return _float(out, balls.mul(normed, _number(weight)))
 
 
+def _linear(dot: Dot, out: Shaped, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`aten.linear`: a bias is added before the sum is rounded."""
+    y = dot(x, weight).map(lambda a: a.reshape(*x.shape[:-1], -1))
+    return _float(out, y if bias is None else balls.add(y, bias.ball()))
+
+
 def _quantized_linear(
     dot: Dot,
     out: Shaped,
@@ -267,12 +273,58 @@ def _moe_experts(
         hidden = balls.mul(*glu_factors(glu, gate, up, out.dtype))
         return product(_float(out, hidden), down[e], down_scale[e], more, narrow)
 
+    return _sum_of_experts(out, x, ids, weights, down, expert)
+
+
+def _dense_experts(
+    dot: Dot,
+    out: Shaped,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    act: str,
+    limit: float | None = None,
+    alpha: float | None = None,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> Tensor:
+    """`qfuse::dense_experts`: products are rounded before their biases are added."""
+    width = down.shape[2]
+    glu = Glu(act, math.inf if limit is None else limit, ALPHA if alpha is None else alpha)
+
+    def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Ball:
+        y = _linear(dot, out, rows, weight, None).ball()
+        return y if bias is None else _float(out, balls.add(y, bias.ball())).ball()
+
+    def expert(row: Tensor, e: int) -> Ball:
+        bias, more = (b and b[e] for b in (gate_up_bias, down_bias))
+        gate, up = (
+            product(row, gate_up[e][part], bias and bias[part])
+            for part in (slice(width), slice(width, None))
+        )
+        hidden = balls.mul(*glu_factors(glu, gate, up, out.dtype))
+        return product(_float(out, hidden), down[e], more)
+
+    return _sum_of_experts(out, x, ids, weights, down, expert)
+
+
+def _sum_of_experts(
+    out: Shaped,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    down: Tensor,
+    expert: Callable[[Tensor, int], Ball],
+) -> Tensor:
+    """The weighted sum of `expert(row, e)` over the choices of each token; `down` is [E, H, ..]."""
     totals = []
     for t in range(x.shape[0]):
         total = Ball(np.zeros((1, down.shape[1])), no_slack(x))
         for j in range(ids.shape[1]):
             e = int(ids.array[t, j])
-            if 0 <= e < gate_up.shape[0]:
+            if 0 <= e < down.shape[0]:
                 weight = weights[t : t + 1, j : j + 1].ball()
                 y = expert(x[t : t + 1], e)
                 total = balls.add(total, balls.mul(weight, y))
@@ -286,6 +338,8 @@ def _pair(block: list[int]) -> tuple[int, int]:
 
 
 _PRODUCTS: dict[str, Callable[..., Any]] = {
+    "torch.aten.linear": _linear,
+    "torch.qfuse.dense_experts": _dense_experts,
     "torch.qfuse.quantized_linear": _quantized_linear,
     "torch.qfuse.moe_experts": _moe_experts,
 }

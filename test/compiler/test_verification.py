@@ -438,11 +438,12 @@ def test_compile_verifies_a_checkpoint(
         compile(checkpoints(), verify=True)
 
 
+@pytest.mark.parametrize("quantized", [True, False], ids=["fp8", "bf16"])
 @pytest.mark.parametrize("architecture", ["mixtral", "deepseek_v3", "qwen3_moe"])
 def test_compile_verifies_layers_of_experts(
-    checkpoints: Callable[..., Path], architecture: str
+    checkpoints: Callable[..., Path], architecture: str, quantized: bool
 ) -> None:
-    exe = compile(checkpoints(architecture=architecture), verify=True)
+    exe = compile(checkpoints(architecture=architecture, quantized=quantized), verify=True)
     (line,) = exe.program.report["verified"]
     assert line.endswith("values are the same before and after a pass")
 

@@ -1316,7 +1316,7 @@ func.func @case(%x: tensor<?x512xbf16>) {
 
 // A library has certain calls.
 func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
-  // expected-error @+1 {{call "dgemm" is not one of linear, mm, scaled_mm_blocks}}
+  // expected-error @+1 {{call "dgemm" is not one of mm, scaled_mm_blocks}}
   %0 = "qfuse.library_call"(%x, %w) {call = "dgemm", activation = "none", operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x512xbf16>) -> tensor<?x192xbf16>
   return
 }

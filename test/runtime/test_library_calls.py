@@ -56,7 +56,6 @@ def fp8(*shape: int) -> torch.Tensor:
 def given() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Arguments as plans have them: scales of blocks as the quantization lays them, K first."""
     plain = torch.ones(2, M // 2, K).bfloat16(), torch.ones(N, K).bfloat16()
-    yield "linear", (*plain, None, "none")
     yield "mm", (*plain, None, "none")
     yield "mm", (*plain, torch.ones(N).bfloat16(), "none")
     yield "mm", (*plain, torch.ones(N).bfloat16(), "relu")
@@ -113,7 +112,7 @@ def there(unavailable: Callable[[str], str | None]) -> set[str]:
     return {call for call in CALLS if unavailable(call) is None}
 
 
-PLAIN = {"linear", "mm"}
+PLAIN = {"mm"}
 
 
 @pytest.mark.parametrize(
