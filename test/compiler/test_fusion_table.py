@@ -30,6 +30,8 @@ from qfuse.lowering.triton.embedding import TARGET
 README = Path(__file__).parents[2] / "README.md"
 GPU = "cuda:sm_90"
 
+UNQUANTIZED = "bf16"
+
 SCHEMES = {
     "FP8 E4M3, blocks 128x128; per token and 128": "e4m3 blocks",
     "the same, scales e8m0": "e4m3 blocks of e8m0",
@@ -49,6 +51,7 @@ SCHEMES = {
     "Q4_K; q8_1": "q4_k",
     "Q6_K; q8_1": "q6_k",
     "MXFP4; plain": "mxfp4",
+    "none, bf16; plain": UNQUANTIZED,
 }
 """What weights and inputs are, for people, and the scheme in test_scheme_programs.py."""
 
@@ -111,7 +114,10 @@ def test_readme_has_it() -> None:
 def program_of(scheme: str) -> tuple[Program, list[Value]]:
     """A norm, a gated MLP up to the input of its last product, and two products, one with more."""
     p = Program()
-    weights = [pack(p, WEIGHTS[scheme](seed)) for seed in range(4)]
+    if scheme == UNQUANTIZED:
+        weights = [p.parameter(N, K) for _ in range(4)]
+    else:
+        weights = [pack(p, WEIGHTS[scheme](seed)) for seed in range(4)]
     x = quantize(p, p.rms_norm(p.input(-1, K), p.parameter(K)), scheme)
     gate, up, q, k = (p.matmul(x, w) for w in weights)
     hidden = quantize(p, p.glu(Glu("silu"), gate, up), scheme)
