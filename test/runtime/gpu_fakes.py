@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qfuse.compiler.runtime.device import Captured, Device
 from qfuse.compiler.runtime.plan import DTYPES, DYNAMIC, KernelType, Plan
 from qfuse.compiler.runtime.program import Program
+from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.launcher import Launch, LoadedKernel
 from qfuse.lowering.triton.driver import Start
 from qfuse.lowering.triton.gpu_kernel import (
     ALIGNMENT,
@@ -247,6 +249,7 @@ class FakeGpu(Device):
         super().__init__("cpu")
         self.driver = driver
         self.graphs: list[_Recording] = []
+        self.recording: list[Callable[[], None]] | None = None
         self.entries = 0
 
     @contextmanager
@@ -256,12 +259,14 @@ class FakeGpu(Device):
 
     def capture(self, function: Callable[[], tuple[Any, ...]]) -> Captured:
         recording = _Recording()
+        self.recording = recording.steps
         if self.driver is not None:
             self.driver.recording = recording.steps
         try:
             with recording:
                 outputs = function()
         finally:
+            self.recording = None
             if self.driver is not None:
                 self.driver.recording = None
         self.graphs.append(recording)
@@ -304,6 +309,37 @@ def _tensors(outputs: Any) -> list[torch.Tensor]:
         return [outputs]
     items = outputs if isinstance(outputs, list | tuple) else []
     return [item for item in items if isinstance(item, torch.Tensor)]
+
+
+def recorded_kernels(gpu: FakeGpu) -> Callable[[CompiledKernel], LoadedKernel]:
+    """Loads kernels of the CPU whose launches, too, are part of what `gpu` records."""
+
+    class Recorded(LoadedKernel):
+        def bind(self, *arguments: Any, **options: Any) -> Launch:
+            launch = super().bind(*arguments, **options)
+            _, *others = arguments
+            bind, run = super().bind, launch.__call__
+
+            def started() -> None:
+                if gpu.recording is not None:
+                    # with the addresses of now, as a graph copies arguments
+                    pointers = launch.pointers[: len(self.compiled.parameters)]
+                    gpu.recording.append(bind(pointers, *others, **options))
+                run()
+
+            return _Started(launch, started)
+
+    return Recorded
+
+
+class _Started:
+    """A launch that does something else when it is called."""
+
+    def __init__(self, launch: Launch, call: Callable[[], None]) -> None:
+        self.pointers, self._launch, self._call = launch.pointers, launch, call
+
+    def __call__(self) -> None:
+        self._call()
 
 
 class AlignedLaunch(FakeLaunch):

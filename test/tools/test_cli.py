@@ -90,7 +90,7 @@ def test_config_only(checkpoints, tmp_path, capsys):
     argv = ["compile", "--config-only", str(config), "--target", "cpu", "--emit=fused-ir"]
     assert main([*argv, "-o", str(out), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["ops"]["fused"]["qfuse.matmul"] == 8  # per layer: qkv, o, gate-up, down
+    assert data["ops"]["fused"]["qfuse.matmul"] == 9  # per layer: qkv, o, gate-up, down; the head
     assert data["ops"]["imported"]["torch.operator"] > 0
     assert data["seconds"]["qfuse-fuse-gate-up"] > 0
     assert '"qfuse.matmul"' in out.read_text()

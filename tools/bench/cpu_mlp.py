@@ -68,7 +68,7 @@ class Mlp:
         return f"""
 func.func @main(%h: {h}, %norm: {norm}, %wide: {wide}, %narrow: {narrow}) -> {h} {{
   %n = "qfuse.rms_norm"(%h, %norm) {{eps = {EPS:e} : f64, offset = 0.0 : f64,
-    rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0>}} : ({h}, {norm}) -> {h}
+    rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>}} : ({h}, {norm}) -> {h}
   {quantize_x}
   %gate, %up = "qfuse.matmul"({x}, %wide) ({{
   ^bb0(%g: f32, %u: f32):

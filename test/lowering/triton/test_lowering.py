@@ -20,8 +20,8 @@ W = quantized(512, 256, block=(128, 128))
     [
         (matmul_text(X, plain(512, 256), [plain(-1, 512)]), "x is f8E4M3FN but w is plain bf16"),
         (
-            matmul_text(X, quantized(512, 256, block=(128, 128), dtype="f8E5M2"), [plain(-1, 512)]),
-            "multiplies f8E4M3FN by f8E5M2",
+            matmul_text(X, quantized(512, 256, block=(128, 128), dtype="i8"), [plain(-1, 512)]),
+            "multiplies f8E4M3FN by i8; both operands must store FP8, or both integers",
         ),
         (
             matmul_text(plain(-1, 256), plain(512, 256, dtype="f16"), [plain(-1, 512)]),
