@@ -20,13 +20,11 @@ import torch
 from torch import nn
 
 from qfuse.compiler.frontend.checkpoint import read_json, read_quantization
+from qfuse.compiler.frontend.expert_tensors import biases_of, load_experts, matrix_names
 from qfuse.compiler.frontend.experts import (
     Biased,
     Experts,
-    biases_of,
     check_config,
-    load_experts,
-    matrix_names,
     replace_experts,
     transformers_experts,
 )
