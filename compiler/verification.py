@@ -27,6 +27,7 @@ from qfuse.compiler import remarks
 from qfuse.compiler.passes.outline import KERNEL
 from qfuse.compiler.pipeline import Stage
 from qfuse.compiler.reference.difference import difference, identity
+from qfuse.compiler.reference.experts import Undecided
 from qfuse.compiler.reference.inputs import RandomInputs
 from qfuse.compiler.reference.interpreter import Interpreter
 from qfuse.compiler.reference.values import Inexecutable, Misfit, Value, name_of
@@ -88,6 +89,10 @@ class Run:
     opaque: list[Key] = field(default_factory=list)
     error: Inexecutable | None = None
 
+
+_PATIENCE, _NEXT_SEED = 20_000, 1 << 20
+"""Operations that are executed in search of inputs that leave nothing undecided, and how far apart
+the seeds of those are."""
 
 Runs = dict[tuple[str, int], Run]
 """By function and the extent that stood for `?`."""
@@ -186,8 +191,20 @@ class Verification:
         return self._last[1]
 
     def _run(self, function: ir.Operation, extent: int, slack: bool) -> Run:
+        """One run.  The first of a function looks for inputs with which roundings, where they are
+        open, do not decide which experts are chosen; all others take the same."""
         key = (_name(function), extent, slack)
-        inputs = self._inputs.setdefault(key, RandomInputs(self.seed, extent, slack))
+        if key in self._inputs:
+            return self._run_with(function, self._inputs[key])
+        run = Run()
+        for again in range(1 + _PATIENCE // len(_body(function))):
+            self._inputs[key] = RandomInputs(self.seed + again * _NEXT_SEED, extent, slack)
+            run = self._run_with(function, self._inputs[key])
+            if not isinstance(run.error, Undecided):
+                break
+        return run
+
+    def _run_with(self, function: ir.Operation, inputs: RandomInputs) -> Run:
         recorder = _Recorder(inputs)
         interpreter = Interpreter(recorder, self.terms, self.seed)
         run = Run()

@@ -443,9 +443,12 @@ def test_compile_verifies_a_checkpoint(
 def test_compile_verifies_layers_of_experts(
     checkpoints: Callable[..., Path], architecture: str, quantized: bool
 ) -> None:
+    """Between bf16 products, which experts a token chooses may be left open by all inputs tried."""
     exe = compile(checkpoints(architecture=architecture, quantized=quantized), verify=True)
-    (line,) = exe.program.report["verified"]
+    *skipped, line = exe.program.report["verified"]
     assert line.endswith("values are the same before and after a pass")
+    open_ = "qfuse-raise-torch of @main is not verified: which experts are largest depends on"
+    assert not skipped or (not quantized and skipped == [f"{open_} roundings"])
 
 
 def test_without_verify_nothing_runs_and_nothing_is_reported(
