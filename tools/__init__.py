@@ -3,7 +3,7 @@
 | file | what it holds |
 |---|---|
 | qfuse.py | `qfuse demo`, `compile`, `run`, `inspect`, `explain` |
-| gpu_commands.py, tune.py, cpu_tune.py, bench/ | `qfuse tune` and `qfuse bench` |
+| measure_commands.py, tune.py, cpu_tune.py, bench/ | `qfuse tune` and `qfuse bench` |
 | qfuse_opt.py, diagnostics.py | `qfuse-opt`: passes on textual IR |
 | qfuse_translate.py | `qfuse-translate`: operations to GPU code, and a report on it |
 | demo.py, demo_checkpoint.py | the demo, and the checkpoint it writes |

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
-from qfuse.tools import gpu_commands
+from qfuse.tools import measure_commands
 from qfuse.tools.ending import exit_code
 
 
@@ -299,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--roundings", metavar="R", help="for a model: exact (default), or library")
     add("--json", action="store_true")
     explain.set_defaults(run=_explain)
-    gpu_commands.add(commands)
+    measure_commands.add(commands)
     return parser
 
 
