@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_expert_fusions import Layer, codes
 
 from qfuse.compiler import compile, load
-from qfuse.compiler.frontend import experts as frontend
+from qfuse.compiler.frontend.lazy_tensors import Filled
 from qfuse.compiler.runtime.program import Program
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -176,12 +176,12 @@ def test_no_second_copy_of_the_experts(
     """A GPU program's stack is read into the place it stays in, never made on its own before."""
     made: list[tuple[int, ...]] = []
 
-    def noting(entry: frontend.Filled) -> torch.Tensor:
+    def noting(entry: Filled) -> torch.Tensor:
         made.append(entry.shape)
         return original(entry)
 
-    original = frontend.Filled.__call__
-    monkeypatch.setattr(frontend.Filled, "__call__", noting)
+    original = Filled.__call__
+    monkeypatch.setattr(Filled, "__call__", noting)
     directory = checkpoints(architecture="deepseek_v3")
     compile(directory, max_len=32, target="cuda:sm_90")
     assert made == []
