@@ -87,16 +87,13 @@ class CompileOptions:
     @staticmethod
     def from_mapping(options: Mapping[str, Any]) -> "CompileOptions":
         """`make` from keywords, as `torch.compile(..., options=...)` has them."""
-        if unknown := sorted(set(options) - {"target", "disable", "blas"}):
-            raise QfuseError(
-                f"no compile option '{unknown[0]}'; there are target, disable and blas"
-            )
-        disable = options.get("disable", ())
-        return CompileOptions.make(
-            options.get("target", "cpu"),
-            disable.split(",") if isinstance(disable, str) else disable,
-            blas=options.get("blas", "auto"),
-        )
+        known = ("target", "disable", "blas", "quantize_rounding")
+        if unknown := sorted(set(options) - set(known)):
+            raise QfuseError(f"no compile option '{unknown[0]}'; there are {', '.join(known)}")
+        words = dict(options)
+        if isinstance(words.get("disable"), str):
+            words["disable"] = words["disable"].split(",")
+        return CompileOptions.make(**words)
 
     def fusion_passes(self) -> list[str]:
         """The fusion passes that are on, with their options, in the order in which they run."""

@@ -44,7 +44,13 @@ def _compile(args: argparse.Namespace) -> int:
     from qfuse.compiler.options import CompileOptions
 
     disable = args.disable.split(",") if args.disable else ()
-    options = CompileOptions.make(args.target, disable, blas=args.blas, verify=args.verify)
+    options = CompileOptions.make(
+        args.target,
+        disable,
+        blas=args.blas,
+        verify=args.verify,
+        quantize_rounding=args.quantize_rounding,
+    )
     console = Console(stderr=True)
     if args.config_only:
         if args.model is not None or args.max_len is not None:
@@ -69,6 +75,7 @@ def _compile(args: argparse.Namespace) -> int:
             max_len=args.max_len,
             blas=args.blas,
             verify=args.verify,
+            quantize_rounding=args.quantize_rounding,
             progress=progress,
         )
     exe.save(args.output)
@@ -257,6 +264,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
     add("--blas", default="auto", help="products by cuBLAS: auto (where faster), on, off")
+    add(
+        "--quantize-rounding",
+        default="value",
+        metavar="R",
+        help="what norms quantize: value (default), as the unfused program does, or f32",
+    )
     add("--remarks", action="store_true", help="print what each pattern did or declined")
     add(
         "--verify",

@@ -48,3 +48,14 @@ def test_what_norms_quantize():
         CompileOptions.make(quantize_rounding="bf16")
     with pytest.raises(QfuseError, match="leave out one of them"):
         CompileOptions.make(quantize_rounding="f32", verify=True)
+
+
+def test_options_of_torch_compile():
+    options = CompileOptions.from_mapping(
+        {"disable": "gate-up,qkv", "blas": "off", "quantize_rounding": "f32"}
+    )
+    assert options.disable == {"gate-up", "qkv"}
+    assert (options.blas, options.quantize_rounding) == ("off", "f32")
+    known = "target, disable, blas, quantize_rounding"
+    with pytest.raises(QfuseError, match=f"no compile option 'fuse'; there are {known}"):
+        CompileOptions.from_mapping({"fuse": True})

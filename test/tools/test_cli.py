@@ -98,6 +98,16 @@ def test_config_only(checkpoints, tmp_path, capsys):
     assert "qfuse.rms_norm" in capsys.readouterr().out
 
 
+def test_quantize_rounding(checkpoints, tmp_path, capsys):
+    out = tmp_path / "fused.mlir"
+    argv = ["compile", "--config-only", str(checkpoints() / "config.json"), "--emit=fused-ir"]
+    assert main([*argv, "-o", str(out), "--quantize-rounding", "f32"]) == 0
+    assert out.read_text().count('quantize_rounding = "f32"') == 4  # two norms of two layers
+    capsys.readouterr()
+    message = fails(capsys, *argv, "--quantize-rounding", "f16")
+    assert "quantize_rounding 'f16' is not one of value, f32" in message
+
+
 def test_remarks_and_disable(checkpoints, tmp_path, capsys):
     out = tmp_path / "m.qfuse"
     argv = ["compile", str(checkpoints()), "-o", str(out), "--disable", "gate-up", "--remarks"]
