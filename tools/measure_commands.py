@@ -53,7 +53,11 @@ def add(commands: Any) -> None:
     tune.add_argument(
         "--model", type=Path, metavar="FILE", help="on a CPU: the products of this .qfuse file"
     )
-    tune.add_argument("--only", metavar="SCHEME,...", help="on a CPU; say fp8,q4_k")
+    tune.add_argument(
+        "--only",
+        metavar="SCHEME,...",
+        help="say fp8,q4_k; on a GPU bf16,fp8-rows,int8 and fp8 (in blocks), the default",
+    )
     tune.add_argument(
         "--seconds", type=_number, default=300, metavar="N", help="on a CPU: when to stop"
     )
@@ -169,7 +173,8 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     import torch
 
     from qfuse.compiler import load, options
-    from qfuse.lowering.cpu.entry_table import Table, difference, read_table, signature
+    from qfuse.lowering.cpu.entry_table import Table, read_table, signature
+    from qfuse.lowering.table_file import difference
     from qfuse.tools import cpu_tune
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_linear import ROWS, parse_shapes
@@ -223,20 +228,21 @@ def _tune_gpu(args: argparse.Namespace) -> int:
     from qfuse.tools import tune
     from qfuse.tools.bench.cases import parse_cases, parse_rows
     from qfuse.tools.bench.gemm import open_machine
+    from qfuse.tools.bench.row_cases import parse_schemes
     from qfuse.tools.files import check_writable, write_text
 
-    if args.check or args.only or args.model:
-        raise QfuseError("--check, --only and --model are for --target cpu")
-    gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
+    if args.check or args.model:
+        raise QfuseError("--check and --model are for --target cpu")
+    gpu, rows = find_gpu(args.target), parse_rows(args.m)
+    cases = parse_schemes(args.only, parse_cases(args.shapes))
     check_writable(args.table)
     table = tune.open_table(args.table)
     machine, about = open_machine(gpu)
-    known = ("gpu", "date", "torch", "triton")
+    table = tune.signed(table, args.table, {name: about[name] for name in tune.SIGNED})
+    known = {name: about[name] for name in ("gpu", "date", "torch", "triton")}
     measure = tune.GpuMeasure(gpu, machine, LoadedGpuKernel, options.cache_dir() / "gpu")
     outcomes = []
-    for outcome in tune.tune(
-        cases, rows, gpu, measure, {name: about[name] for name in known}, args.most
-    ):
+    for outcome in tune.tune(cases, rows, gpu, measure, known, args.most, measure.call):
         outcomes.append(outcome)
         table = tune.merged(table, [outcome], gpu)
         # After each, so that what was found is kept if a later one fails.

@@ -76,8 +76,17 @@ def _roundings_fit(s: Subject) -> bool:
     return not s.epilogue.rounds or s.machine.roundings == "library"
 
 
+def _scale_fits(s: Subject) -> bool:
+    """Whether the scale may be multiplied elsewhere: it rounds nothing, or roundings are free."""
+    return s.epilogue.other != "" or s.epilogue.exact_scale or s.machine.roundings == "library"
+
+
+def _scale(s: Subject) -> str:
+    return f"it is {s.epilogue.scale:g}, which rounds (roundings=library allows)"
+
+
 def _at_most(s: Subject, bias: bool, activations: tuple[str, ...]) -> bool:
-    """Whether the epilogue is a bias, where one may be, and one of some activations."""
+    """Whether the epilogue is a scale, a bias, where one may be, and one of some activations."""
     form = s.epilogue
     return (
         not form.other
@@ -227,6 +236,16 @@ CONDITIONS: dict[str, Condition] = {
         lambda s: f"it rounds to {s.epilogue.rounded_to or 'nothing'} first",
         kind="about",
     ),
+    "scale-of-mm": Condition(
+        "a constant scale of the product is a power of two, or no bias follows it",
+        lambda s: s.epilogue.bias is None or _scale_fits(s),
+        _scale,
+    ),
+    "scale-of-weight": Condition(
+        "a constant scale of the product is a power of two, so that scales of w can have it",
+        lambda s: _scale_fits(s),
+        _scale,
+    ),
     "epilogue-of-mm": Condition(
         "the epilogue is nothing, a bias, or a bias and relu or gelu_tanh",
         lambda s: _at_most(s, True, ("relu", "gelu_tanh") if s.machine.is_gpu else ()),
@@ -236,6 +255,8 @@ CONDITIONS: dict[str, Condition] = {
         "the epilogue is nothing or a bias", lambda s: _at_most(s, True, ()), _epilogue
     ),
     "epilogue-is-nothing": Condition(
-        "there is no epilogue, no bias either", lambda s: _at_most(s, False, ()), _epilogue
+        "there is no epilogue, no bias either",
+        lambda s: s.epilogue.scale == 1 and _at_most(s, False, ()),
+        _epilogue,
     ),
 }

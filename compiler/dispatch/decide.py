@@ -1,7 +1,8 @@
 """From rules to decisions: which backend serves which numbers of rows, and what nearly did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qfuse.compiler.dispatch.conditions import CONDITIONS
 from qfuse.compiler.dispatch.rules import KERNEL, LIBRARY, RULES, Rule
@@ -17,6 +18,7 @@ class Verdict:
 
     faster: bool
     why: str
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,13 @@ RANGES = ((1, 1), (2, 16), (17, 64), (65, 256), (257, 1024), (1025, 4096), (4097
 """Rows that share a decision; neighbours that decide alike become one."""
 
 
-def decide(subject: Subject, preference: Preference) -> list[Decision]:
-    """The decisions for every number of rows that `subject` may have, in order."""
+def decide(subject: Subject, preference: Preference, starts: Sequence[int] = ()) -> list[Decision]:
+    """The decisions for every number of rows that `subject` may have, in order.
+
+    `starts` are numbers of rows from which on `preference` may know something else.
+    """
     found: list[Decision] = []
-    for first, last in RANGES:
+    for first, last in _ranges(starts):
         if subject.rows is not None:
             if not first <= subject.rows <= (last or subject.rows):
                 continue
@@ -79,12 +84,18 @@ def decide(subject: Subject, preference: Preference) -> list[Decision]:
     return found
 
 
+def _ranges(starts: Sequence[int]) -> list[tuple[int, int | None]]:
+    """RANGES, cut where some others begin."""
+    firsts = sorted({first for first, _ in RANGES} | set(starts))
+    return [*((a, b - 1) for a, b in pairwise(firsts)), (firsts[-1], None)]
+
+
 def _decide(subject: Subject, first: int, last: int | None, preference: Preference) -> Decision:
     chosen: tuple[Rule, str] | None = None
     near: list[NearMiss] = []
     schemes: list[NearMiss] = []
     farther: list[tuple[tuple[bool, int], NearMiss]] = []
-    known_scheme = False
+    known_scheme, against = False, ""
     for rule in RULES:
         missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
         serves = _serves(rule, first, last)
@@ -113,12 +124,15 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
             near.append(
                 NearMiss(rule.name, rule.call, _APART if rule.apart else _FASTER, verdict.why)
             )
+            if verdict.measured:
+                against += f"; and not {rule.call} by {rule.name}: {verdict.why}"
     assert chosen is not None, "the last rule has no conditions"
     if schemes and not known_scheme:
         near.append(_no_scheme(schemes))
     if farther and not near:  # so that there is a reason always
         near.append(min(farther, key=lambda found: found[0])[1])
     rule, reason = chosen
+    reason += against if rule.backend == KERNEL else ""
     # Who gets a library call does not ask which other one it might have been.
     misses = tuple(near) if rule.backend == KERNEL else ()
     return Decision(first, last, rule.backend, rule.call, rule.name, reason, misses, rule.apart)

@@ -18,7 +18,8 @@ class Rule:
 
     `call` is what of the library, an entry of `runtime/library.py`; `apart`: it leaves the
     epilogue to a kernel of ours that follows.  `cost`: where library products are not asked for,
-    only if the call is estimated faster; with `apart`, only then in any case.
+    only if the call is measured (`qfuse tune`), or else estimated, to be faster; with `apart`, only
+    then in any case.
     """
 
     name: str
@@ -58,7 +59,7 @@ RULES: tuple[Rule, ...] = (
         "plain",
         LIBRARY,
         "an unquantized product, with an epilogue that the library has",
-        ("enabled", "on-a-gpu", "dense", "unquantized", "epilogue-of-mm"),
+        ("enabled", "on-a-gpu", "dense", "unquantized", "epilogue-of-mm", "scale-of-mm"),
         call="mm",
         first_m=_TWO,
         cost=True,
@@ -69,7 +70,7 @@ RULES: tuple[Rule, ...] = (
         "FP8 in blocks, which cublasLt has here",
         (
             *("enabled", "hopper", "dense", "fp8-in-blocks", "scales-as-read", "half-result"),
-            *("multiples-of-16", "epilogue-of-scaled-mm"),
+            *("multiples-of-16", "epilogue-of-scaled-mm", "scale-of-weight"),
         ),
         call="scaled_mm_blocks",
         first_m=_TWO,
@@ -81,7 +82,7 @@ RULES: tuple[Rule, ...] = (
         "FP8 with a scale for each row of x and of w",
         (
             *("enabled", "fp8-hardware", "dense", "fp8-per-row", "bf16-result"),
-            *("multiples-of-16", "epilogue-of-scaled-mm"),
+            *("multiples-of-16", "epilogue-of-scaled-mm", "scale-of-weight"),
         ),
         call="scaled_mm_rows",
         first_m=_TWO,
@@ -172,7 +173,9 @@ def rules_text() -> str:
         "",
         "Made from `rules.py` and `conditions.py`; the first rule for a number of rows M whose",
         "conditions all hold decides. Rules marked `by cost` count where library products are",
-        "asked for (`blas=on`), or where their call is estimated to be faster.",
+        "asked for (`blas=on`), or where their call is faster: as `qfuse tune` measured it on this",
+        "GPU (`QFUSE_TILE_TABLE`), else by an estimate (`cost.py`). Where a kernel for the",
+        "epilogue follows a call, both together have to be faster than ours.",
         "",
     ]
     for number, rule in enumerate(RULES, 1):

@@ -386,12 +386,19 @@ class _Builder:
             prepare = f"{library.NAMESPACE}.block_scales"
             self.steps.append(TorchStep(prepare, (args[1][1],), (), (scale,), where(op)))
             args[1][1] = Ref(scale)
+        factor = op.attributes["scale"].value if "scale" in op.attributes else 1.0
+        if factor != 1 and len(args[1]) == 2:  # an exact one goes into the scales of w, once
+            scaled = self._new()
+            about = (args[1][1], factor)
+            self.steps.append(TorchStep("aten.mul.Scalar", about, (), (scaled,), where(op)))
+            args[1][1] = Ref(scaled)
         flat: list[Any] = [part for parts in args for part in parts]
         flat += [indptr] if indptr is not None else [bias]
         if isinstance(x, _Quantized):
             flat.append(DTYPES[tensor_type(op.results[0].type, "a product").dtype])
         elif indptr is None:
             flat.append(op.attributes["activation"].value)
+            flat += [factor] if factor != 1 else []
         self.steps.append(TorchStep(call, tuple(flat), (), self._define(op), where(op)))
 
     def _parts(self, value: Any, op: ir.OpView) -> list[Ref]:

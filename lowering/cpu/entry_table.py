@@ -5,17 +5,16 @@ It counts on the machine, and with the versions, that it was measured with; anyw
 says so, once, and the model decides.  No MLIR here.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.table_file import difference, fields_of, read_json, version_of, whole
 
 VERSION = 1
 VARIABLE = "QFUSE_CPU_TABLE"
@@ -98,16 +97,8 @@ def _in_use(path: str, threads: int) -> Table | None:
 
 def signature(threads: int) -> dict[str, Any]:
     """What measurements of this process depend on: CPU, threads, versions ("" for none)."""
-    versions = {name: _version(package) for name, package in _PACKAGES.items()}
+    versions = {name: version_of(package) for name, package in _PACKAGES.items()}
     return {"cpu": cpu_name(), "threads": threads, **versions}
-
-
-def difference(measured: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """What is not as it was when a table was measured, in words, or None."""
-    for name, value in here.items():
-        if measured.get(name) != value:
-            return f"{name} was {measured.get(name)!r} when it was measured, and is {value!r}"
-    return None
 
 
 @cache
@@ -123,12 +114,7 @@ def cpu_name() -> str:
 
 def read_table(path: Path) -> Table:
     """The table in a file; raises QfuseError that names the file and what is wrong with it."""
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise QfuseError(f"cannot read CPU table {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise QfuseError(f"CPU table {path} is not JSON: {error}") from None
+    data = read_json(path, "CPU table")
     if not isinstance(data, dict) or data.get("version") != VERSION:
         found = data.get("version") if isinstance(data, dict) else None
         raise QfuseError(
@@ -143,24 +129,10 @@ def read_table(path: Path) -> Table:
 
 
 def _entry(value: Any) -> Entry:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not an object")
-    names = [f.name for f in fields(Entry)]
-    if strange := sorted(set(value) - set(names)):
-        raise ValueError(f"'{strange[0]}' is no field of an entry ({', '.join(names)})")
-    found = {name: value[name] for name in names}
+    found = fields_of(value, Entry)
     for name in ("product", "entry"):
         if not isinstance(found[name], str):
             raise TypeError(f"{name} is {found[name]!r}, not a text")
     for name in ("first_m", "last_m", "rows"):
-        number = found[name]
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise TypeError(f"{name} is {number!r}, not a whole number from 1")
+        whole(name, found[name])
     return Entry(**found)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

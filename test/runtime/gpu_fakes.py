@@ -88,6 +88,9 @@ class RecordingDriver:
     def processors(self, device: int) -> int:
         return self.multiprocessors
 
+    def version(self) -> str:
+        return "13.0"
+
     def stream(self, device: int) -> int:
         assert device == self.current
         return self.current_stream
