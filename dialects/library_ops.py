@@ -24,8 +24,8 @@ class LibraryCallOp(Op, name="library_call", traits=[ext.Pure]):
            : (tensor<?x512xbf16>, tensor<1024x512xbf16>, tensor<1024xbf16>) -> tensor<?x1024xbf16>
 
     `call` is one of CALLS; `scale` is an f32, 1 where it is not there.  Product, scale, bias and
-    activation are computed in f32 and rounded once, to the result's type.  With `indptr` the weights
-    are those of experts, whose rows lie sorted in x, as for `qfuse.group_matmul`.
+    activation are computed in f32 and rounded once, to the result's type.  With `indptr` the
+    weights are those of experts, whose rows lie sorted in x, as for `qfuse.group_matmul`.
     """
 
     x: ext.Operand[Any]
@@ -44,12 +44,10 @@ class LibraryCallOp(Op, name="library_call", traits=[ext.Pure]):
         if self.activation.value not in LIBRARY_ACTIVATIONS:
             legal = ", ".join(LIBRARY_ACTIVATIONS)
             return f'activation "{self.activation.value}" is not one of {legal}'
-        scale = self.operation.attributes["scale"] if "scale" in self.operation.attributes else None
-        if (
-            scale is not None
-            and str(scale.type if isinstance(scale, ir.FloatAttr) else "") != "f32"
-        ):
-            return f"scale is {scale}; expected an f32"
+        if "scale" in self.operation.attributes:
+            scale = self.operation.attributes["scale"]
+            if not isinstance(scale, ir.FloatAttr) or str(scale.type) != "f32":
+                return f"scale is {scale}; expected an f32"
         if len(w.shape) < 2 or DYNAMIC in w.shape:
             return f"w has shape {shape_text(w.shape)}; a weight is static"
         if x.shape[-1] != w.shape[-1]:

@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
     tune.add_argument(
         "--only",
         metavar="SCHEME,...",
-        help="say fp8,q4_k; on a GPU bf16,fp8-rows,int8 and fp8 (in blocks), the default",
+        help="on a CPU say fp8,q4_k,bf16; on a GPU bf16,fp8-rows,int8 or fp8 (blocks), the default",
     )
     tune.add_argument(
         "--seconds", type=_number, default=300, metavar="N", help="on a CPU: when to stop"
@@ -175,7 +175,7 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     from qfuse.compiler import load, options
     from qfuse.lowering.cpu.entry_table import Table, read_table, signature
     from qfuse.lowering.table_file import difference
-    from qfuse.tools import cpu_tune
+    from qfuse.tools import cpu_tune, cpu_tune_calls
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_linear import ROWS, parse_shapes
     from qfuse.tools.bench.cpu_report import Kernels
@@ -183,13 +183,19 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     from qfuse.tools.files import check_writable, write_text
 
     rows, threads = parse_rows(args.m, ROWS), torch.get_num_threads()
+    kernels = Kernels(options.CompileOptions.make("cpu"), threads)
     if args.model is not None:
         if args.shapes or args.only:
             raise QfuseError("--model has shapes and schemes of its own")
-        subjects = cpu_tune.of_program(load(args.model).program)
+        subjects, plain = cpu_tune.of_program(load(args.model).program), []
     else:
-        shapes, schemes = parse_shapes(args.shapes), parse_schemes(args.only)
-        kernels = Kernels(options.CompileOptions.make("cpu"), threads)
+        shapes, names = (
+            parse_shapes(args.shapes),
+            [name.strip() for name in (args.only or "").split(",")],
+        )
+        plain = cpu_tune_calls.parse(names, shapes)
+        quantized = [name for name in names if name not in cpu_tune_calls.SCHEMES]
+        schemes = parse_schemes(",".join(quantized)) if quantized else []
         subjects = cpu_tune.of_schemes(shapes, schemes, kernels)
     table = Table(signature(threads))
     if args.table is not None:
@@ -206,13 +212,26 @@ def _tune_cpu(args: argparse.Namespace) -> int:
         if args.table is not None:  # after each, so that what was found is kept
             write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
         print(cpu_tune.line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
+    calls = []
+    for call in cpu_tune_calls.tune(plain, rows, threads, cpu_tune.on_this_machine, kernels):
+        calls.append(call)
+        table = table.with_call(call)
+        if args.table is not None:
+            write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
+        print(cpu_tune_calls.line(call), file=sys.stderr if args.json else sys.stdout, flush=True)
     stopped = time.monotonic() - start > args.seconds
     if args.json:
         found = [outcome.to_json() for outcome in outcomes]
-        data = {"signature": signature(threads), "outcomes": found, "stopped": stopped}
+        data = {
+            "signature": signature(threads),
+            "outcomes": found,
+            "calls": [call.to_json() for call in calls],
+            "stopped": stopped,
+        }
         print(json.dumps(data))
         return 0
-    print(cpu_tune.summary(outcomes))
+    if outcomes:
+        print(cpu_tune.summary(outcomes))
     if stopped:
         print(f"stopped after {args.seconds} s; name fewer, or give it more --seconds")
     if args.table is not None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall
 from qfuse.lowering.table_file import difference
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.problem import Problem
 from qfuse.lowering.triton.tile_choice import RANGES, candidates, choose
-from qfuse.lowering.triton.tile_entry import Entry, MeasuredCall, about, entry_for, key_of
+from qfuse.lowering.triton.tile_entry import Entry, about, entry_for, key_of
 from qfuse.lowering.triton.tile_model import estimate
 from qfuse.lowering.triton.tile_table import Table, read_table, using
 from qfuse.lowering.triton.tiles import Config

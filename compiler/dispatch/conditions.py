@@ -114,6 +114,12 @@ CONDITIONS: dict[str, Condition] = {
         _machine,
         kind="about",
     ),
+    "on-the-cpu": Condition(
+        "the target is the CPU, by torch's oneDNN",
+        lambda s: s.machine.kind == "cpu",
+        _machine,
+        kind="about",
+    ),
     "on-cuda": Condition(
         "the target is CUDA", lambda s: s.machine.kind == "cuda", _machine, kind="about"
     ),
@@ -248,7 +254,7 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "epilogue-of-mm": Condition(
         "the epilogue is nothing, a bias, or a bias and relu or gelu_tanh",
-        lambda s: _at_most(s, True, ("relu", "gelu_tanh") if s.machine.is_gpu else ()),
+        lambda s: _at_most(s, True, ("relu", "gelu_tanh")),
         _epilogue,
     ),
     "epilogue-of-scaled-mm": Condition(

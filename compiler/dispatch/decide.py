@@ -70,7 +70,7 @@ def decide(subject: Subject, preference: Preference, starts: Sequence[int] = ())
     `starts` are numbers of rows from which on `preference` may know something else.
     """
     found: list[Decision] = []
-    for first, last in _ranges(starts):
+    for first, last in _ranges((*starts, subject.single + 1)):
         if subject.rows is not None:
             if not first <= subject.rows <= (last or subject.rows):
                 continue
@@ -98,12 +98,13 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
     known_scheme, against = False, ""
     for rule in RULES:
         missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
-        serves = _serves(rule, first, last)
+        serves = _serves(rule, first, last, subject.single)
         if rule.backend == LIBRARY and not any(c.kind == "about" for c in missing):
             known_scheme |= not any(c.kind == "scheme" for c in missing)
             if serves and missing:
-                wanted, found = ([c.wanted for c in missing], [c.found(subject) for c in missing])
-                miss = NearMiss(rule.name, rule.call, " and ".join(wanted), " and ".join(found))
+                wanted = " and ".join(c.wanted for c in missing)
+                found = " and ".join(c.found(subject) for c in missing)
+                miss = NearMiss(rule.name, rule.call, wanted, found)
                 if len(missing) > 1:
                     other_scheme = any(c.kind == "scheme" for c in missing)
                     farther.append(((other_scheme, len(missing)), miss))
@@ -111,19 +112,20 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
                     (schemes if missing[0].kind == "scheme" else near).append(miss)
             elif not serves and not missing and not rule.apart:
                 few = f"M is {first}" if first == last else f"M is {first} to {last}"
-                near.append(NearMiss(rule.name, rule.call, f"M >= {rule.first_m}", few))
+                wanted_rows = f"M >= {rule.least(subject.single)}"
+                near.append(NearMiss(rule.name, rule.call, wanted_rows, few))
         if missing or not serves or chosen is not None:
             continue
-        if not rule.cost or (subject.machine.blas == "on" and not rule.apart):
+        asked_for = subject.machine.blas == "on" and not (rule.apart or rule.measured)
+        if not rule.cost or asked_for:
             chosen = rule, rule.reason
             continue
         verdict = preference(rule.call, rule.apart, first, last)
         if verdict.faster:
             chosen = rule, f"{rule.reason}; {verdict.why}"
         else:
-            near.append(
-                NearMiss(rule.name, rule.call, _APART if rule.apart else _FASTER, verdict.why)
-            )
+            wanted = _MEASURED if rule.measured else _APART if rule.apart else _FASTER
+            near.append(NearMiss(rule.name, rule.call, wanted, verdict.why))
             if verdict.measured:
                 against += f"; and not {rule.call} by {rule.name}: {verdict.why}"
     assert chosen is not None, "the last rule has no conditions"
@@ -145,14 +147,16 @@ def _no_scheme(misses: list[NearMiss]) -> NearMiss:
 
 
 _FASTER = "the call is faster, or asked for (blas=on)"
+_MEASURED = "the call is measured to be faster"
 _APART = "the call and a kernel for the epilogue are faster"
 
 
-def _serves(rule: Rule, first: int, last: int | None) -> bool:
+def _serves(rule: Rule, first: int, last: int | None, single: int) -> bool:
     """Whether a rule is about all of these rows; rules begin and end where ranges do."""
-    if first < rule.first_m:
+    if first < rule.least(single):
         return False
-    return rule.last_m is None or (last is not None and last <= rule.last_m)
+    most = rule.most(single)
+    return most is None or (last is not None and last <= most)
 
 
 def _alike(a: Decision, b: Decision) -> bool:

@@ -57,6 +57,10 @@ def _convert(product: ir.Operation) -> None:
         return
     call, apart = _text(to_library[0], "call"), "apart" in to_library[0]
     chosen = [d for d in to_library if (_text(d, "call"), "apart" in d) == (call, apart)]
+    for left in (d for d in to_library if d not in chosen):
+        cause = f"from M = {_rows(left)[0]} on it would be {_text(left, 'call')}, elsewhere {call}"
+        cure = "let one call serve all rows that go to a library"
+        remarks.refused("convert-to-blas", product, product, cause, cure)
     remarks.fired("convert-to-blas", product, remarks.argument_name(product.operands[1]), call)
     make = _call_then_epilogue if apart else _library_call
     with ir.InsertionPoint(product), product.location:

@@ -190,6 +190,8 @@ def unavailable(call: str, place: torch.device) -> str | None:
         return f"torch {torch.__version__} has no {name}"
     if place.type == "cpu":
         return f"{name} is for GPUs"
+    if torch.version.hip is not None and call == "scaled_mm_blocks":
+        return "hipBLASLt has no scales per block"
     if call == "int_mm" or torch.version.hip is not None:
         return None
     capability = torch.cuda.get_device_capability(place)

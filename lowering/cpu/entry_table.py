@@ -1,4 +1,5 @@
-"""What was measured of products on this CPU: which entry of a kernel serves which rows best.
+"""What was measured of products on this CPU: which entry of a kernel serves which rows best, and
+whether torch's own product (oneDNN) is faster.
 
 `qfuse tune --target cpu` writes a table, and the variable QFUSE_CPU_TABLE names the one to use.
 It counts on the machine, and with the versions, that it was measured with; anywhere else a remark
@@ -8,12 +9,13 @@ says so, once, and the model decides.  No MLIR here.
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall, parse_call
 from qfuse.lowering.table_file import difference, fields_of, read_json, version_of, whole
 
 VERSION = 1
@@ -50,6 +52,7 @@ class Table:
 
     signature: Mapping[str, Any]
     entries: tuple[Entry, ...] = ()
+    calls: tuple[MeasuredCall, ...] = ()
 
     def find(self, product: str, m: int) -> Entry | None:
         """The entry for `m` rows, or None."""
@@ -58,7 +61,7 @@ class Table:
 
     def with_entry(self, entry: Entry) -> "Table":
         """With one more, in place of those of the product that share rows with it."""
-        return Table(self.signature, (*self.without(entry).entries, entry))
+        return replace(self, entries=(*self.without(entry).entries, entry))
 
     def without(self, entry: Entry) -> "Table":
         kept = (
@@ -66,11 +69,17 @@ class Table:
             for e in self.entries
             if e.product != entry.product or e.last_m < entry.first_m or entry.last_m < e.first_m
         )
-        return Table(self.signature, tuple(kept))
+        return replace(self, entries=tuple(kept))
+
+    def with_call(self, call: MeasuredCall) -> "Table":
+        """With one more, in place of those of the product that share rows with it."""
+        return replace(self, calls=(*(c for c in self.calls if not c.overlaps(call)), call))
 
     def to_json(self) -> dict[str, Any]:
         entries = [asdict(e) for e in sorted(self.entries, key=lambda e: (e.product, e.first_m))]
-        return {"version": VERSION, "signature": dict(self.signature), "entries": entries}
+        calls = [c.to_json() for c in sorted(self.calls, key=lambda c: (*c.key, c.first_m))]
+        signature = dict(self.signature)
+        return {"version": VERSION, "signature": signature, "entries": entries, "calls": calls}
 
 
 def find(product: str, m: int, threads: int) -> Entry | None:
@@ -83,6 +92,24 @@ def find(product: str, m: int, threads: int) -> Entry | None:
         return None
     table = _in_use(path, threads)
     return None if table is None else table.find(product, m)
+
+
+def calls_of(n: int, k: int, dtype: str, threads: int) -> list[MeasuredCall]:
+    """What the table in use says of plain products x [M, K] times w [N, K], all of one type.
+
+    Raises QfuseError if it cannot be read.
+    """
+    path = os.environ.get(VARIABLE)
+    table = _in_use(path, threads) if path else None
+    wanted = plain_product(n, k, dtype)
+    found = [] if table is None else table.calls
+    return [c for c in found if wanted.items() <= vars(c).items()]
+
+
+def plain_product(n: int, k: int, dtype: str) -> dict[str, Any]:
+    """The fields of a `MeasuredCall` of a plain product, but for its rows."""
+    types = {"x": dtype, "w": dtype, "results": (dtype,), "scheme": "-,-,-"}
+    return {"target": "cpu", "n": n, "k": k, "parts": 1, **types}
 
 
 @cache
@@ -122,7 +149,8 @@ def read_table(path: Path) -> Table:
             "with qfuse tune --target cpu"
         )
     try:
-        return Table(dict(data["signature"]), tuple(map(_entry, data["entries"])))
+        calls = tuple(map(parse_call, data.get("calls", [])))
+        return Table(dict(data["signature"]), tuple(map(_entry, data["entries"])), calls)
     except (KeyError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise QfuseError(f"CPU table {path}: {why}") from None

@@ -1,63 +1,19 @@
-"""What was measured of a product on a GPU, as data: tiles, and library calls against them."""
+"""Tiles that were measured to be best, as data."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from qfuse.dialects.types import STORAGE_BITS
+from qfuse.lowering.measured_call import KEY, Rows, rows_of
 from qfuse.lowering.table_file import fields_of, whole
-from qfuse.lowering.triton.gpu import GPUS, Gpu
+from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.problem import Problem
 from qfuse.lowering.triton.tiles import Config
-
-_KEY = ("n", "k", "parts", "x", "w", "scheme", "results")
-"""Fields of a problem that an entry is found by."""
 
 _MAX_STAGES = 8
 _LEAST = 16
 _CONFIG = {f.name: f.type for f in fields(Config) if f.name != "edition"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows first_m to last_m (None: any larger number) of one problem on one GPU."""
-
-    target: str
-    n: int
-    k: int
-    parts: int
-    x: str
-    w: str
-    scheme: str
-    results: tuple[str, ...]
-    first_m: int
-    last_m: int | None
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What it is about, but for the rows."""
-        return (self.target, *(getattr(self, name) for name in _KEY))
-
-    @property
-    def title(self) -> str:
-        rows = f"M >= {self.first_m}" if self.last_m is None else f"M {self.first_m}..{self.last_m}"
-        return (
-            f"{self.target}, N x K = {self.n} x {self.k}, parts {self.parts}, {self.x} x {self.w}, "
-            f"{self.scheme}, {rows}"
-        )
-
-    def covers(self, m: int) -> bool:
-        return self.first_m <= m and (self.last_m is None or m <= self.last_m)
-
-    def overlaps(self, other: "Rows") -> bool:
-        """Whether both are about some number of rows of the same thing."""
-        return self.key == other.key and _meets(self, other)
-
-
-def _meets(a: Rows, b: Rows) -> bool:
-    return (b.last_m is None or a.first_m <= b.last_m) and (
-        a.last_m is None or b.first_m <= a.last_m
-    )
 
 
 @dataclass(frozen=True)
@@ -76,31 +32,14 @@ class Entry(Rows):
         return {**asdict(self), "config": config, "measured": dict(self.measured)}
 
 
-@dataclass(frozen=True)
-class MeasuredCall(Rows):
-    """A library's `call` against our best kernel: seconds of both for each number of rows `m`."""
-
-    call: str
-    m: tuple[int, ...]
-    ours: tuple[float, ...]
-    theirs: tuple[float, ...]
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return (*super().key, self.call)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def key_of(problem: Problem, gpu: Gpu) -> tuple[Any, ...]:
     """What entries for `problem` on `gpu` have as their `key`."""
-    return (str(gpu), *(getattr(problem, name) for name in _KEY))
+    return (str(gpu), *(getattr(problem, name) for name in KEY))
 
 
 def about(problem: Problem, gpu: Gpu, rows: tuple[int, int | None]) -> dict[str, Any]:
     """The fields of `Rows` for some rows of `problem`."""
-    named = {name: getattr(problem, name) for name in _KEY}
+    named = {name: getattr(problem, name) for name in KEY}
     return {"target": str(gpu), **named, "first_m": rows[0], "last_m": rows[1]}
 
 
@@ -117,7 +56,7 @@ def entry_for(
 
 def parse_entry(value: Any) -> Entry:
     """An entry from JSON values; raises TypeError, ValueError or KeyError for what is none."""
-    found = _rows(fields_of(value, Entry))
+    found = rows_of(fields_of(value, Entry))
     if not isinstance(found["measured"], dict):
         raise TypeError(f"measured is {found['measured']!r}, not an object")
     config = _config(found["config"])
@@ -130,42 +69,6 @@ def parse_entry(value: Any) -> Entry:
     if config.gemv and last != 1:
         raise ValueError("the kernel without matrix instructions serves one row")
     return Entry(**{**found, "config": config})
-
-
-def parse_call(value: Any) -> MeasuredCall:
-    """A measured call from JSON values; raises as `parse_entry` does."""
-    found = _rows(fields_of(value, MeasuredCall))
-    if not isinstance(found["call"], str):
-        raise TypeError(f"call is {found['call']!r}, not a text")
-    for name in ("m", "ours", "theirs"):
-        if not isinstance(found[name], (list, tuple)) or not found[name]:
-            raise TypeError(f"{name} is {found[name]!r}, not a list of numbers")
-        found[name] = tuple(found[name])
-    for m in found["m"]:
-        whole("m", m)
-    for seconds in (*found["ours"], *found["theirs"]):
-        if not isinstance(seconds, float) or not seconds > 0:
-            raise TypeError(f"{seconds!r} is no number of seconds")
-    if not len(found["m"]) == len(found["ours"]) == len(found["theirs"]):
-        raise ValueError("m, ours and theirs differ in length")
-    return MeasuredCall(**found)
-
-
-def _rows(found: dict[str, Any]) -> dict[str, Any]:
-    """`found` with those of its fields checked that `Rows` has."""
-    if found["target"] not in GPUS:
-        raise ValueError(f"target '{found['target']}' is not one of {', '.join(GPUS)}")
-    for name in ("n", "k", "parts", "first_m"):
-        whole(name, found[name])
-    if found["last_m"] is not None and whole("last_m", found["last_m"]) < found["first_m"]:
-        raise ValueError(f"last_m {found['last_m']} comes before first_m {found['first_m']}")
-    for name in ("x", "w", "scheme"):
-        if not isinstance(found[name], str):
-            raise TypeError(f"{name} is {found[name]!r}, not a text")
-    results = found["results"]
-    if not isinstance(results, (list, tuple)) or not all(isinstance(r, str) for r in results):
-        raise TypeError(f"results are {results!r}, not a list of element types")
-    return {**found, "results": tuple(results)}
 
 
 def _config(value: Any) -> Config:

@@ -17,18 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall, Rows, parse_call
 from qfuse.lowering.table_file import difference, read_json
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.gpu_signature import known_here
 from qfuse.lowering.triton.problem import Problem
-from qfuse.lowering.triton.tile_entry import (
-    Entry,
-    MeasuredCall,
-    Rows,
-    key_of,
-    parse_call,
-    parse_entry,
-)
+from qfuse.lowering.triton.tile_entry import Entry, key_of, parse_entry
 
 log = logging.getLogger("qfuse")
 

@@ -116,11 +116,11 @@ func.func @third_biased(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfu
 // -----
 
 // A product that was rounded before is another number.
-// SM80:    dispatch-plain: refused {{.*}}(third_rounded): M >= 2: the product is rounded before its scale (roundings=library allows)
-// SM89:    dispatch-plain: refused {{.*}}(third_rounded): M >= 2: the product is rounded before its scale (roundings=library allows)
-// SM90:    dispatch-plain: refused {{.*}}(third_rounded): M >= 2: the product is rounded before its scale (roundings=library allows)
-// SM100:   dispatch-plain: refused {{.*}}(third_rounded): M >= 2: the product is rounded before its scale (roundings=library allows)
-// GFX942:  dispatch-plain: refused {{.*}}(third_rounded): M >= 2: the product is rounded before its scale (roundings=library allows)
+// SM80:    dispatch-plain: refused {{.*}}(third_rounded): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// SM89:    dispatch-plain: refused {{.*}}(third_rounded): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// SM90:    dispatch-plain: refused {{.*}}(third_rounded): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// SM100:   dispatch-plain: refused {{.*}}(third_rounded): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// GFX942:  dispatch-plain: refused {{.*}}(third_rounded): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
 // CPU:     dispatch: fired {{.*}}(third_rounded): any M to our kernel by own-kernel
 // FREE:    dispatch: fired {{.*}}(third_rounded): M >= 2 to cuBLAS (mm) by plain
 func.func @third_rounded(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "third_rounded"}) -> tensor<?x4096xbf16> {
@@ -138,11 +138,11 @@ func.func @third_rounded(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qf
 // -----
 
 // f16 has few exponents: a product may overflow there, or be subnormal, and its eighth not.
-// SM80:    dispatch-plain: refused {{.*}}(half): M >= 2: the product is rounded before its scale (roundings=library allows)
-// SM89:    dispatch-plain: refused {{.*}}(half): M >= 2: the product is rounded before its scale (roundings=library allows)
-// SM90:    dispatch-plain: refused {{.*}}(half): M >= 2: the product is rounded before its scale (roundings=library allows)
-// SM100:   dispatch-plain: refused {{.*}}(half): M >= 2: the product is rounded before its scale (roundings=library allows)
-// GFX942:  dispatch-plain: refused {{.*}}(half): M >= 2: the product is rounded before its scale (roundings=library allows)
+// SM80:    dispatch-plain: refused {{.*}}(half): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// SM89:    dispatch-plain: refused {{.*}}(half): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// SM90:    dispatch-plain: refused {{.*}}(half): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// SM100:   dispatch-plain: refused {{.*}}(half): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
+// GFX942:  dispatch-plain: refused {{.*}}(half): M {{[^:]+}}: the product is rounded before its scale (roundings=library allows)
 // CPU:     dispatch: fired {{.*}}(half): any M to our kernel by own-kernel
 // FREE:    dispatch: fired {{.*}}(half): M >= 2 to cuBLAS (mm) by plain
 func.func @half(%x: tensor<?x2048xf16>, %w: tensor<4096x2048xf16> {qfuse.name = "half"}) -> tensor<?x4096xf16> {
@@ -264,11 +264,11 @@ func.func @fp8_blocks_third(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.s
 // -----
 
 // Grouped products and those of i8 have no place for it.
-// SM80:    dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the target is cuda:sm_80 and the epilogue has a scale of 0.125; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
-// SM89:    dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the target is cuda:sm_89 and the epilogue has a scale of 0.125; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
-// SM90:    dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the epilogue has a scale of 0.125; there is no epilogue, no bias either
-// SM100:   dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the epilogue has a scale of 0.125; there is no epilogue, no bias either
-// GFX942:  dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the epilogue has a scale of 0.125; there is no epilogue, no bias either
+// SM80:    dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the target is cuda:sm_80 and the epilogue has a scale of 0.125; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
+// SM89:    dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the target is cuda:sm_89 and the epilogue has a scale of 0.125; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
+// SM90:    dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the epilogue has a scale of 0.125; there is no epilogue, no bias either
+// SM100:   dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the epilogue has a scale of 0.125; there is no epilogue, no bias either
+// GFX942:  dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the epilogue has a scale of 0.125; there is no epilogue, no bias either
 // CPU:     dispatch: fired {{.*}}(experts): any M to our kernel by own-kernel
 func.func @experts(%x: tensor<?x2x512xbf16>, %w: tensor<8x256x512xbf16> {qfuse.name = "experts"}, %indptr: tensor<9xi32>) -> tensor<?x2x256xbf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({

@@ -207,6 +207,54 @@ def test_rows_agree_whatever_multiplies_them(call: str) -> None:
     assert used == {"library", "kernel"}
 
 
+def scaled(text: str, number: float) -> str:
+    """A program whose product is multiplied by a constant, before the bias where it has one."""
+    times = f"%c = arith.constant {number:e} : f32\n%m = arith.mulf %acc, %c : f32\n"
+    if "arith.addf" in text:
+        return text.replace("%s = arith.addf %acc,", times + "%s = arith.addf %m,")
+    return text.replace('"qfuse.yield"(%acc)', times + '"qfuse.yield"(%m)')
+
+
+@pytest.mark.parametrize("call", [call for call in CASES if call != "int_mm"])
+def test_a_scale_goes_with_the_call(call: str) -> None:
+    """In the same launches; a power of two changes no bits but the exponent's."""
+    text, parameters, _ = CASES[call]
+    if "b" in parameters:
+        parameters = {**parameters, "b": torch.zeros(N).bfloat16()}
+    usual, times = compiled(text, parameters), compiled(scaled(text, 0.125), parameters)
+    ours = compiled(scaled(text, 0.125), parameters, "off")
+    x = torch.randn(40, K, generator=torch.Generator().manual_seed(1)).bfloat16()
+    sessions = [Session(p, device=FakeGpu(), poison=True) for p in (usual, times, ours)]
+    for m in (2, 17, 40):
+        plain_y, (y,), (kernel_y,) = (s(x[:m].clone()) for s in sessions)
+        assert torch.equal(y, plain_y[0] * 0.125), m
+        assert f"library_{call}" in sessions[1].source(x[:m].clone())
+        profiles = [s.profile(x[:m].clone()) for s in sessions[:2]]
+        assert profiles[0].launches == profiles[1].launches
+        # sums in another order
+        scale = float(kernel_y.abs().max())
+        assert torch.allclose(y.float(), kernel_y.float(), rtol=2**-7, atol=0.01 * scale)
+
+
+def test_a_scale_of_a_product_with_a_bias() -> None:
+    """act(scale * product + bias) by the library's epilogue."""
+    generator = torch.Generator().manual_seed(3)
+    x, w = (torch.randn(n, K, generator=generator).bfloat16() for n in (24, N))
+    bias = torch.randn(N, generator=generator).bfloat16()
+    exact = 0.3 * (x.double() @ w.double().t())
+    for b, activation, act in (
+        (None, "none", lambda y: y),
+        (None, "relu", torch.relu),
+        (bias, "none", lambda y: y),
+        (bias, "gelu_tanh", lambda y: torch.nn.functional.gelu(y, approximate="tanh")),
+    ):
+        expected = act(exact + (0 if b is None else b.double()))
+        y = library.mm(x, w, b, activation, 0.3)
+        # one rounding to bf16 (2^-9), of sums in f32; torch on the host rounds before gelu, too
+        error = (y.double() - expected).abs().max() / expected.abs().max()
+        assert error <= 2**-7, (activation, float(error))
+
+
 @pytest.mark.parametrize("call", CASES)
 def test_a_choice_survives_a_file(call: str, tmp_path: Any) -> None:
     text, parameters, _ = CASES[call]

@@ -23,6 +23,7 @@ from gpu_kernels import (
 )
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall
 from qfuse.lowering.triton import gpu_signature, tile_table
 from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.interpreter import Buffer
@@ -31,7 +32,7 @@ from qfuse.lowering.triton.lower import lower_kernel
 from qfuse.lowering.triton.problem import Problem, read_problem
 from qfuse.lowering.triton.product import read_product
 from qfuse.lowering.triton.signature import read_signature
-from qfuse.lowering.triton.tile_entry import Entry, MeasuredCall, about, entry_for, key_of
+from qfuse.lowering.triton.tile_entry import Entry, about, entry_for, key_of
 from qfuse.lowering.triton.tile_table import (
     SHIPPED,
     VARIABLE,
