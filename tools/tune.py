@@ -284,7 +284,8 @@ class GpuMeasure:
         problem = case.problem(self._gpu)
         entry = entry_for(problem, self._gpu, (m, m), config, {})
         with using(Table((entry,))):
-            prepared = Ours(self._gpu, self._load, self._directory).prepare(case, m, self._sets)
+            ours: Any = Ours(self._gpu, self._load, self._directory)  # of any kind of case
+            prepared = ours.prepare(case, m, self._sets)
         self._check(case, prepared.first_result())
         return self._machine.timer(prepared.calls)
 

@@ -160,7 +160,9 @@ def _serves(rule: Rule, first: int, last: int | None, single: int) -> bool:
 
 
 def _alike(a: Decision, b: Decision) -> bool:
-    return (a.backend, a.call, a.rule) == (b.backend, b.call, b.rule)
+    """Of two for our kernel, neither may know a measurement that the other does not."""
+    same = (a.backend, a.call, a.rule) == (b.backend, b.call, b.rule)
+    return same and (a.backend == LIBRARY or a.reason == b.reason)
 
 
 def _joined(a: Decision, b: Decision) -> Decision:

@@ -86,16 +86,15 @@ def gpu_error(kind: str = "cuda") -> str | None:
     import torch
 
     maker, software = _MAKERS[kind]
-    article = "an" if maker[0] in "AN" else "a"
     # ROCm calls its devices cuda, too: what torch was built with tells them apart
     if getattr(torch.version, kind) is None:
         return (
-            f"this needs {article} {maker} GPU, and torch {torch.__version__} is built without "
+            f"this needs an {maker} GPU, and torch {torch.__version__} is built without "
             f"{software}; install a {software} build of torch, or compile for cpu"
         )
     if not torch.cuda.is_available():
         return (
-            f"this needs {article} {maker} GPU, and torch finds none; run it on a machine with "
+            f"this needs an {maker} GPU, and torch finds none; run it on a machine with "
             "one, or compile for cpu"
         )
     return None

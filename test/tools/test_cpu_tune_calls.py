@@ -119,13 +119,15 @@ def test_onednn_multiplies_where_it_was_measured_faster(tmp_path: Path, monkeypa
     assert [(r["rows"], r["backend"], r["rule"]) for r in rows] == [
         ("M 1..8", "kernel", "own-kernel"),
         ("M 9..33", "oneDNN", "plain-on-the-cpu"),
-        ("M >= 34", "kernel", "own-kernel"),
+        ("M 34..64", "kernel", "own-kernel"),
+        ("M >= 65", "kernel", "own-kernel"),
     ]
     why = "measured: 0.002 ms against 0.004 ms of our kernel (M = 33)"
     assert rows[1]["reason"].endswith(why)
+    assert "and not mm by plain-on-the-cpu: measured: 0.004 ms against" in rows[2]["reason"]
     x = torch.randn(40, K, generator=torch.Generator().manual_seed(1)).bfloat16()
     for m in range(1, 41):
-        y, expected = tuned(x[:m].clone()), usual(x[:m].clone())
+        (y,), (expected,) = tuned(x[:m].clone()), usual(x[:m].clone())
         if not choice.serves(m):
             assert torch.equal(y, expected), m
         # sums in another order, and one rounding to bf16
