@@ -219,6 +219,8 @@ def _tune_cpu(args: argparse.Namespace) -> int:
         if args.table is not None:
             write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
         print(cpu_tune_calls.line(call), file=sys.stderr if args.json else sys.stdout, flush=True)
+        if time.monotonic() - start > args.seconds:
+            break
     stopped = time.monotonic() - start > args.seconds
     if args.json:
         found = [outcome.to_json() for outcome in outcomes]
@@ -236,7 +238,10 @@ def _tune_cpu(args: argparse.Namespace) -> int:
         print(f"stopped after {args.seconds} s; name fewer, or give it more --seconds")
     if args.table is not None:
         gains = sum(outcome.gains for outcome in outcomes)
-        print(f"{args.table}: {gains} gained; set QFUSE_CPU_TABLE={args.table} to use it")
+        faster = sum(call.theirs < call.ours for call in calls)
+        calls_text = f", torch faster in {faster} of {len(calls)}" if calls else ""
+        found = f"{gains} gained{calls_text}"
+        print(f"{args.table}: {found}; set QFUSE_CPU_TABLE={args.table} to use it")
     return 0
 
 

@@ -1,7 +1,9 @@
 """The CUDA driver API, as far as starting kernels takes, through cuda-bindings."""
 
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
@@ -10,6 +12,7 @@ from qfuse.lowering.triton.driver import Start, TorchDevices
 STATIC_SHARED_BYTES = 48 * 1024
 """Dynamic shared memory above this has to be asked for (CUDA C Programming Guide, 20.7.3)."""
 
+_MODULE = Path("/proc/driver/nvidia/version")
 _ALL_SHARED = 100  # CU_SHAREDMEM_CARVEOUT_MAX_SHARED: percent of a processor's memory next to L1
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not yet used the device
 
@@ -37,9 +40,11 @@ class CudaDriver(TorchDevices):
         self._contexts: dict[int, Any] = {}
 
     def version(self) -> str:
-        """The CUDA version of the driver: "13.0"."""
+        """The CUDA version of the driver, and its own where Linux tells it: "13.0, 580.65.06"."""
         (number,) = self._call("asking for the driver's version", self._api.cuDriverGetVersion)
-        return f"{number // 1000}.{number % 1000 // 10}"
+        text = _MODULE.read_text() if _MODULE.exists() else ""
+        own = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+        return f"{number // 1000}.{number % 1000 // 10}" + (f", {own[0]}" if own else "")
 
     def load(self, device: int, name: str, code: bytes, shared_bytes: int) -> Any:
         api = self._api

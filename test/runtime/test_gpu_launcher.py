@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -298,6 +299,19 @@ def test_errors_of_the_driver(api: FakeApi, function: str, status: Status, messa
     with pytest.raises(QfuseError, match=f"{message}.*: {status.name}: what it means") as caught:
         LoadedGpuKernel(kernel(), CudaDriver(api)).bind(POINTERS, 300, scratch=0)()
     assert "\n" not in str(caught.value)
+
+
+def test_the_drivers_version(api: FakeApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        FakeApi, "cuDriverGetVersion", lambda self: (Status.SUCCESS, 12080), raising=False
+    )
+    monkeypatch.setattr(cuda_driver, "_MODULE", tmp_path / "version")
+    assert CudaDriver(api).version() == "12.8"
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\n"
+        "GCC version:  gcc version 12.2.0\n"
+    )
+    assert CudaDriver(api).version() == "12.8, 570.86.15"
 
 
 def test_memory_is_torchs(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,14 @@ from qfuse.compiler.runtime.program import Program
 from qfuse.compiler.runtime.session import Session
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.registry import load_all
+from qfuse.lowering.measured_call import MeasuredCall
 from qfuse.lowering.triton.embedding import read_kernel
+from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.launcher import LoadedGpuKernel
+from qfuse.lowering.triton.tile_entry import about
+from qfuse.lowering.triton.tile_table import Table, using
+from qfuse.tools.bench.row_cases import RowCase
 
 N, K = 96, 256
 TARGET = "cuda:sm_90"
@@ -205,6 +210,26 @@ def test_rows_agree_whatever_multiplies_them(call: str) -> None:
             # one backend and one activation's codes: rows differ by the order of sums alone
             assert torch.allclose(y[:17].float(), first.float(), atol=0.02 * float(scale))
     assert used == {"library", "kernel"}
+
+
+def test_a_measured_table_says_what_runs() -> None:
+    """The library up to sixteen rows and our kernel from there on, whatever is estimated."""
+    text, parameters, _ = CASES["mm"]
+    gpu = find_gpu(TARGET)
+    problem = RowCase(N, K, "bf16").problem(gpu)
+    calls = tuple(
+        MeasuredCall(**about(problem, gpu, rows), call="mm", m=(8,), ours=(2e-4,), theirs=(theirs,))
+        for rows, theirs in (((2, 16), 1e-4), ((17, None), 3e-4))
+    )
+    with using(Table((), calls)):
+        program = compiled(text, parameters, "auto")
+    (choice,) = (s for s in program.plan.steps if isinstance(s, ChoiceStep))
+    assert choice.ranges == ((2, 16),)
+    session = Session(program, device=FakeGpu(), poison=True)
+    for m, by_library in ((1, False), (2, True), (16, True), (17, False), (40, False)):
+        x = torch.randn(m, K, generator=torch.Generator().manual_seed(m)).bfloat16()
+        session(x)
+        assert ("library_mm" in session.source(x)) is by_library, m
 
 
 def scaled(text: str, number: float) -> str:

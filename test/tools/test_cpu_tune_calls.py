@@ -153,6 +153,7 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     assert main([*argv, "--table", str(path)]) == 0
     said = capsys.readouterr().out
     assert "96x128 bf16 M 16: ours 4 us, torch 2 (0.50 times)" in said and VARIABLE in said
+    assert "0 gained, torch faster in 2 of 2" in said
     assert [(c.w, c.first_m, c.last_m) for c in read_table(path).calls] == [
         ("bf16", 2, 16),
         ("f32", 2, 16),

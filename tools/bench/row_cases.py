@@ -12,6 +12,7 @@ from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import TritonKernel
 from qfuse.lowering.triton.problem import Problem
 from qfuse.tools.bench.cases import Case, lower, problem_of
+from qfuse.tools.bench.cpu_schemes import product_text
 
 DTYPES = {"bf16": torch.bfloat16, "f8E4M3FN": torch.float8_e4m3fn, "i8": torch.int8}
 SCHEMES = {"bf16": "bf16", "fp8-rows": "f8E4M3FN", "int8": "i8"}
@@ -73,16 +74,7 @@ class RowCase:
         scheme = None if self.scheme == "bf16" else Scheme((1, self.k), "f32")
         x, w = (Shaped((rows, self.k), self.dtype, scheme) for rows in (DYNAMIC, self.n))
         out = Shaped((DYNAMIC, self.n), "bf16")
-        return (
-            f"func.func private @product(%x: {x}, %w: {w}) -> {out} "
-            "attributes {qfuse.kernel} {\n"
-            '  %y = "qfuse.matmul"(%x, %w) ({\n'
-            '  ^bb0(%acc: f32):\n  "qfuse.yield"(%acc) : (f32) -> ()\n'
-            f"  }}) {{parts = array<i64: {self.n}>, maps = [], "
-            "operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, "
-            f"resultSegmentSizes = array<i32: 1, 0, 0, 0>}} : ({x}, {w}) -> {out}\n"
-            f"  return %y : {out}\n}}\n"
-        )
+        return product_text(x, w, out)
 
     def problem(self, gpu: Gpu) -> Problem:
         """What tiles are chosen for."""
