@@ -239,9 +239,9 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     if args.table is not None:
         gains = sum(outcome.gains for outcome in outcomes)
         faster = sum(call.theirs < call.ours for call in calls)
-        calls_text = f", torch faster in {faster} of {len(calls)}" if calls else ""
-        found = f"{gains} gained{calls_text}"
-        print(f"{args.table}: {found}; set QFUSE_CPU_TABLE={args.table} to use it")
+        of_torch = f", torch faster in {faster} of {len(calls)}" if calls else ""
+        use = f"set QFUSE_CPU_TABLE={args.table} to use it"
+        print(f"{args.table}: {gains} gained{of_torch}; {use}")
     return 0
 
 

@@ -103,11 +103,6 @@ CONDITIONS: dict[str, Condition] = {
         lambda s: s.machine.blas != "off",
         lambda s: "they are off (blas=off)",
     ),
-    "asked-for": Condition(
-        "library products are used wherever there is one (blas=on)",
-        lambda s: s.machine.blas == "on",
-        lambda s: f"blas={s.machine.blas}",
-    ),
     "on-a-gpu": Condition(
         "the target is a GPU, by cuBLAS or hipBLAS",
         lambda s: s.machine.is_gpu,

@@ -34,6 +34,9 @@ the clock the model takes for granted."""
 _EFFICIENCY_OF_EXPERTS = 0.5
 """grouped_mm and scaled_grouped_mm: no figure published; below the dense products."""
 
+_UNKNOWN = ("int_mm",)
+"""Three launches, of which nobody says what they take."""
+
 BANDWIDTH = 0.85
 """What it reaches of memory bandwidth with few rows (DeepGEMM's README has 0.4 to 0.65 of H800's
 for comparable kernels; cuBLAS is better for plain ones)."""
@@ -89,6 +92,8 @@ class Costs(Measured):
         found = self.found(call, first)
         if found is not None:
             return _by_measurement(found, [self.epilogue(m) for m in found.m] if apart else ())
+        if call in _UNKNOWN:
+            return Verdict(False, "there is no estimate for it, and no measurement (qfuse tune)")
         rows = last or max(_MANY, first)
         ours, theirs = self.ours(rows), self.library(call, rows)
         theirs += self.epilogue(rows) if apart else 0.0

@@ -115,11 +115,12 @@ RULES: tuple[Rule, ...] = (
         LIBRARY,
         "whole products of the library; scaled by a kernel of their own",
         (
-            *("asked-for", "on-cuda", "dense", "int8-per-row", "half-result"),
+            *("enabled", "on-cuda", "dense", "int8-per-row", "half-result"),
             *("multiples-of-4", "epilogue-is-nothing"),
         ),
         call="int_mm",
         first_m=17,  # torch._int_mm takes more than 16 rows
+        cost=True,
     ),
     Rule(
         "plain-experts",
@@ -185,7 +186,8 @@ RULES: tuple[Rule, ...] = (
 )
 """The table.  What holds by the types is no condition: K is static, nothing but the epilogue reads
 an accumulator, a weight is [N, K] and so the transposed right operand that FP8 needs, a bias is a
-vector, and leading dimensions of x are rows, which no weight repeats."""
+vector, and leading dimensions of x are rows, which no weight repeats.  A scale of a whole tensor is
+as many equal ones of rows (`frontend/fp8.py`)."""
 
 
 def rules_text() -> str:

@@ -182,6 +182,17 @@ def test_the_table_decides_against_the_estimate() -> None:
     assert made.reason.endswith("; measured: 0.12 ms against 0.2 ms of our kernel (M = 2)")
 
 
+def test_a_call_without_an_estimate_is_made_where_it_was_measured() -> None:
+    """That of i8, three launches, which nothing else sends to the library."""
+    text = RowCase(1024, 512, "int8").text
+    rows = about(problem_of(text, SM_90), SM_90, (17, 64))
+    call = MeasuredCall(**rows, call="int_mm", m=(64,), ours=(2e-4,), theirs=(1e-4,))
+    with using(Table((), (call,))), parsed(text) as function:
+        (product, *_) = function.entry_block.operations
+        _, decisions = decisions_for(product.operation, Machine("cuda", "sm_90"))
+    assert [(d.rows, d.call) for d in decisions if d.call] == [("M 17..64", "int_mm")]
+
+
 def test_what_is_asked_for_or_off_is_not_measured() -> None:
     slower, faster = measured(2, None, 2e-4, 1e-4), measured(2, None, 1e-4, 2e-4)
     assert [d.backend for d in by_table(slower, blas="on")] == ["kernel", "library"]
