@@ -156,25 +156,34 @@ def _rounded_type(value: ir.Value) -> str:
 
 
 def _constant_scale(value: ir.Value) -> tuple[float | None, ir.Value]:
-    """(a constant, the rest) if `value` multiplies by it, or divides by a power of two."""
+    """(a constant, the rest) if `value` multiplies by it, or divides by a power of two.
+
+    Zero is none: a library need not look at what it multiplies, NaN or not.
+    """
     if isinstance(value, ir.BlockArgument):
         return None, value
     op = value.owner.operation
     if op.name == "arith.mulf":
         for number, other in (op.operands, list(op.operands)[::-1]):
-            if (constant := _constant(number)) is not None:
-                return constant, other
+            if scale := _constant(number):
+                return scale, other
     if op.name == "arith.divf":
-        constant = _constant(op.operands[1])
-        if constant is not None and is_power_of_two(constant):
-            return 1 / constant, op.operands[0]
+        divisor = _constant(op.operands[1])
+        if divisor and is_power_of_two(divisor) and _is_normal(1 / divisor):
+            return 1 / divisor, op.operands[0]
     return None, value
 
 
 def _constant(value: ir.Value) -> float | None:
+    """A normal number of f32 that is written down, else None."""
     if isinstance(value, ir.BlockArgument) or value.owner.operation.name != "arith.constant":
         return None
-    return float(ir.FloatAttr(value.owner.operation.attributes["value"]).value)
+    number = float(ir.FloatAttr(value.owner.operation.attributes["value"]).value)
+    return number if _is_normal(number) else None
+
+
+def _is_normal(number: float) -> bool:
+    return 2.0**-126 <= abs(number) < 2.0**128
 
 
 def _added_vector(value: ir.Value, parts: int, maps: list[str]) -> tuple[int | None, ir.Value]:

@@ -279,3 +279,22 @@ func.func @experts(%x: tensor<?x2x512xbf16>, %w: tensor<8x256x512xbf16> {qfuse.n
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x2x512xbf16>, tensor<8x256x512xbf16>, tensor<9xi32>) -> tensor<?x2x256xbf16>
   return %y : tensor<?x2x256xbf16>
 }
+
+// -----
+
+// Zero times whatever is no number is none.
+// SM80:    dispatch-plain: refused {{.*}}(zero): M >= 2: the epilogue has arith.mulf; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// SM89:    dispatch-plain: refused {{.*}}(zero): M >= 2: the epilogue has arith.mulf; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// SM90:    dispatch-plain: refused {{.*}}(zero): M >= 2: the epilogue has arith.mulf; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// SM100:   dispatch-plain: refused {{.*}}(zero): M >= 2: the epilogue has arith.mulf; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// GFX942:  dispatch-plain: refused {{.*}}(zero): M >= 2: the epilogue has arith.mulf; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
+// CPU:     dispatch: fired {{.*}}(zero): any M to our kernel by own-kernel
+func.func @zero(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "zero"}) -> tensor<?x4096xbf16> {
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    %c = arith.constant 0.0 : f32
+    %s = arith.mulf %acc, %c : f32
+    "qfuse.yield"(%s) : (f32) -> ()
+  }) {parts = array<i64: 4096>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x2048xbf16>, tensor<4096x2048xbf16>) -> tensor<?x4096xbf16>
+  return %y : tensor<?x4096xbf16>
+}
