@@ -210,7 +210,7 @@ def dispatch_table(module: ir.Module, machine: Machine) -> list[Row]:
 
 
 def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] = ()) -> list[Row]:
-    """The dispatch of a model on any machine, also one that programs do not run on yet.
+    """The dispatch of a model on any machine.
 
     `config` is a config.json or a directory that has one.
     """

@@ -20,7 +20,7 @@ from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.lowering.cpu.weights import pack_experts, pack_scales, pack_weight
 from qfuse.lowering.triton.ahead import compiled_ahead
 from qfuse.lowering.triton.binary import compile_kernel
-from qfuse.lowering.triton.driver import cuda_driver
+from qfuse.lowering.triton.driver import driver_for
 from qfuse.lowering.triton.gpu import Gpu, find_gpu
 from qfuse.lowering.triton.gpu_kernel import ALIGNMENT
 from qfuse.lowering.triton.kernel import TritonKernel
@@ -129,7 +129,8 @@ class GpuGemm:
     @staticmethod
     def compile(gemm: Gemm, options: CompileOptions) -> "GpuGemm":
         """Through the installed Triton; raises QfuseError where something is missing."""
-        driver, gpu = cuda_driver(), find_gpu(str(options.target))
+        gpu = find_gpu(str(options.target))
+        driver = driver_for(gpu.kind)
         lowered = lower_gemm(gemm, gpu)
         launches = [launch for variant in lowered.variants for launch in variant.launches]
         with compiled_ahead(launches, gpu, options.cache_dir) as directory:

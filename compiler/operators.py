@@ -24,6 +24,7 @@ from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.routing import check_indptr
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.verify import ceil_div
+from qfuse.lowering.triton.driver import arch_of, kind_at_hand
 from qfuse.lowering.triton.launcher import POINTER_ALIGNMENT
 
 
@@ -137,11 +138,7 @@ def _target(device: torch.device) -> str:
     """What to compile for: "cpu", or the architecture of a GPU."""
     if device.type == "cpu":
         return "cpu"
-    if torch.version.hip is not None:
-        arch = torch.cuda.get_device_properties(device).gcnArchName
-        return f"hip:{arch.partition(':')[0]}"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"cuda:sm_{major}{minor}"
+    return f"{kind_at_hand()}:{arch_of(device)}"
 
 
 def _compute(

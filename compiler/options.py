@@ -49,8 +49,9 @@ class CompileOptions:
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
-        Target "cuda" is the GPU at hand, torch's current one.  `blas` says where library products
-        are used: "auto", where they are estimated faster; "on", wherever there is one; or "off".
+        Target "cuda" or "hip" is the GPU at hand, torch's current one.  `blas` says where library
+        products are used: "auto", where they are measured or estimated faster; "on", wherever there
+        is one; or "off".
         `quantize_rounding` says what norms quantize: "value", what the unfused program does, or
         "f32", what the value is rounded from.
         Read from the environment: `QFUSE_DISABLE` (fusions to leave out, comma separated),
@@ -75,7 +76,7 @@ class CompileOptions:
                 "changes what is computed; leave out one of them"
             )
         return CompileOptions(
-            Target.parse(_gpu_at_hand() if target == "cuda" else target),
+            Target.parse(_gpu_at_hand(target) if target in ("cuda", "hip") else target),
             frozenset(fusion for name in names for fusion in _fusions(name.strip())),
             level,
             cache_dir(environment) / "kernels",
@@ -104,15 +105,13 @@ class CompileOptions:
         return [FUSIONS[fusion] + options.get(fusion, "") for fusion in on]
 
 
-def _gpu_at_hand() -> str:
+def _gpu_at_hand(kind: str) -> str:
     """The target whose code runs on torch's current GPU; raises QfuseError if there is none."""
-    from qfuse.lowering.triton.driver import arch_error, gpu_error
+    from qfuse.lowering.triton.driver import arch_error, arch_of, gpu_error
 
-    if why := gpu_error():
-        raise QfuseError(f"target 'cuda' is the GPU at hand: {why}")
-    import torch
-
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    if why := gpu_error(kind):
+        raise QfuseError(f"target '{kind}' is the GPU at hand: {why}")
+    arch = arch_of()
     # later ones first: code for sm_80 runs on sm_89, too, but is not made for it
     known = [text for text in TARGETS if text != "cpu" and arch_error(text, arch) is None]
     if not known:

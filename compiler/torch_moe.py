@@ -53,76 +53,107 @@ class Stored:
         return codes, (-(-rows // bn), -(-columns // bk) * numbers)
 
 
-def stored_as(
-    weight_block: Sequence[int],
-    input_block: Sequence[int],
-    packing: str,
-    down_block: Sequence[int],
-    down_input: Sequence[int],
-    down_packing: str,
-) -> tuple[Stored, Stored]:
-    """That of gate and up, and of down: what is empty for down is as for gate and up."""
-    return (
-        Stored(tuple(weight_block), tuple(input_block), packing),
-        Stored(
-            tuple(down_block or weight_block),
-            tuple(down_input or input_block),
-            down_packing or packing,
-        ),
-    )
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The arguments of `qfuse::moe_experts`, in order; see the top of this file.
 
-
-def moe_experts(
-    x: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    gate_up: torch.Tensor,
-    gate_up_scale: torch.Tensor,
-    down: torch.Tensor,
-    down_scale: torch.Tensor,
-    intermediate: int,
-    weight_block: list[int],
-    input_block: list[int],
-    act: str,
-    limit: float | None = None,
-    alpha: float | None = None,
-    gate_up_bias: torch.Tensor | None = None,
-    down_bias: torch.Tensor | None = None,
-    packing: str = "none",
-    input_format: str = "dynamic",
-    gate_up_zero_point: torch.Tensor | None = None,
-    down_zero_point: torch.Tensor | None = None,
-    down_block: Sequence[int] = (),
-    down_input: Sequence[int] = (),
-    down_packing: str = "",
-) -> torch.Tensor:
-    """The experts' sum [T, H] for x [T, H], in x's type; see the top of this file.
-
-    With I = `intermediate` and `weight_block` [bn, bk]: `gate_up` [E, padded_rows(I, bn) + I, H]
-    has the gate's rows, then the up projection's from the next block boundary on;
-    `gate_up_scale` is [E, 2 ceil(I/bn), ceil(H/bk)].  `down` is [E, H, I], `down_scale`
-    [E, ceil(H/bn), ceil(I/bk)].  Elements, scales and zero points of each expert are stored as
-    `qfuse::quantized_linear` takes those of a layer; see there for `packing` and `input_format`,
-    of which "tensor" and "static" are none here.  `input_block` [1, g] quantizes the inputs, per
-    row and group of g; [] leaves them as they are.  `down_block`, `down_input` and `down_packing`
-    are those of the down projection where they differ.  Raises QfuseError on what does not fit.
+    `x` is [T, H].  With I = `intermediate` and `weight_block` [bn, bk]: `gate_up`
+    [E, padded_rows(I, bn) + I, H] has the gate's rows, then the up projection's from the next block
+    boundary on; `gate_up_scale` is [E, 2 ceil(I/bn), ceil(H/bk)].  `down` is [E, H, I],
+    `down_scale` [E, ceil(H/bn), ceil(I/bk)].  Elements, scales and zero points of each expert are
+    stored as `qfuse::quantized_linear` takes those of a layer; see there for `packing` and
+    `input_format`, of which "tensor" and "static" are none here.  `input_block` [1, g] quantizes
+    the inputs, per row and group of g; [] leaves them as they are.  `down_block`, `down_input` and
+    `down_packing` are those of the down projection where they differ.
     """
-    tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
-    constants = (intermediate, weight_block, input_block, act, limit, alpha)
-    zeros = (gate_up_zero_point, down_zero_point)
-    formats: tuple[Any, ...] = (packing, input_format, *zeros, down_block, down_input, down_packing)
-    glu = _check_experts(*tensors, *constants, gate_up_bias, down_bias, *formats)
-    wide, narrow = stored_as(
-        weight_block, input_block, packing, down_block, down_input, down_packing
-    )
 
-    def product(
-        rows: torch.Tensor,
-        stored: Stored,
-        of_expert: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-        at: int,
-        count: int,
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_scale: torch.Tensor
+    down: torch.Tensor
+    down_scale: torch.Tensor
+    intermediate: int
+    weight_block: list[int]
+    input_block: list[int]
+    act: str
+    limit: float | None = None
+    alpha: float | None = None
+    gate_up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
+    packing: str = "none"
+    input_format: str = "dynamic"
+    gate_up_zero_point: torch.Tensor | None = None
+    down_zero_point: torch.Tensor | None = None
+    down_block: Sequence[int] = ()
+    down_input: Sequence[int] = ()
+    down_packing: str = ""
+
+    @property
+    def stored(self) -> tuple[Stored, Stored]:
+        """How gate and up are, and down: what is empty for down is as for gate and up."""
+        return (
+            Stored(tuple(self.weight_block), tuple(self.input_block), self.packing),
+            Stored(
+                tuple(self.down_block or self.weight_block),
+                tuple(self.down_input or self.input_block),
+                self.down_packing or self.packing,
+            ),
+        )
+
+    def check(self) -> Glu:
+        """What the GLU is; raises QfuseError, naming the argument that does not fit."""
+        x, intermediate = self.x, self.intermediate
+        wide, narrow = self.stored
+        for name in (wide.packing, narrow.packing):
+            if name not in BITS:
+                raise QfuseError(f'packing "{name}" of the experts is not one of {", ".join(BITS)}')
+        if self.input_format not in SCALE_DTYPES:
+            legal = ", ".join(SCALE_DTYPES)
+            raise QfuseError(
+                f'input_format "{self.input_format}" of the experts is not one of {legal}'
+            )
+        experts, hidden = self.gate_up.shape[0], x.shape[-1]
+        _check_choices(x, self.ids, self.weights)
+        padded = padded_rows(intermediate, wide.block[0])
+        _, (blocks, columns) = wide.shapes(intermediate, hidden)
+        rows_of_both, _ = wide.shapes(padded + intermediate, hidden)
+        codes, scales = narrow.shapes(hidden, intermediate)
+        both = (self.gate_up, self.gate_up_scale, self.gate_up_zero_point)
+        last = (self.down, self.down_scale, self.down_zero_point)
+        for name, (weight, scale, zero), of_codes, of_scales in (
+            ("gate_up", both, rows_of_both, (2 * blocks, columns)),
+            ("down", last, codes, scales),
+        ):
+            _check_shape(name, weight, (experts, *of_codes))
+            _check_shape(f"{name}_scale", scale, (experts, *of_scales))
+            if zero is not None:
+                _check_shape(f"{name}_zero_point", zero, (experts, *of_scales))
+        _check_biases(x, self.gate_up_bias, self.down_bias, experts, intermediate)
+        return make_glu(self.act, self.limit, self.alpha)
+
+    def sum(self) -> torch.Tensor:
+        """The experts' sum [T, H], in x's type."""
+        glu, (wide, narrow), count = self.check(), self.stored, self.intermediate
+
+        def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
+            both = _of_expert(e, self.gate_up, self.gate_up_scale, self.gate_up_zero_point)
+            gate = self._product(rows, wide, both, 0, count)
+            up = self._product(rows, wide, both, padded_rows(count, wide.block[0]), count)
+            if self.gate_up_bias is not None:
+                bias = self.gate_up_bias[e]
+                gate, up = gate + bias[:count], up + bias[count:]
+            last = _of_expert(e, self.down, self.down_scale, self.down_zero_point)
+            y = self._product(apply_glu(glu, gate, up), narrow, last, 0, self.down.shape[1])
+            return y if self.down_bias is None else y + self.down_bias[e]
+
+        return _weighted_sum(self.x, self.ids, self.weights, self.gate_up.shape[0], expert)
+
+    def _product(
+        self, rows: torch.Tensor, stored: Stored, of_expert: "_Weight", at: int, count: int
     ) -> torch.Tensor:
+        """`rows` by the `count` rows of a weight from `at` on, where a block begins."""
         height = stored.block[0]
         blocks = slice(at // height, at // height - (-count // height))
         weight, scale, zero = of_expert
@@ -134,22 +165,24 @@ def moe_experts(
             list(stored.block),
             list(stored.input_block),
             stored.packing,
-            input_format,
+            self.input_format,
             None if zero is None else zero[blocks],
         )
 
-    def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
-        zero, down_zero = (None if z is None else z[e] for z in zeros)
-        both = (gate_up[e], gate_up_scale[e], zero)
-        gate = product(rows, wide, both, 0, intermediate)
-        up = product(rows, wide, both, padded_rows(intermediate, wide.block[0]), intermediate)
-        if gate_up_bias is not None:
-            gate, up = gate + gate_up_bias[e, :intermediate], up + gate_up_bias[e, intermediate:]
-        last = (down[e], down_scale[e], down_zero)
-        y = product(apply_glu(glu, gate, up), narrow, last, 0, down.shape[1])
-        return y if down_bias is None else y + down_bias[e]
 
-    return _weighted_sum(x, ids, weights, gate_up.shape[0], expert)
+_Weight = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Codes, scales and zero points."""
+
+
+def _of_expert(
+    e: int, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
+) -> _Weight:
+    return weight[e], scale[e], None if zero is None else zero[e]
+
+
+def moe_experts(*arguments: Any, **named: Any) -> torch.Tensor:
+    """The sum [T, H] of what `Experts` says; raises QfuseError on what does not fit."""
+    return Experts(*arguments, **named).sum()
 
 
 def dense_experts(
@@ -197,59 +230,6 @@ def _weighted_sum(
     for j in range(ids.shape[1]):
         total += factors[:, j, None] * outputs[:, j].float()
     return total.to(x.dtype)
-
-
-def _check_experts(
-    x: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    gate_up: torch.Tensor,
-    gate_up_scale: torch.Tensor,
-    down: torch.Tensor,
-    down_scale: torch.Tensor,
-    intermediate: int,
-    weight_block: list[int],
-    input_block: list[int],
-    act: str,
-    limit: float | None = None,
-    alpha: float | None = None,
-    gate_up_bias: torch.Tensor | None = None,
-    down_bias: torch.Tensor | None = None,
-    packing: str = "none",
-    input_format: str = "dynamic",
-    gate_up_zero_point: torch.Tensor | None = None,
-    down_zero_point: torch.Tensor | None = None,
-    down_block: Sequence[int] = (),
-    down_input: Sequence[int] = (),
-    down_packing: str = "",
-) -> Glu:
-    """Raise QfuseError, naming the argument, unless they are as `moe_experts` wants them."""
-    stored = stored_as(weight_block, input_block, packing, down_block, down_input, down_packing)
-    for name, legal in ((s.packing, BITS) for s in stored):
-        if name not in legal:
-            raise QfuseError(f'packing "{name}" of the experts is not one of {", ".join(legal)}')
-    if input_format not in SCALE_DTYPES:
-        raise QfuseError(
-            f'input_format "{input_format}" of the experts is not one of {", ".join(SCALE_DTYPES)}'
-        )
-    experts, hidden = gate_up.shape[0], x.shape[-1]
-    _check_choices(x, ids, weights)
-    padded = padded_rows(intermediate, stored[0].block[0])
-    _, (blocks, columns) = stored[0].shapes(intermediate, hidden)
-    (rows, bytes_), _ = stored[0].shapes(padded + intermediate, hidden)
-    codes, scales = stored[1].shapes(hidden, intermediate)
-    wanted = (
-        ("gate_up", gate_up, (rows, bytes_), gate_up_zero_point, (2 * blocks, columns)),
-        ("down", down, codes, down_zero_point, scales),
-    )
-    found = {"gate_up": gate_up_scale, "down": down_scale}
-    for name, weight, of_codes, zero, of_scales in wanted:
-        _check_shape(name, weight, (experts, *of_codes))
-        _check_shape(f"{name}_scale", found[name], (experts, *of_scales))
-        if zero is not None:
-            _check_shape(f"{name}_zero_point", zero, (experts, *of_scales))
-    _check_biases(x, gate_up_bias, down_bias, experts, intermediate)
-    return make_glu(act, limit, alpha)
 
 
 def _check_dense_experts(
@@ -306,9 +286,10 @@ def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> 
         )
 
 
-def _fake_experts(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    _check_experts(x, *rest)
-    return x.new_empty(x.shape)
+def _fake_experts(*arguments: Any) -> torch.Tensor:
+    experts = Experts(*arguments)
+    experts.check()
+    return experts.x.new_empty(experts.x.shape)
 
 
 def _fake_dense_experts(x: torch.Tensor, *rest: Any) -> torch.Tensor:

@@ -17,15 +17,15 @@ LIBRARY_ACTIVATIONS = ("none", "relu", "gelu_tanh")
 
 
 class LibraryCallOp(Op, name="library_call", traits=[ext.Pure]):
-    """x times the transpose of w by a library, with what its epilogue does: act(product + bias).
+    """x times the transpose of w by a library, and its epilogue: act(scale * product + bias).
 
         %y = "qfuse.library_call"(%x, %w, %bias) {call = "mm", activation = "relu",
              operandSegmentSizes = array<i32: 1, 1, 0, 1>}
            : (tensor<?x512xbf16>, tensor<1024x512xbf16>, tensor<1024xbf16>) -> tensor<?x1024xbf16>
 
-    `call` is one of CALLS.  The product, bias and activation are computed in f32 and rounded once,
-    to the result's type.  With `indptr` the weights are those of experts, whose rows lie sorted in
-    x, as for `qfuse.group_matmul`.
+    `call` is one of CALLS; `scale` is an f32, 1 where it is not there.  Product, scale, bias and
+    activation are computed in f32 and rounded once, to the result's type.  With `indptr` the
+    weights are those of experts, whose rows lie sorted in x, as for `qfuse.group_matmul`.
     """
 
     x: ext.Operand[Any]
@@ -44,6 +44,10 @@ class LibraryCallOp(Op, name="library_call", traits=[ext.Pure]):
         if self.activation.value not in LIBRARY_ACTIVATIONS:
             legal = ", ".join(LIBRARY_ACTIVATIONS)
             return f'activation "{self.activation.value}" is not one of {legal}'
+        if "scale" in self.operation.attributes:
+            scale = self.operation.attributes["scale"]
+            if not isinstance(scale, ir.FloatAttr) or str(scale.type) != "f32":
+                return f"scale is {scale}; expected an f32"
         if len(w.shape) < 2 or DYNAMIC in w.shape:
             return f"w has shape {shape_text(w.shape)}; a weight is static"
         if x.shape[-1] != w.shape[-1]:

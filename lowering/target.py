@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton.gpu import GPUS
 
-TARGETS = ("cpu", *(str(gpu) for gpu in GPUS.values() if gpu.is_cuda))
-"""What a program can be compiled for; kernels alone also for `hip:*` (`qfuse-translate`)."""
+TARGETS = ("cpu", *GPUS)
+"""What a program can be compiled for."""
+
+_USUAL = {"cuda": "cuda:sm_90", "gpu": "cuda:sm_90", "hip": "hip:gfx942", "rocm": "hip:gfx942"}
+"""What is meant by a kind alone, or with an architecture that there is not."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Target:
     """A kind of device, and its architecture where that is chosen ahead of time.
 
     `cpu` compiles for the machine it runs on, at the level that its flags allow; `cuda:sm_90`
-    for GPUs of that architecture, with or without one at hand.
+    for GPUs of that architecture, with or without one at hand, as does `hip:gfx942`.
     """
 
     kind: str
@@ -31,7 +34,8 @@ class Target:
     @property
     def devices(self) -> tuple[str, ...]:
         """Kinds of torch devices that a model compiled for it may be on."""
-        return ("cpu", "meta") if self.is_cpu else ("cpu", "meta", self.kind)
+        # torch calls AMD's devices cuda, too
+        return ("cpu", "meta") if self.is_cpu else ("cpu", "meta", "cuda")
 
     @staticmethod
     def parse(text: str) -> "Target":
@@ -41,13 +45,8 @@ class Target:
             return Target(kind, arch)
         if kind == "cpu":
             raise QfuseError(f"target {text!r}: cpu takes no architecture; use 'cpu'")
-        if kind == "hip":
-            raise QfuseError(
-                f"target {text!r}: programs do not run on hip yet; qfuse-translate compiles their "
-                "kernels, and programs are compiled for cuda:sm_90 and other cuda architectures"
-            )
         near = difflib.get_close_matches(text, TARGETS, n=1, cutoff=0.3)
-        near = near or (["cuda:sm_90"] if kind in ("cuda", "gpu") else ["cpu"])
+        near = near or ([_USUAL[kind]] if kind in _USUAL else ["cpu"])
         raise QfuseError(
             f"unknown target {text!r}; the nearest supported one is '{near[0]}' (there are "
             f"{', '.join(TARGETS)})"

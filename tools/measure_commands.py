@@ -53,7 +53,11 @@ def add(commands: Any) -> None:
     tune.add_argument(
         "--model", type=Path, metavar="FILE", help="on a CPU: the products of this .qfuse file"
     )
-    tune.add_argument("--only", metavar="SCHEME,...", help="on a CPU; say fp8,q4_k")
+    tune.add_argument(
+        "--only",
+        metavar="SCHEME,...",
+        help="on a CPU say fp8,q4_k,bf16; on a GPU bf16,fp8-rows,int8 or fp8 (blocks), the default",
+    )
     tune.add_argument(
         "--seconds", type=_number, default=300, metavar="N", help="on a CPU: when to stop"
     )
@@ -169,8 +173,9 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     import torch
 
     from qfuse.compiler import load, options
-    from qfuse.lowering.cpu.entry_table import Table, difference, read_table, signature
-    from qfuse.tools import cpu_tune
+    from qfuse.lowering.cpu.entry_table import Table, read_table, signature
+    from qfuse.lowering.table_file import difference
+    from qfuse.tools import cpu_tune, cpu_tune_calls
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_linear import ROWS, parse_shapes
     from qfuse.tools.bench.cpu_report import Kernels
@@ -178,13 +183,19 @@ def _tune_cpu(args: argparse.Namespace) -> int:
     from qfuse.tools.files import check_writable, write_text
 
     rows, threads = parse_rows(args.m, ROWS), torch.get_num_threads()
+    kernels = Kernels(options.CompileOptions.make("cpu"), threads)
     if args.model is not None:
         if args.shapes or args.only:
             raise QfuseError("--model has shapes and schemes of its own")
-        subjects = cpu_tune.of_program(load(args.model).program)
+        subjects, plain = cpu_tune.of_program(load(args.model).program), []
     else:
-        shapes, schemes = parse_shapes(args.shapes), parse_schemes(args.only)
-        kernels = Kernels(options.CompileOptions.make("cpu"), threads)
+        shapes, names = (
+            parse_shapes(args.shapes),
+            [name.strip() for name in (args.only or "").split(",")],
+        )
+        plain = cpu_tune_calls.parse(names, shapes)
+        quantized = [name for name in names if name not in cpu_tune_calls.SCHEMES]
+        schemes = parse_schemes(",".join(quantized)) if quantized else []
         subjects = cpu_tune.of_schemes(shapes, schemes, kernels)
     table = Table(signature(threads))
     if args.table is not None:
@@ -201,18 +212,36 @@ def _tune_cpu(args: argparse.Namespace) -> int:
         if args.table is not None:  # after each, so that what was found is kept
             write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
         print(cpu_tune.line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
+    calls = []
+    for call in cpu_tune_calls.tune(plain, rows, threads, cpu_tune.on_this_machine, kernels):
+        calls.append(call)
+        table = table.with_call(call)
+        if args.table is not None:
+            write_text(args.table, json.dumps(table.to_json(), indent=1) + "\n")
+        print(cpu_tune_calls.line(call), file=sys.stderr if args.json else sys.stdout, flush=True)
+        if time.monotonic() - start > args.seconds:
+            break
     stopped = time.monotonic() - start > args.seconds
     if args.json:
         found = [outcome.to_json() for outcome in outcomes]
-        data = {"signature": signature(threads), "outcomes": found, "stopped": stopped}
+        data = {
+            "signature": signature(threads),
+            "outcomes": found,
+            "calls": [call.to_json() for call in calls],
+            "stopped": stopped,
+        }
         print(json.dumps(data))
         return 0
-    print(cpu_tune.summary(outcomes))
+    if outcomes:
+        print(cpu_tune.summary(outcomes))
     if stopped:
         print(f"stopped after {args.seconds} s; name fewer, or give it more --seconds")
     if args.table is not None:
         gains = sum(outcome.gains for outcome in outcomes)
-        print(f"{args.table}: {gains} gained; set QFUSE_CPU_TABLE={args.table} to use it")
+        faster = sum(call.theirs < call.ours for call in calls)
+        of_torch = f", torch faster in {faster} of {len(calls)}" if calls else ""
+        use = f"set QFUSE_CPU_TABLE={args.table} to use it"
+        print(f"{args.table}: {gains} gained{of_torch}; {use}")
     return 0
 
 
@@ -223,20 +252,21 @@ def _tune_gpu(args: argparse.Namespace) -> int:
     from qfuse.tools import tune
     from qfuse.tools.bench.cases import parse_cases, parse_rows
     from qfuse.tools.bench.gemm import open_machine
+    from qfuse.tools.bench.row_cases import parse_schemes
     from qfuse.tools.files import check_writable, write_text
 
-    if args.check or args.only or args.model:
-        raise QfuseError("--check, --only and --model are for --target cpu")
-    gpu, cases, rows = find_gpu(args.target), parse_cases(args.shapes), parse_rows(args.m)
+    if args.check or args.model:
+        raise QfuseError("--check and --model are for --target cpu")
+    gpu, rows = find_gpu(args.target), parse_rows(args.m)
+    cases = parse_schemes(args.only, parse_cases(args.shapes))
     check_writable(args.table)
     table = tune.open_table(args.table)
     machine, about = open_machine(gpu)
-    known = ("gpu", "date", "torch", "triton")
+    table = tune.signed(table, args.table, {name: about[name] for name in tune.SIGNED})
+    known = {name: about[name] for name in ("gpu", "date", "torch", "triton")}
     measure = tune.GpuMeasure(gpu, machine, LoadedGpuKernel, options.cache_dir() / "gpu")
     outcomes = []
-    for outcome in tune.tune(
-        cases, rows, gpu, measure, {name: about[name] for name in known}, args.most
-    ):
+    for outcome in tune.tune(cases, rows, gpu, measure, known, args.most, measure.call):
         outcomes.append(outcome)
         table = tune.merged(table, [outcome], gpu)
         # After each, so that what was found is kept if a later one fails.

@@ -1,4 +1,4 @@
-"""`qfuse tune`: measure the tiles that there are kernels for, and keep the best in a table."""
+"""`qfuse tune`: measure tiles and library calls on this GPU, and keep what is best in a table."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall
+from qfuse.lowering.table_file import difference
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.problem import Problem
 from qfuse.lowering.triton.tile_choice import RANGES, candidates, choose
+from qfuse.lowering.triton.tile_entry import Entry, about, entry_for, key_of
 from qfuse.lowering.triton.tile_model import estimate
-from qfuse.lowering.triton.tile_table import (
-    Entry,
-    Table,
-    entry_for,
-    key_of,
-    read_table,
-    using,
-)
+from qfuse.lowering.triton.tile_table import Table, read_table, using
 from qfuse.lowering.triton.tiles import Config
-from qfuse.tools.bench.cases import Case, error_of, make_operands, reference
+from qfuse.tools.bench.cases import error_of
+from qfuse.tools.tune_calls import LEAST_ROWS, AnyCase, call_of, calls_on
 
 GAIN = 1.02
 """An entry is worth it if what the model chose takes this much longer at least: noise is less."""
@@ -37,14 +34,26 @@ class Measure(Protocol):
     Raises QfuseError if it does not compile, or gives wrong numbers.
     """
 
-    def __call__(self, case: Case, config: Config, m: int) -> float: ...
+    def __call__(self, case: AnyCase, config: Config, m: int) -> float: ...
+
+
+class MeasureCall(Protocol):
+    """Seconds of the library's `call` for `case` with `m` rows.
+
+    Raises QfuseError if there is none here, or it gives wrong numbers.
+    """
+
+    def __call__(self, case: AnyCase, call: str, m: int) -> float: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured for one range of rows; `entry` is None where the model was right."""
+    """What was measured for one range of rows.
 
-    case: Case
+    `entry` is None where the model was right, `call` where a library has nothing to compare.
+    """
+
+    case: AnyCase
     first_m: int
     last_m: int | None
     rows: tuple[int, ...]
@@ -55,6 +64,7 @@ class Outcome:
     best: Config
     best_seconds: float
     entry: Entry | None
+    call: MeasuredCall | None = None
 
     @property
     def gain(self) -> float:
@@ -76,25 +86,31 @@ class Outcome:
             "best_us": self.best_seconds * 1e6,
             "gain": self.gain,
             "written": self.entry is not None,
+            "call": self.call and self.call.call,
+            "call_us": self.call and _mean(self.call.theirs) * 1e6,
         }
 
 
 def tune(
-    cases: Sequence[Case],
+    cases: Sequence[AnyCase],
     rows: Sequence[int],
     gpu: Gpu,
     measure: Measure,
-    about: dict[str, Any],
+    known: dict[str, Any],
     most: int = _MOST,
+    measure_call: MeasureCall | None = None,
 ) -> Iterator[Outcome]:
-    """Measure each case for the ranges that `rows` lie in.
+    """Measure each case for the ranges that `rows` lie in, with the library's call if it is given.
 
-    `about` goes into the entries: which GPU, when, which versions.
+    `known` goes into the entries: which GPU, when, which versions.
     """
     for case in cases:
         problem = case.problem(gpu)
-        for (first, last), within in ranges_of(rows).items():
-            yield _tune_range(case, problem, first, last, within, gpu, measure, about, most)
+        for range_, within in ranges_of(rows).items():
+            outcome = _tune_range(case, problem, range_, within, gpu, measure, known, most)
+            if measure_call is not None:
+                outcome = _against_library(outcome, problem, gpu, measure, measure_call)
+            yield outcome
 
 
 def ranges_of(rows: Sequence[int]) -> dict[tuple[int, int | None], tuple[int, ...]]:
@@ -107,16 +123,16 @@ def ranges_of(rows: Sequence[int]) -> dict[tuple[int, int | None], tuple[int, ..
 
 
 def _tune_range(
-    case: Case,
+    case: AnyCase,
     problem: Problem,
-    first: int,
-    last: int | None,
+    range_: tuple[int, int | None],
     rows: tuple[int, ...],
     gpu: Gpu,
     measure: Measure,
-    about: dict[str, Any],
+    known: dict[str, Any],
     most: int,
 ) -> Outcome:
+    first, last = range_
     usual = untuned(problem, gpu, first)
     promising = shortlist(problem, first, last, rows, gpu, most)
     seconds: dict[Config, list[float]] = {}
@@ -138,7 +154,7 @@ def _tune_range(
     if times(best) * GAIN > 1:
         best, entry = usual, None
     else:
-        measured = {**about, "m": list(rows), "seconds": seconds[best],
+        measured = {**known, "m": list(rows), "seconds": seconds[best],
                     "by_model": usual.name, "model_seconds": seconds[usual]}  # fmt: skip
         entry = entry_for(problem, gpu, (first, last), best, measured)
     return Outcome(
@@ -154,6 +170,32 @@ def _tune_range(
         sum(seconds[best]) / len(rows),
         entry,
     )
+
+
+def _against_library(
+    outcome: Outcome, problem: Problem, gpu: Gpu, measure: Measure, measure_call: MeasureCall
+) -> Outcome:
+    """`outcome` with what the library's call took, or why it took nothing.
+
+    Our best tiles are measured once more, beside it: what the clocks do meets both alike.
+    """
+    call = call_of(outcome.case)
+    if call is None or outcome.first_m < LEAST_ROWS.get(call, 2):
+        return outcome
+    theirs, ours = [], []
+    try:
+        for m in outcome.rows:
+            theirs.append(measure_call(outcome.case, call, m))
+            ours.append(measure(outcome.case, outcome.best, m))
+    except QfuseError as error:
+        return replace(outcome, failed=(*outcome.failed, f"{call}: {error}"))
+    rows = about(problem, gpu, (outcome.first_m, outcome.last_m))
+    found = MeasuredCall(**rows, call=call, m=outcome.rows, ours=tuple(ours), theirs=tuple(theirs))
+    return replace(outcome, call=found)
+
+
+def _mean(seconds: Sequence[float]) -> float:
+    return sum(seconds) / len(seconds)
 
 
 def untuned(problem: Problem, gpu: Gpu, m: int) -> Config:
@@ -185,6 +227,8 @@ def merged(table: Table, outcomes: Sequence[Outcome], gpu: Gpu) -> Table:
         else:
             key = key_of(outcome.case.problem(gpu), gpu)
             table = table.without(key, outcome.first_m, outcome.last_m)
+        if outcome.call is not None:
+            table = table.with_call(outcome.call)
     return table
 
 
@@ -198,12 +242,26 @@ def line(outcome: Outcome) -> str:
         found += f" ({outcome.gain:.2f} times)"
     else:
         found += f", best of {outcome.measured}"
+    if outcome.call is not None:
+        theirs, ours = (_mean(s) * 1e6 for s in (outcome.call.theirs, outcome.call.ours))
+        found += f"; {outcome.call.call} {theirs:.1f} us against {ours:.1f}"
     return found + (f"; {len(outcome.failed)} failed" if outcome.failed else "")
+
+
+SIGNED = ("target", "gpu", "driver", "torch", "library", "triton")
+"""What a table is signed by, as `gpu_signature.signature` has it."""
 
 
 def open_table(path: Path) -> Table:
     """The table at `path`, or an empty one where there is no file yet."""
     return read_table(path) if path.exists() else Table()
+
+
+def signed(table: Table, path: Path, signature: dict[str, str]) -> Table:
+    """`table` for what is measured now; raises QfuseError if it has what was measured otherwise."""
+    if (table.entries or table.calls) and (why := difference(table.signature, signature)):
+        raise QfuseError(f"{path} cannot be added to: {why}; name another file")
+    return replace(table, signature=signature)
 
 
 class GpuMeasure:
@@ -217,29 +275,50 @@ class GpuMeasure:
     ) -> None:
         self._gpu, self._machine = gpu, machine
         self._load, self._directory = load, directory
-        self._made: tuple[Case, int] | None = None
+        self._made: tuple[AnyCase, int] | None = None
 
-    def __call__(self, case: Case, config: Config, m: int) -> float:
+    def __call__(self, case: AnyCase, config: Config, m: int) -> float:
         from qfuse.tools.bench.subjects import Ours
 
         self._make(case, m)
         problem = case.problem(self._gpu)
         entry = entry_for(problem, self._gpu, (m, m), config, {})
         with using(Table((entry,))):
-            prepared = Ours(self._gpu, self._load, self._directory).prepare(case, m, self._sets)
-        error = error_of(prepared.first_result(), self._expected)
-        if not error <= case.tolerance:
-            raise QfuseError(f"wrong numbers: relative error {error:.2g}")
+            ours: Any = Ours(self._gpu, self._load, self._directory)  # of any kind of case
+            prepared = ours.prepare(case, m, self._sets)
+        self._check(case, prepared.first_result())
         return self._machine.timer(prepared.calls)
 
-    def _make(self, case: Case, m: int) -> None:
+    def call(self, case: AnyCase, call: str, m: int) -> float:
+        """`MeasureCall`, as a program makes it."""
+        from qfuse.compiler.runtime import library
+        from qfuse.tools.bench.gemm import first_line
+
+        if why := library.unavailable(call, self._machine.device):
+            raise QfuseError(why)
+        self._make(case, m)
+        try:
+            calls = calls_on(case, self._sets)
+            self._check(case, calls[0]())
+            return self._machine.timer(calls)
+        except QfuseError:
+            raise
+        except Exception as error:  # torch and cuBLAS have no type of error in common
+            raise QfuseError(first_line(error)) from error
+
+    def _check(self, case: AnyCase, made: Any) -> None:
+        error = error_of(made, self._expected)
+        if not error <= case.tolerance:
+            raise QfuseError(f"wrong numbers: relative error {error:.2g}")
+
+    def _make(self, case: AnyCase, m: int) -> None:
         """Operands and what they give; kept for the next candidate."""
         from qfuse.tools.bench.timing import buffer_sets
 
         if self._made == (case, m):
             return
-        first = make_operands(case, m, self._machine.device)
+        first: Any = case.make(m, self._machine.device)
         count = buffer_sets(first.bytes, self._machine.l2_bytes)
         self._sets = [first] + [first.copy() for _ in range(count - 1)]
-        self._expected = reference(case, first)
+        self._expected = case.reference(first)
         self._made = (case, m)

@@ -76,8 +76,17 @@ def _roundings_fit(s: Subject) -> bool:
     return not s.epilogue.rounds or s.machine.roundings == "library"
 
 
+def _scale_fits(s: Subject) -> bool:
+    """Whether the scale may be multiplied elsewhere: it rounds nothing, or roundings are free."""
+    return s.epilogue.other != "" or s.epilogue.exact_scale or s.machine.roundings == "library"
+
+
+def _scale(s: Subject) -> str:
+    return f"it is {s.epilogue.scale:g}, which rounds (roundings=library allows)"
+
+
 def _at_most(s: Subject, bias: bool, activations: tuple[str, ...]) -> bool:
-    """Whether the epilogue is a bias, where one may be, and one of some activations."""
+    """Whether the epilogue is a scale, a bias, where one may be, and one of some activations."""
     form = s.epilogue
     return (
         not form.other
@@ -94,14 +103,15 @@ CONDITIONS: dict[str, Condition] = {
         lambda s: s.machine.blas != "off",
         lambda s: "they are off (blas=off)",
     ),
-    "asked-for": Condition(
-        "library products are used wherever there is one (blas=on)",
-        lambda s: s.machine.blas == "on",
-        lambda s: f"blas={s.machine.blas}",
-    ),
     "on-a-gpu": Condition(
         "the target is a GPU, by cuBLAS or hipBLAS",
         lambda s: s.machine.is_gpu,
+        _machine,
+        kind="about",
+    ),
+    "on-the-cpu": Condition(
+        "the target is the CPU, by torch's oneDNN",
+        lambda s: s.machine.kind == "cpu",
         _machine,
         kind="about",
     ),
@@ -227,15 +237,27 @@ CONDITIONS: dict[str, Condition] = {
         lambda s: f"it rounds to {s.epilogue.rounded_to or 'nothing'} first",
         kind="about",
     ),
+    "scale-of-mm": Condition(
+        "a constant scale of the product is a power of two, or no bias follows it",
+        lambda s: s.epilogue.bias is None or _scale_fits(s),
+        _scale,
+    ),
+    "scale-of-weight": Condition(
+        "a constant scale of the product is a power of two, so that scales of w can have it",
+        lambda s: _scale_fits(s),
+        _scale,
+    ),
     "epilogue-of-mm": Condition(
         "the epilogue is nothing, a bias, or a bias and relu or gelu_tanh",
-        lambda s: _at_most(s, True, ("relu", "gelu_tanh") if s.machine.is_gpu else ()),
+        lambda s: _at_most(s, True, ("relu", "gelu_tanh")),
         _epilogue,
     ),
     "epilogue-of-scaled-mm": Condition(
         "the epilogue is nothing or a bias", lambda s: _at_most(s, True, ()), _epilogue
     ),
     "epilogue-is-nothing": Condition(
-        "there is no epilogue, no bias either", lambda s: _at_most(s, False, ()), _epilogue
+        "there is no epilogue, no bias either",
+        lambda s: s.epilogue.scale == 1 and _at_most(s, False, ()),
+        _epilogue,
     ),
 }

@@ -1,7 +1,8 @@
 """From rules to decisions: which backend serves which numbers of rows, and what nearly did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qfuse.compiler.dispatch.conditions import CONDITIONS
 from qfuse.compiler.dispatch.rules import KERNEL, LIBRARY, RULES, Rule
@@ -17,6 +18,7 @@ class Verdict:
 
     faster: bool
     why: str
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,13 @@ RANGES = ((1, 1), (2, 16), (17, 64), (65, 256), (257, 1024), (1025, 4096), (4097
 """Rows that share a decision; neighbours that decide alike become one."""
 
 
-def decide(subject: Subject, preference: Preference) -> list[Decision]:
-    """The decisions for every number of rows that `subject` may have, in order."""
+def decide(subject: Subject, preference: Preference, starts: Sequence[int] = ()) -> list[Decision]:
+    """The decisions for every number of rows that `subject` may have, in order.
+
+    `starts` are numbers of rows from which on `preference` may know something else.
+    """
     found: list[Decision] = []
-    for first, last in RANGES:
+    for first, last in _ranges((*starts, subject.single + 1)):
         if subject.rows is not None:
             if not first <= subject.rows <= (last or subject.rows):
                 continue
@@ -79,20 +84,27 @@ def decide(subject: Subject, preference: Preference) -> list[Decision]:
     return found
 
 
+def _ranges(starts: Sequence[int]) -> list[tuple[int, int | None]]:
+    """RANGES, cut where some others begin."""
+    firsts = sorted({first for first, _ in RANGES} | set(starts))
+    return [*((a, b - 1) for a, b in pairwise(firsts)), (firsts[-1], None)]
+
+
 def _decide(subject: Subject, first: int, last: int | None, preference: Preference) -> Decision:
     chosen: tuple[Rule, str] | None = None
     near: list[NearMiss] = []
     schemes: list[NearMiss] = []
     farther: list[tuple[tuple[bool, int], NearMiss]] = []
-    known_scheme = False
+    known_scheme, against = False, ""
     for rule in RULES:
         missing = [c for c in map(CONDITIONS.get, rule.conditions) if c and not c.holds(subject)]
-        serves = _serves(rule, first, last)
+        serves = _serves(rule, first, last, subject.single)
         if rule.backend == LIBRARY and not any(c.kind == "about" for c in missing):
             known_scheme |= not any(c.kind == "scheme" for c in missing)
             if serves and missing:
-                wanted, found = ([c.wanted for c in missing], [c.found(subject) for c in missing])
-                miss = NearMiss(rule.name, rule.call, " and ".join(wanted), " and ".join(found))
+                wanted = " and ".join(c.wanted for c in missing)
+                found = " and ".join(c.found(subject) for c in missing)
+                miss = NearMiss(rule.name, rule.call, wanted, found)
                 if len(missing) > 1:
                     other_scheme = any(c.kind == "scheme" for c in missing)
                     farther.append(((other_scheme, len(missing)), miss))
@@ -100,25 +112,29 @@ def _decide(subject: Subject, first: int, last: int | None, preference: Preferen
                     (schemes if missing[0].kind == "scheme" else near).append(miss)
             elif not serves and not missing and not rule.apart:
                 few = f"M is {first}" if first == last else f"M is {first} to {last}"
-                near.append(NearMiss(rule.name, rule.call, f"M >= {rule.first_m}", few))
+                wanted_rows = f"M >= {rule.least(subject.single)}"
+                near.append(NearMiss(rule.name, rule.call, wanted_rows, few))
         if missing or not serves or chosen is not None:
             continue
-        if not rule.cost or (subject.machine.blas == "on" and not rule.apart):
+        asked_for = subject.machine.blas == "on" and not (rule.apart or rule.measured)
+        if not rule.cost or asked_for:
             chosen = rule, rule.reason
             continue
         verdict = preference(rule.call, rule.apart, first, last)
         if verdict.faster:
             chosen = rule, f"{rule.reason}; {verdict.why}"
         else:
-            near.append(
-                NearMiss(rule.name, rule.call, _APART if rule.apart else _FASTER, verdict.why)
-            )
+            wanted = _MEASURED if rule.measured else _APART if rule.apart else _FASTER
+            near.append(NearMiss(rule.name, rule.call, wanted, verdict.why))
+            if verdict.measured:
+                against += f"; and not {rule.call} by {rule.name}: {verdict.why}"
     assert chosen is not None, "the last rule has no conditions"
     if schemes and not known_scheme:
         near.append(_no_scheme(schemes))
     if farther and not near:  # so that there is a reason always
         near.append(min(farther, key=lambda found: found[0])[1])
     rule, reason = chosen
+    reason += against if rule.backend == KERNEL else ""
     # Who gets a library call does not ask which other one it might have been.
     misses = tuple(near) if rule.backend == KERNEL else ()
     return Decision(first, last, rule.backend, rule.call, rule.name, reason, misses, rule.apart)
@@ -131,18 +147,22 @@ def _no_scheme(misses: list[NearMiss]) -> NearMiss:
 
 
 _FASTER = "the call is faster, or asked for (blas=on)"
+_MEASURED = "the call is measured to be faster"
 _APART = "the call and a kernel for the epilogue are faster"
 
 
-def _serves(rule: Rule, first: int, last: int | None) -> bool:
+def _serves(rule: Rule, first: int, last: int | None, single: int) -> bool:
     """Whether a rule is about all of these rows; rules begin and end where ranges do."""
-    if first < rule.first_m:
+    if first < rule.least(single):
         return False
-    return rule.last_m is None or (last is not None and last <= rule.last_m)
+    most = rule.most(single)
+    return most is None or (last is not None and last <= most)
 
 
 def _alike(a: Decision, b: Decision) -> bool:
-    return (a.backend, a.call, a.rule) == (b.backend, b.call, b.rule)
+    """Of two for our kernel, neither may know a measurement that the other does not."""
+    same = (a.backend, a.call, a.rule) == (b.backend, b.call, b.rule)
+    return same and (a.backend == LIBRARY or a.reason == b.reason)
 
 
 def _joined(a: Decision, b: Decision) -> Decision:

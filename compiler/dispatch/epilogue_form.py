@@ -1,5 +1,6 @@
-"""What of a product's epilogue a library product does itself: act(accumulator + bias)."""
+"""What of a product's epilogue a library product does itself: act(scale * accumulator + bias)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,12 +15,15 @@ _COMMUTATIVE = ("arith.addf", "arith.mulf", "arith.maximumf")
 
 @dataclass(frozen=True)
 class EpilogueForm:
-    """An epilogue region, as far as it is act(accumulator + bias), rounded to the result's type.
+    """An epilogue region, as far as it is act(scale * accumulator + bias), rounded to the result's
+    type.
 
     `bias` is the number of the extra operand that is added, for all rows alike, None without one.
-    `activation` is "" without one.  `rounds` names what the region rounds before something that a
-    library does in f32 ("bias", "activation" or ""): the library's result then differs in the last
-    bits.  `other` says what else the region does, "" if nothing; the three mean nothing then.
+    `scale` is a constant, 1 without one.  `activation` is "" without one.  `rounds` names what the
+    region rounds before something that a library does in f32 ("scale", "bias", "activation" or ""):
+    the library's result then differs in the last bits.  A rounding to bf16 before a power of two is
+    no such one: both orders give the same number, unless it overflows or is subnormal in f32.
+    `other` says what else the region does, "" if nothing; the four mean nothing then.
 
     Any region can be computed apart from its product.  `rounded_to` is the type that all
     accumulators are rounded to before anything else ("" if there is none), and so what a library
@@ -28,6 +32,7 @@ class EpilogueForm:
 
     bias: int | None = None
     activation: str = ""
+    scale: float = 1.0
     rounds: str = ""
     other: str = ""
     rounded_to: str = ""
@@ -37,8 +42,18 @@ class EpilogueForm:
         if self.other:
             return self.other
         parts = ["bias"] if self.bias is not None else []
+        parts = [f"a scale of {self.scale:g}", *parts] if self.scale != 1 else parts
         parts += [self.activation] if self.activation else []
         return " and ".join(parts) or "nothing"
+
+    @property
+    def exact_scale(self) -> bool:
+        """Whether the scale rounds nothing, wherever it is multiplied."""
+        return is_power_of_two(self.scale)
+
+
+def is_power_of_two(number: float) -> bool:
+    return math.isfinite(number) and abs(math.frexp(number)[0]) == 0.5
 
 
 def read_epilogue(product: ir.Operation) -> EpilogueForm:
@@ -81,8 +96,13 @@ def _form(product: ir.Operation, block: ir.Block, parts: int) -> EpilogueForm:
     if bias is not None:
         value, rounded = _without_rounding(inner)
         rounds = "bias" if rounded else rounds
+    scale, inner = _constant_scale(value)
+    if scale is not None:
+        value, rounded = _without_rounding(inner)
+        apart = is_power_of_two(scale) and _rounded_type(inner) == "bf16"
+        rounds = "scale" if rounded and not apart else rounds
     if isinstance(value, ir.BlockArgument):
-        return EpilogueForm(bias, activation, rounds)
+        return EpilogueForm(bias, activation, 1.0 if scale is None else scale, rounds)
     if "[M,N]" in maps:
         return EpilogueForm(other="a residual")
     return EpilogueForm(other=value.owner.operation.name)
@@ -127,6 +147,43 @@ def _without_rounding(value: ir.Value) -> tuple[ir.Value, bool]:
     if isinstance(inner, ir.BlockArgument) or inner.owner.operation.name != "arith.truncf":
         return value, False
     return inner.owner.operation.operands[0], True
+
+
+def _rounded_type(value: ir.Value) -> str:
+    """The type that `_without_rounding` finds `value` rounded to, "" where it is not."""
+    _, rounded = _without_rounding(value)
+    return str(value.owner.operation.operands[0].type) if rounded else ""
+
+
+def _constant_scale(value: ir.Value) -> tuple[float | None, ir.Value]:
+    """(a constant, the rest) if `value` multiplies by it, or divides by a power of two.
+
+    Zero is none: a library need not look at what it multiplies, NaN or not.
+    """
+    if isinstance(value, ir.BlockArgument):
+        return None, value
+    op = value.owner.operation
+    if op.name == "arith.mulf":
+        for number, other in (op.operands, list(op.operands)[::-1]):
+            if scale := _constant(number):
+                return scale, other
+    if op.name == "arith.divf":
+        divisor = _constant(op.operands[1])
+        if divisor and is_power_of_two(divisor) and _is_normal(1 / divisor):
+            return 1 / divisor, op.operands[0]
+    return None, value
+
+
+def _constant(value: ir.Value) -> float | None:
+    """A normal number of f32 that is written down, else None."""
+    if isinstance(value, ir.BlockArgument) or value.owner.operation.name != "arith.constant":
+        return None
+    number = float(ir.FloatAttr(value.owner.operation.attributes["value"]).value)
+    return number if _is_normal(number) else None
+
+
+def _is_normal(number: float) -> bool:
+    return 2.0**-126 <= abs(number) < 2.0**128
 
 
 def _added_vector(value: ir.Value, parts: int, maps: list[str]) -> tuple[int | None, ir.Value]:

@@ -39,8 +39,9 @@ class Machine:
 class Subject:
     """A product: x [M, K] times the transpose of w [N, K], or that of each row's expert.
 
-    `rows` is M where it is static.  `gathered`: the product takes its rows from their tokens.
-    `name` tells it apart in a model.
+    `rows` is M where it is static.  `single` is how many rows one token has: its experts where x is
+    [T, experts, K], else one.  `gathered`: the product takes its rows from their tokens.  `name`
+    tells it apart in a model.
     """
 
     machine: Machine
@@ -51,6 +52,7 @@ class Subject:
     parts: tuple[int, ...]
     epilogue: EpilogueForm
     rows: int | None = None
+    single: int = 1
     gathered: bool = False
     name: str = ""
 
@@ -115,9 +117,16 @@ def read_subject(product: ir.Operation, machine: Machine) -> Subject:
         tuple(ir.DenseI64ArrayAttr(product.attributes["parts"])),
         read_epilogue(product),
         None if rows == DYNAMIC else rows,
+        _rows_of_a_token(product, result),
         given.get("tokens") is not None,
         weight_name(w),
     )
+
+
+def _rows_of_a_token(product: ir.Operation, result: Shaped) -> int:
+    """Those of its experts, where they are a dimension of the result."""
+    of_experts = product.name == "qfuse.group_matmul" and len(result.rows) == 2
+    return result.rows[1] if of_experts and result.rows[1] != DYNAMIC else 1
 
 
 def weight_name(weight: ir.Value) -> str:

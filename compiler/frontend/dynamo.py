@@ -29,6 +29,7 @@ from qfuse.compiler.frontend.recompose import recompose_linears
 from qfuse.compiler.frontend.torchao_graphs import open_weights
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.triton.driver import kind_at_hand
 
 log = logging.getLogger("qfuse")
 
@@ -56,7 +57,7 @@ def qfuse_backend(
     chosen = CompileOptions.from_mapping(options or {})  # a mistake here is the user's to hear of
     if "target" not in (options or {}) and _on_gpu(example_inputs):
         try:
-            chosen = replace(chosen, target=CompileOptions.make("cuda").target)
+            chosen = replace(chosen, target=CompileOptions.make(kind_at_hand()).target)
         except QfuseError as error:  # a GPU that there are no kernels for
             _remark("a graph runs on torch", error)
             return gm.forward

@@ -37,9 +37,9 @@ class ConvertToBlas(Pass):
         }) {call = "mm", ranges = array<i64: 2, -1>}
 
     The kernel stays in the second region for all other rows, and for a machine whose library lacks
-    the call.  A bias and an activation go with the call; another epilogue, where dispatch says
-    `apart`, follows it as a `qfuse.epilogue` with the product's region.  Does nothing to products
-    without decisions, or with none for a library.
+    the call.  A constant scale, a bias and an activation go with the call; another epilogue, where
+    dispatch says `apart`, follows it as a `qfuse.epilogue` with the product's region.  Does nothing
+    to products without decisions, or with none for a library.
     """
 
     name: ClassVar[str] = "qfuse-convert-to-blas"
@@ -57,6 +57,10 @@ def _convert(product: ir.Operation) -> None:
         return
     call, apart = _text(to_library[0], "call"), "apart" in to_library[0]
     chosen = [d for d in to_library if (_text(d, "call"), "apart" in d) == (call, apart)]
+    for left in (d for d in to_library if d not in chosen):
+        cause = f"from M = {_rows(left)[0]} on it would be {_text(left, 'call')}, elsewhere {call}"
+        cure = "let one call serve all rows that go to a library"
+        remarks.refused("convert-to-blas", product, product, cause, cure)
     remarks.fired("convert-to-blas", product, remarks.argument_name(product.operands[1]), call)
     make = _call_then_epilogue if apart else _library_call
     with ir.InsertionPoint(product), product.location:
@@ -82,10 +86,11 @@ def _convert(product: ir.Operation) -> None:
 
 
 def _library_call(product: ir.Operation, call: str) -> ir.Value:
-    """The product, its bias and its activation."""
+    """The product, its scale, its bias and its activation."""
     form = read_epilogue(product)
     bias = None if form.bias is None else _extra(product)[form.bias]
-    return _call(product, call, product.results[0].type, bias, form.activation or "none")
+    y_type = product.results[0].type
+    return _call(product, call, y_type, bias, form.activation or "none", form.scale)
 
 
 def _call_then_epilogue(product: ir.Operation, call: str) -> ir.Value:
@@ -101,10 +106,16 @@ def _call_then_epilogue(product: ir.Operation, call: str) -> ir.Value:
 
 
 def _call(
-    product: ir.Operation, call: str, type_: ir.Type, bias: ir.Value | None, activation: str
+    product: ir.Operation,
+    call: str,
+    type_: ir.Type,
+    bias: ir.Value | None,
+    activation: str,
+    scale: float = 1.0,
 ) -> ir.Value:
     inputs = inputs_of(product, product.operands)
     given = [inputs["x"], inputs["w"], inputs.get("indptr"), bias]
+    scaled = {"scale": ir.FloatAttr.get_f32(scale)} if scale != 1 else {}
     return ir.Operation.create(
         LibraryCallOp.OPERATION_NAME,
         results=[type_],
@@ -113,6 +124,7 @@ def _call(
             "call": ir.StringAttr.get(call),
             "activation": ir.StringAttr.get(activation),
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get([int(v is not None) for v in given]),
+            **scaled,
         },
     ).result
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
-from qfuse.compiler.dispatch.cost import preference_of
+from qfuse.compiler.dispatch.cost import preference_of, starts_of
 from qfuse.compiler.dispatch.decide import Decision, decide
 from qfuse.compiler.dispatch.modes import MODES, ROUNDINGS
 from qfuse.compiler.dispatch.subject import Machine, Subject, read_subject
@@ -77,7 +77,8 @@ class Dispatch(Pass):
 def decisions_for(product: ir.Operation, machine: Machine) -> tuple[Subject, list[Decision]]:
     """What a product is to dispatch, and what is decided."""
     subject = read_subject(product, machine)
-    return subject, decide(subject, preference_of(product, str(machine)))
+    preference = preference_of(product, str(machine))
+    return subject, decide(subject, preference, starts_of(preference))
 
 
 def products(holder: ir.Operation) -> list[ir.Operation]:

@@ -2,7 +2,8 @@
 
 | file | what it holds |
 |---|---|
-| builder.py | `build_plan`: the walk over `@main` |
+| builder.py | `build_plan`: the walk over `@main`, its border, torch operators |
+| products.py | weights, kernels and library calls |
 | reading.py | types, constants and attributes of the module as the plan wants them |
 """
 

@@ -11,7 +11,7 @@ import torch
 from qfuse.compiler.runtime import calls
 from qfuse.compiler.runtime.plan import Plan, Step, TorchStep
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.triton.driver import arch_error, gpu_error
+from qfuse.lowering.triton.driver import arch_error, arch_of, gpu_error, kind_of
 from qfuse.lowering.triton.launcher import POINTER_ALIGNMENT
 
 Captured = tuple[Callable[[], None], tuple[Any, ...]]
@@ -65,7 +65,7 @@ HOST = Device()
 
 
 class CudaDevice(Device):
-    """One session's use of a GPU.
+    """One session's use of a GPU, of NVIDIA or AMD: torch calls both cuda.
 
     A session's memory is written by one call after the other.  Calls on different streams are
     put in that order, too: a stream waits for the one that the call before ran on.
@@ -156,13 +156,12 @@ def find_device(target: str, wanted: torch.device | str | None = None) -> Device
         raise QfuseError(
             f"the program was compiled for {target} and cannot run on {place}; compile it for cpu"
         )
-    if why := gpu_error():
+    if why := gpu_error(kind_of(target)):
         raise QfuseError(f"the program was compiled for {target}: {why}")
     number = torch.cuda.current_device() if place is None or place.index is None else place.index
     if number >= torch.cuda.device_count():
         raise QfuseError(f"there is no cuda:{number}; the last one is {_last_device()}")
-    major, minor = torch.cuda.get_device_capability(number)
-    if why := arch_error(target, f"sm_{major}{minor}"):
+    if why := arch_error(target, arch_of(number)):
         name = torch.cuda.get_device_name(number)
         raise QfuseError(f"the program cannot run on cuda:{number} ({name}): {why}")
     return CudaDevice(torch.device("cuda", number))

@@ -33,16 +33,24 @@ _CAPABILITIES = {
 
 
 def mm(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    scale: float = 1.0,
 ) -> torch.Tensor:
-    """act(x w^T + bias), with bias and activation in the library's epilogue, rounded once."""
+    """act(scale * x w^T + bias), all of it in the library's epilogue, rounded once."""
     rows, right = _rows(x), w.t()
-    if bias is None:
+    if bias is None and scale == 1:
         y = _activated(torch.mm(rows, right), activation)
+    elif bias is None:
+        nothing = rows.new_empty(1)  # beta = 0: not read, whatever it is
+        y = _activated(torch.addmm(nothing, rows, right, beta=0, alpha=scale), activation)
     elif activation == "none":
-        y = torch.addmm(bias, rows, right)
+        y = torch.addmm(bias, rows, right, alpha=scale)
     else:
-        y = torch._addmm_activation(bias, rows, right, use_gelu=activation == "gelu_tanh")
+        use_gelu = activation == "gelu_tanh"
+        y = torch._addmm_activation(bias, rows, right, alpha=scale, use_gelu=use_gelu)
     return y.view(*x.shape[:-1], w.shape[0])
 
 
@@ -55,20 +63,10 @@ def scaled_mm_blocks(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """FP8 with scales per 1x128 of x, lying [K/128, M], and 128x128 of w, as `block_scales` has."""
-    recipe: Any = functional.ScalingType  # type: ignore[attr-defined]
-    rows = _rows(x)
-    m, groups = rows.shape[0], -(-rows.shape[1] // BLOCK)
-    y = functional.scaled_mm(  # type: ignore[attr-defined]
-        rows,
-        w.t(),
-        scale_a=x_scale.reshape(groups, m).t(),
-        scale_recipe_a=recipe.BlockWise1x128,
-        scale_b=w_scale,
-        scale_recipe_b=recipe.BlockWise128x128,
-        bias=bias,
-        output_dtype=dtype,
-    )
-    return y.view(*x.shape[:-1], w.shape[0])
+    groups = -(-x.shape[-1] // BLOCK)
+    by_row = x_scale.reshape(groups, _rows(x).shape[0]).t()
+    recipes = ("BlockWise1x128", "BlockWise128x128")
+    return _scaled_mm(x, by_row, w, w_scale, recipes, bias, dtype)
 
 
 def scaled_mm_rows(
@@ -80,15 +78,28 @@ def scaled_mm_rows(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """FP8 with one scale for each row of x and of w."""
-    recipe: Any = functional.ScalingType  # type: ignore[attr-defined]
-    rows = _rows(x)
+    a, b = x_scale.reshape(-1, 1), w_scale.reshape(1, -1)
+    return _scaled_mm(x, a, w, b, ("RowWise", "RowWise"), bias, dtype)
+
+
+def _scaled_mm(
+    x: torch.Tensor,
+    scale_a: torch.Tensor,
+    w: torch.Tensor,
+    scale_b: torch.Tensor,
+    recipes: tuple[str, str],
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`scaled_mm` by the names of two recipes, which say how the scales lie."""
+    recipe_a, recipe_b = (getattr(functional.ScalingType, name) for name in recipes)  # type: ignore[attr-defined]
     y = functional.scaled_mm(  # type: ignore[attr-defined]
-        rows,
+        _rows(x),
         w.t(),
-        scale_a=x_scale.reshape(-1, 1),
-        scale_recipe_a=recipe.RowWise,
-        scale_b=w_scale.reshape(1, -1),
-        scale_recipe_b=recipe.RowWise,
+        scale_a=scale_a,
+        scale_recipe_a=recipe_a,
+        scale_b=scale_b,
+        scale_recipe_b=recipe_b,
         bias=bias,
         output_dtype=dtype,
     )
@@ -179,6 +190,8 @@ def unavailable(call: str, place: torch.device) -> str | None:
         return f"torch {torch.__version__} has no {name}"
     if place.type == "cpu":
         return f"{name} is for GPUs"
+    if torch.version.hip is not None and call == "scaled_mm_blocks":
+        return "hipBLASLt has no scales per block"
     if call == "int_mm" or torch.version.hip is not None:
         return None
     capability = torch.cuda.get_device_capability(place)

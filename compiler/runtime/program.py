@@ -310,7 +310,8 @@ def _parameter(
     if tuple(tensor.shape) != wanted.shape or tensor.dtype != DTYPES[wanted.dtype]:
         found = TensorType(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         raise QfuseError(f"parameter {argument.name} is {found}; the program expects {wanted}")
-    if tensor.device.type not in ("cpu", target.partition(":")[0]):
+    places = ("cpu",) if target == "cpu" else ("cpu", "cuda")  # as torch calls any GPU
+    if tensor.device.type not in places:
         raise QfuseError(
             f"parameter {argument.name} is on {tensor.device}; a program for {target} cannot use "
             "it there: move it to the cpu"

@@ -1,21 +1,22 @@
-"""What was measured of products on this CPU: which entry of a kernel serves which rows best.
+"""What was measured of products on this CPU: which entry of a kernel serves which rows best, and
+whether torch's own product (oneDNN) is faster.
 
 `qfuse tune --target cpu` writes a table, and the variable QFUSE_CPU_TABLE names the one to use.
 It counts on the machine, and with the versions, that it was measured with; anywhere else a remark
 says so, once, and the model decides.  No MLIR here.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall, parse_call
+from qfuse.lowering.table_file import difference, fields_of, read_json, version_of, whole
 
 VERSION = 1
 VARIABLE = "QFUSE_CPU_TABLE"
@@ -51,6 +52,7 @@ class Table:
 
     signature: Mapping[str, Any]
     entries: tuple[Entry, ...] = ()
+    calls: tuple[MeasuredCall, ...] = ()
 
     def find(self, product: str, m: int) -> Entry | None:
         """The entry for `m` rows, or None."""
@@ -59,7 +61,7 @@ class Table:
 
     def with_entry(self, entry: Entry) -> "Table":
         """With one more, in place of those of the product that share rows with it."""
-        return Table(self.signature, (*self.without(entry).entries, entry))
+        return replace(self, entries=(*self.without(entry).entries, entry))
 
     def without(self, entry: Entry) -> "Table":
         kept = (
@@ -67,11 +69,17 @@ class Table:
             for e in self.entries
             if e.product != entry.product or e.last_m < entry.first_m or entry.last_m < e.first_m
         )
-        return Table(self.signature, tuple(kept))
+        return replace(self, entries=tuple(kept))
+
+    def with_call(self, call: MeasuredCall) -> "Table":
+        """With one more, in place of those of the product that share rows with it."""
+        return replace(self, calls=(*(c for c in self.calls if not c.overlaps(call)), call))
 
     def to_json(self) -> dict[str, Any]:
         entries = [asdict(e) for e in sorted(self.entries, key=lambda e: (e.product, e.first_m))]
-        return {"version": VERSION, "signature": dict(self.signature), "entries": entries}
+        calls = [c.to_json() for c in sorted(self.calls, key=lambda c: (*c.key, c.first_m))]
+        signature = dict(self.signature)
+        return {"version": VERSION, "signature": signature, "entries": entries, "calls": calls}
 
 
 def find(product: str, m: int, threads: int) -> Entry | None:
@@ -86,6 +94,24 @@ def find(product: str, m: int, threads: int) -> Entry | None:
     return None if table is None else table.find(product, m)
 
 
+def calls_of(n: int, k: int, dtype: str, threads: int) -> list[MeasuredCall]:
+    """What the table in use says of plain products x [M, K] times w [N, K], all of one type.
+
+    Raises QfuseError if it cannot be read.
+    """
+    path = os.environ.get(VARIABLE)
+    table = _in_use(path, threads) if path else None
+    wanted = plain_product(n, k, dtype)
+    found = [] if table is None else table.calls
+    return [c for c in found if wanted.items() <= vars(c).items()]
+
+
+def plain_product(n: int, k: int, dtype: str) -> dict[str, Any]:
+    """The fields of a `MeasuredCall` of a plain product, but for its rows."""
+    types = {"x": dtype, "w": dtype, "results": (dtype,), "scheme": "-,-,-"}
+    return {"target": "cpu", "n": n, "k": k, "parts": 1, **types}
+
+
 @cache
 def _in_use(path: str, threads: int) -> Table | None:
     """The table at `path`; None, with a remark, where it was measured elsewhere."""
@@ -98,16 +124,8 @@ def _in_use(path: str, threads: int) -> Table | None:
 
 def signature(threads: int) -> dict[str, Any]:
     """What measurements of this process depend on: CPU, threads, versions ("" for none)."""
-    versions = {name: _version(package) for name, package in _PACKAGES.items()}
+    versions = {name: version_of(package) for name, package in _PACKAGES.items()}
     return {"cpu": cpu_name(), "threads": threads, **versions}
-
-
-def difference(measured: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """What is not as it was when a table was measured, in words, or None."""
-    for name, value in here.items():
-        if measured.get(name) != value:
-            return f"{name} was {measured.get(name)!r} when it was measured, and is {value!r}"
-    return None
 
 
 @cache
@@ -123,12 +141,7 @@ def cpu_name() -> str:
 
 def read_table(path: Path) -> Table:
     """The table in a file; raises QfuseError that names the file and what is wrong with it."""
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise QfuseError(f"cannot read CPU table {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise QfuseError(f"CPU table {path} is not JSON: {error}") from None
+    data = read_json(path, "CPU table")
     if not isinstance(data, dict) or data.get("version") != VERSION:
         found = data.get("version") if isinstance(data, dict) else None
         raise QfuseError(
@@ -136,31 +149,18 @@ def read_table(path: Path) -> Table:
             "with qfuse tune --target cpu"
         )
     try:
-        return Table(dict(data["signature"]), tuple(map(_entry, data["entries"])))
+        calls = tuple(map(parse_call, data.get("calls", [])))
+        return Table(dict(data["signature"]), tuple(map(_entry, data["entries"])), calls)
     except (KeyError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise QfuseError(f"CPU table {path}: {why}") from None
 
 
 def _entry(value: Any) -> Entry:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not an object")
-    names = [f.name for f in fields(Entry)]
-    if strange := sorted(set(value) - set(names)):
-        raise ValueError(f"'{strange[0]}' is no field of an entry ({', '.join(names)})")
-    found = {name: value[name] for name in names}
+    found = fields_of(value, Entry)
     for name in ("product", "entry"):
         if not isinstance(found[name], str):
             raise TypeError(f"{name} is {found[name]!r}, not a text")
     for name in ("first_m", "last_m", "rows"):
-        number = found[name]
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise TypeError(f"{name} is {number!r}, not a whole number from 1")
+        whole(name, found[name])
     return Entry(**found)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

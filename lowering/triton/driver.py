@@ -1,21 +1,15 @@
-"""The CUDA driver API, as far as starting kernels takes, behind a protocol for tests to implement.
+"""What starts kernels on a GPU, behind a protocol for tests to implement.
 
-Kernels run in the contexts that torch made, on torch's current stream and device.  Neither torch
-nor cuda-bindings is imported before something is to run on a GPU.
+cuda_driver.py and hip_driver.py implement it.  Kernels run in the contexts that torch made, on
+torch's current stream and device; torch calls the devices of both kinds cuda.  torch is not
+imported before something is to run on a GPU.
 """
 
-import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
 from qfuse.dialects.errors import QfuseError
-
-STATIC_SHARED_BYTES = 48 * 1024
-"""Dynamic shared memory above this has to be asked for (CUDA C Programming Guide, 20.7.3)."""
-
-_ALL_SHARED = 100  # CU_SHAREDMEM_CARVEOUT_MAX_SHARED: percent of a processor's memory next to L1
-_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not yet used the device
 
 Start = Callable[[int], None]
 """start(stream) puts one launch on a raw stream."""
@@ -36,11 +30,15 @@ class Driver(Protocol):
         ...
 
     def arch(self, device: int) -> str:
-        """Architecture of a device: "sm_90"."""
+        """Architecture of a device: "sm_90", "gfx942"."""
         ...
 
     def processors(self, device: int) -> int:
         """How many multiprocessors a device has."""
+        ...
+
+    def version(self) -> str:
+        """That of the driver."""
         ...
 
     def load(self, device: int, name: str, code: bytes, shared_bytes: int) -> Any:
@@ -74,21 +72,51 @@ class Driver(Protocol):
         ...
 
 
-def gpu_error() -> str | None:
-    """Why no GPU program can run on this machine, or None if a GPU is there."""
+_MAKERS = {"cuda": ("NVIDIA", "CUDA"), "hip": ("AMD", "ROCm")}
+"""Who makes the GPUs of a kind, and what torch is built with for them."""
+
+
+def kind_of(target: str) -> str:
+    """`cuda` or `hip`."""
+    return target.partition(":")[0]
+
+
+def gpu_error(kind: str = "cuda") -> str | None:
+    """Why no program for a kind of GPU can run on this machine, or None if one is there."""
     import torch
 
-    if torch.version.cuda is None:  # ROCm calls its devices cuda, too
+    maker, software = _MAKERS[kind]
+    # ROCm calls its devices cuda, too: what torch was built with tells them apart
+    if getattr(torch.version, kind) is None:
         return (
-            f"this needs an NVIDIA GPU, and torch {torch.__version__} is built without CUDA; "
-            "install a CUDA build of torch, or compile for cpu"
+            f"this needs an {maker} GPU, and torch {torch.__version__} is built without "
+            f"{software}; install a {software} build of torch, or compile for cpu"
         )
     if not torch.cuda.is_available():
         return (
-            "this needs an NVIDIA GPU, and torch finds none; run it on a machine with one, or "
-            "compile for cpu"
+            f"this needs an {maker} GPU, and torch finds none; run it on a machine with "
+            "one, or compile for cpu"
         )
     return None
+
+
+def kind_at_hand() -> str:
+    """The kind of GPU that the installed torch is built for: `cuda`, where it is for none."""
+    import torch
+
+    return "cuda" if torch.version.hip is None else "hip"
+
+
+def arch_of(*device: Any) -> str:
+    """Architecture of a device of torch's, the current one by default: "sm_90", "gfx942"."""
+    import torch
+
+    if torch.version.hip is not None:
+        properties = torch.cuda.get_device_properties(*(device or [torch.cuda.current_device()]))
+        # with the features that are on: "gfx942:sramecc+:xnack-"
+        return str(properties.gcnArchName).partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(*device)
+    return f"sm_{major}{minor}"
 
 
 def arch_error(target: str, arch: str) -> str | None:
@@ -96,46 +124,50 @@ def arch_error(target: str, arch: str) -> str | None:
 
     Code for sm_80 runs on later GPUs of the same major number; that for sm_90 and up is made
     with features of one architecture (sm_90a) and runs on no other.  Source: CUDA C Programming
-    Guide, binary compatibility and architecture-specific features.
+    Guide, binary compatibility and architecture-specific features.  Code for an AMD GPU runs on
+    that one alone (LLVM's AMDGPU guide: an ELF's flags name one processor).
     """
     wanted = target.partition(":")[2]
     if arch == wanted:
         return None
-    if not (wanted.startswith("sm_") and arch.startswith("sm_")):
-        return f"the code is for {target}, which no CUDA device runs; compile for cuda:{arch}"
-    made, found = int(wanted[3:]), int(arch[3:])
-    if made < 90 and made // 10 == found // 10 and made <= found:
-        return None
-    return f"the code is for {wanted}, the GPU is {arch}; compile for cuda:{arch}"
+    kinds = {"sm_": "cuda", "gfx": "hip"}
+    made_for, found = kinds[wanted[:3]], kinds[arch[:3]]
+    if made_for != found:
+        software = _MAKERS[found][1]
+        return (
+            f"the code is for {target}, which no {software} device runs; compile for {found}:{arch}"
+        )
+    if found == "cuda":
+        made, here = int(wanted[3:]), int(arch[3:])
+        if made < 90 and made // 10 == here // 10 and made <= here:
+            return None
+    return f"the code is for {wanted}, the GPU is {arch}; compile for {found}:{arch}"
 
 
-@lru_cache(maxsize=1)
-def cuda_driver() -> "CudaDriver":
-    """The driver of this machine; raises QfuseError where there is no GPU or no cuda-bindings."""
-    if why := gpu_error():
-        raise QfuseError(why)
-    try:
-        api = importlib.import_module("cuda.bindings.driver")
-    except ImportError as error:
-        raise QfuseError(
-            f"starting GPU kernels needs cuda-bindings, which cannot be imported ({error}); "
-            "install it with `pip install cuda-bindings`"
-        ) from None
-    return CudaDriver(api)
+@lru_cache(maxsize=2)
+def driver_for(kind: str) -> Driver:
+    """The driver of this machine's GPUs of a kind, `cuda` or `hip`.
 
-
-class CudaDriver:
-    """`Driver` through cuda-bindings, in the contexts that torch uses (the devices' primary ones).
-
-    `api` is the module `cuda.bindings.driver`.
+    Raises QfuseError where there is none, or what it is called through is missing.
     """
+    if why := gpu_error(kind):
+        raise QfuseError(why)
+    if kind == "hip":
+        from qfuse.lowering.triton.hip_driver import HipDriver, load_hip
 
-    def __init__(self, api: Any) -> None:
+        return HipDriver(load_hip())
+    from qfuse.lowering.triton.cuda_driver import CudaDriver, load_cuda
+
+    return CudaDriver(load_cuda())
+
+
+class TorchDevices:
+    """What torch tells of the devices of either kind, for drivers."""
+
+    def __init__(self) -> None:
         import torch
 
-        self._api = api
         self._torch = torch
-        self._contexts: dict[int, Any] = {}
         # what torch.compile's own launchers call: torch.cuda.current_stream() makes an object
         self._raw_stream: Callable[[int], int] = getattr(
             torch._C, "_cuda_getCurrentRawStream", self._slow_stream
@@ -145,8 +177,7 @@ class CudaDriver:
         return self._torch.cuda.current_device()
 
     def arch(self, device: int) -> str:
-        major, minor = self._torch.cuda.get_device_capability(device)
-        return f"sm_{major}{minor}"
+        return arch_of(device)
 
     def processors(self, device: int) -> int:
         return self._torch.cuda.get_device_properties(device).multi_processor_count
@@ -157,79 +188,6 @@ class CudaDriver:
     def allocate(self, device: int, nbytes: int) -> "_TorchMemory":
         torch = self._torch
         return _TorchMemory(torch.zeros(nbytes, dtype=torch.uint8, device=f"cuda:{device}"))
-
-    def load(self, device: int, name: str, code: bytes, shared_bytes: int) -> Any:
-        api = self._api
-        self._enter(device)
-        (module,) = self._call(f"loading the machine code of {name}", api.cuModuleLoadData, code)
-        (function,) = self._call(f"finding {name}", api.cuModuleGetFunction, module, name.encode())
-        if shared_bytes > STATIC_SHARED_BYTES:
-            attributes = api.CUfunction_attribute
-            for attribute, value in (
-                (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
-                # as Triton's own launcher asks: tiles are sized for two programs on a processor,
-                # and nothing says that the driver leaves room for more than one
-                (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, _ALL_SHARED),
-            ):
-                self._call(
-                    f"giving {name} {shared_bytes} bytes of shared memory",
-                    api.cuFuncSetAttribute,
-                    function,
-                    attribute,
-                    value,
-                )
-        return function
-
-    def prepare(
-        self,
-        device: int,
-        function: Any,
-        grid: tuple[int, int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: int,
-    ) -> Start:
-        # all but the stream; a handle of the API's own type saves converting an integer each time
-        head = (function, *grid, threads, 1, 1, shared_bytes)
-        launch = self._api.cuLaunchKernel
-
-        def start(stream: int) -> None:
-            (status,) = launch(*head, stream, arguments, 0)
-            if status == _INVALID_CONTEXT:
-                self._enter(device)
-                (status,) = launch(*head, stream, arguments, 0)
-            if status != 0:
-                raise QfuseError(f"starting a kernel failed: {self._text(status)}")
-
-        return start
-
-    def _enter(self, device: int) -> None:
-        """Make the context that torch uses on a device the current one of this thread."""
-        api = self._api
-        if device not in self._contexts:
-            self._torch.cuda.init()
-            self._call("starting CUDA", api.cuInit, 0)
-            (number,) = self._call(f"opening device {device}", api.cuDeviceGet, device)
-            (context,) = self._call(
-                f"opening device {device}", api.cuDevicePrimaryCtxRetain, number
-            )
-            self._contexts[device] = context
-        self._call("choosing the device", api.cuCtxSetCurrent, self._contexts[device])
-
-    def _call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-        status, *results = function(*arguments)
-        if int(status) != 0:
-            raise QfuseError(f"{doing} failed: {self._text(status)}")
-        return tuple(results)
-
-    def _text(self, status: Any) -> str:
-        """What the driver says about an error code."""
-        words = []
-        for ask in (self._api.cuGetErrorName, self._api.cuGetErrorString):
-            found, text = ask(status)
-            if int(found) == 0 and text:
-                words.append(text.decode() if isinstance(text, bytes) else str(text))
-        return ": ".join(words) or f"CUDA error {int(status)}"
 
     def _slow_stream(self, device: int) -> int:
         return self._torch.cuda.current_stream(device).cuda_stream

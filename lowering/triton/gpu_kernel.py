@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from qfuse.lowering.triton.gpu import GPUS
 from qfuse.lowering.triton.kernel import PARTS, Grid, Parameter
 
 ALIGNMENT = 256
@@ -125,13 +126,16 @@ class GpuKernel:
         return kernel
 
 
-_MAX_WARPS = 32  # 1024 threads
+_MAX_THREADS = 1024
 
 
 def _damage(kernel: GpuKernel) -> str | None:
     """What no kernel of ours has, or None: it would be started with the wrong memory, or hang."""
     if not (isinstance(kernel.name, str) and isinstance(kernel.target, str)):
         return "a name that is no text"
+    if kernel.target not in GPUS:
+        return f"the target {kernel.target}"
+    most_warps = _MAX_THREADS // GPUS[kernel.target].warp_size
     tensors = set(kernel.parameters)
     if any(not _is_parameter(p) or p.source not in ("operand", "result") for p in tensors):
         return f"parameters {kernel.parameters}"
@@ -162,7 +166,7 @@ def _damage(kernel: GpuKernel) -> str | None:
             if not set(launch.parameters) <= tensors | work:
                 return f"a launch that takes {launch.parameters}"
             numbers = (launch.num_warps, launch.shared_bytes, launch.program_scratch)
-            if not all(map(_is_count, numbers)) or not 0 < launch.num_warps <= _MAX_WARPS:
+            if not all(map(_is_count, numbers)) or not 0 < launch.num_warps <= most_warps:
                 return f"a launch of {launch.num_warps} warps with {numbers[1:]} bytes"
             if not (isinstance(launch.name, str) and launch.code):
                 return "a launch without name or code"

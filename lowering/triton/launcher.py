@@ -1,21 +1,22 @@
 """Starting GPU kernels: arguments laid out once, then a launch is one driver call per function.
 
-The ABI is TRITON.md's (section 7): the pointers of a launch's parameters, M as i32, then two
-8-byte pointers, to the global scratch of the programs and to a profiler's, which is null.
+The ABI is TRITON.md's (section 7), for NVIDIA and AMD alike: the pointers of a launch's parameters,
+M as i32, then two 8-byte pointers, to the global scratch of the programs and to a profiler's, which
+is null.
 """
 
 import ctypes
 from collections.abc import Sequence
 
 from qfuse.dialects.errors import QfuseError
-from qfuse.lowering.triton.driver import Driver, Memory, Start, arch_error, cuda_driver
+from qfuse.lowering.triton.driver import Driver, Memory, Start, arch_error, driver_for, kind_of
+from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.gpu_kernel import ALIGNMENT, GpuKernel, GpuLaunch
 from qfuse.lowering.triton.kernel import Parameter
 
 POINTER_ALIGNMENT = 16
 """Bytes: the code was compiled for pointers that are multiples of it."""
 
-_WARP = 32  # threads
 _MAX_ROWS = 2**31 - 1  # M is an i32
 
 
@@ -25,10 +26,12 @@ class LoadedGpuKernel:
     def __init__(self, kernel: GpuKernel, driver: Driver | None = None) -> None:
         """`driver` is by default this machine's.
 
-        Raises QfuseError where there is no GPU, or no cuda-bindings.
+        Raises QfuseError where there is no GPU of the kernel's kind, or what starts kernels on it
+        is missing.
         """
         self.kernel = kernel
-        self.driver = cuda_driver() if driver is None else driver
+        self.driver = driver_for(kind_of(kernel.target)) if driver is None else driver
+        self.warp_size = find_gpu(kernel.target).warp_size
         self._functions: dict[tuple[int, str], object] = {}
         self._usable: set[int] = set()
 
@@ -147,7 +150,7 @@ class Launch:
                     device,
                     loaded.function(device, launch),
                     self._grid(launch, m),
-                    _WARP * launch.num_warps,
+                    loaded.warp_size * launch.num_warps,
                     launch.shared_bytes,
                     ctypes.addressof(arguments),
                 )

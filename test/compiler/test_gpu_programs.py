@@ -142,7 +142,7 @@ def test_a_graph_on_a_gpu_is_not_compiled_for_the_cpu():
     [((9, 0), "cuda:sm_90"), ((8, 9), "cuda:sm_89"), ((8, 6), "cuda:sm_80"), ((12, 0), None)],
 )
 def test_the_gpu_at_hand(monkeypatch, capability, target):
-    monkeypatch.setattr(driver, "gpu_error", lambda: None)
+    monkeypatch.setattr(driver, "gpu_error", lambda kind: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     if target is not None:
         assert str(CompileOptions.make("cuda").target) == target
@@ -157,7 +157,8 @@ def test_the_gpu_at_hand(monkeypatch, capability, target):
         ("cuda:sm_91", "nearest supported one is 'cuda:sm_90'"),
         ("cuda", "nearest supported one is 'cuda:sm_"),
         ("cpu:avx512", "use 'cpu'"),
-        ("hip:gfx942", "programs do not run on hip"),
+        ("hip:gfx90a", "nearest supported one is 'hip:gfx9"),
+        ("rocm", "nearest supported one is 'hip:gfx942'"),
         ("tpu", "unknown target 'tpu'"),
     ],
 )
@@ -169,3 +170,4 @@ def test_targets_that_are_none(text, words):
 def test_targets():
     assert Target.parse("cpu").is_cpu
     assert str(Target.parse("cuda:sm_100")) == "cuda:sm_100"
+    assert str(Target.parse("hip:gfx942")) == "hip:gfx942"

@@ -65,7 +65,7 @@ def test_a_bad_indptr_stays_within_bounds(bad: list[int]) -> None:
 def test_gpu_code_is_compiled_without_one(monkeypatch) -> None:
     """All that a call on a GPU does before it starts anything, but for the driver itself."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(gemm, "cuda_driver", lambda: "driver")
+    monkeypatch.setattr(gemm, "driver_for", lambda kind: "driver")
     of = GroupGemm(32, 64, BLOCK, E4M3, BF16, experts=2)
     kernel = GpuGemm.compile(of, operators.CompileOptions.make("cuda:sm_90"))._loaded.kernel
     assert kernel.target == "cuda:sm_90" and kernel.code.startswith(b"\x7fELF")

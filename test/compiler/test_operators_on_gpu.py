@@ -165,7 +165,7 @@ def test_the_first_call_loads_the_code_for_all_rows() -> None:
 def test_gpu_code_is_compiled_without_one(monkeypatch) -> None:
     """All that a call on a GPU does before it starts anything, but for the driver itself."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(gemm, "cuda_driver", lambda: "driver")
+    monkeypatch.setattr(gemm, "driver_for", lambda kind: "driver")
     of = Gemm(32, 64, BLOCK, E4M3, BF16)
     made = GpuGemm.compile(of, operators.CompileOptions.make("cuda:sm_90"))._loaded
     assert made.driver == "driver"

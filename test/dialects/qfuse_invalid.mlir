@@ -1323,6 +1323,15 @@ func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x1
 
 // -----
 
+// A scale is one of the sums.
+func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
+  // expected-error @+1 {{scale is 1.250000e-01 : bf16; expected an f32}}
+  %0 = "qfuse.library_call"(%x, %w) {call = "mm", activation = "none", scale = 1.250000e-01 : bf16, operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x512xbf16>, tensor<192x512xbf16>) -> tensor<?x192xbf16>
+  return
+}
+
+// -----
+
 // Its epilogues are few.
 func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x192xbf16>) {
   // expected-error @+1 {{activation "silu" is not one of none, relu, gelu_tanh}}

@@ -18,11 +18,12 @@ func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16>) -> tensor<
 
 // -----
 
-// What no estimate knows is used only where it is asked for.
+// What no estimate knows is used only where it is asked for, or measured.
 func.func @int8(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>) -> tensor<?x4096xbf16> {
-  // expected-remark @+3 {{M = 1 to our kernel by single-row}}
+  // expected-remark @+4 {{M = 1 to our kernel by single-row}}
+  // expected-remark @+3 {{dispatch-int8: refused at qfuse.matmul: M = 1: M is 1; M >= 17}}
   // expected-remark @+2 {{M >= 2 to our kernel by own-kernel}}
-  // expected-remark @+1 {{dispatch-int8: refused at qfuse.matmul: M >= 2: blas=auto; library products are used wherever there is one (blas=on)}}
+  // expected-remark @+1 {{dispatch-int8: refused at qfuse.matmul: M >= 2: there is no estimate for it, and no measurement (qfuse tune); the call is faster, or asked for (blas=on)}}
   %0 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()

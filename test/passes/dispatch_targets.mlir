@@ -19,7 +19,7 @@
 // SM90:    dispatch: fired {{.*}}(plain): M >= 2 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(plain): M >= 2 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(plain): M >= 2 to hipBLAS (mm) by plain
-// CPU:     dispatch-fp8-rows: refused {{.*}}(plain): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(plain): any M: nothing was measured of it (qfuse tune); the call is measured to be faster
 func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "plain"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -30,13 +30,30 @@ func.func @plain(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name
 
 // -----
 
+// Leading dimensions of x are rows: every one of them meets the one weight.
+// SM80:    dispatch: fired {{.*}}(batched): M >= 2 to cuBLAS (mm) by plain
+// SM89:    dispatch: fired {{.*}}(batched): M >= 2 to cuBLAS (mm) by plain
+// SM90:    dispatch: fired {{.*}}(batched): M >= 2 to cuBLAS (mm) by plain
+// SM100:   dispatch: fired {{.*}}(batched): M >= 2 to cuBLAS (mm) by plain
+// GFX942:  dispatch: fired {{.*}}(batched): M >= 2 to hipBLAS (mm) by plain
+// CPU:     dispatch: fired {{.*}}(batched): any M to our kernel by own-kernel
+func.func @batched(%x: tensor<2x?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "batched"}) -> tensor<2x?x4096xbf16> {
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 4096>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<2x?x2048xbf16>, tensor<4096x2048xbf16>) -> tensor<2x?x4096xbf16>
+  return %y : tensor<2x?x4096xbf16>
+}
+
+// -----
+
 // Of f32, too.
 // SM80:    dispatch: fired {{.*}}(f32): M >= 2 to cuBLAS (mm) by plain
 // SM89:    dispatch: fired {{.*}}(f32): M >= 2 to cuBLAS (mm) by plain
 // SM90:    dispatch: fired {{.*}}(f32): M >= 2 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(f32): M >= 2 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(f32): M >= 2 to hipBLAS (mm) by plain
-// CPU:     dispatch-fp8-rows: refused {{.*}}(f32): any M: the target is cpu and the scheme is f32 by f32 and it is f32; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the result is bf16
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(f32): any M: nothing was measured of it (qfuse tune); the call is measured to be faster
 func.func @f32(%x: tensor<?x2048xf32>, %w: tensor<4096x2048xf32> {qfuse.name = "f32"}) -> tensor<?x4096xf32> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -53,7 +70,7 @@ func.func @f32(%x: tensor<?x2048xf32>, %w: tensor<4096x2048xf32> {qfuse.name = "
 // SM90:    dispatch: fired {{.*}}(bias): M >= 2 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(bias): M >= 2 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(bias): M >= 2 to hipBLAS (mm) by plain
-// CPU:     dispatch-fp8-rows: refused {{.*}}(bias): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(bias): any M: the epilogue has bias; there is no epilogue, no bias either
 func.func @bias(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "bias"}, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %v: f32):
@@ -71,7 +88,7 @@ func.func @bias(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name 
 // SM90:    dispatch-plain: refused {{.*}}(promoted): M >= 2: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
 // SM100:   dispatch-plain: refused {{.*}}(promoted): M >= 2: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
 // GFX942:  dispatch-plain: refused {{.*}}(promoted): M >= 2: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-fp8-rows: refused {{.*}}(promoted): any M: the target is cpu and the scheme is bf16 by bf16 and it is f32; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the result is bf16
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(promoted): any M: the scheme is bf16 by bf16, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @promoted(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "promoted"}) -> tensor<?x4096xf32> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -88,7 +105,7 @@ func.func @promoted(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.n
 // SM90:    dispatch-plain: refused {{.*}}(residual): M >= 2: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // SM100:   dispatch-plain: refused {{.*}}(residual): M >= 2: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // GFX942:  dispatch-plain: refused {{.*}}(residual): M >= 2: the epilogue has a residual; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
-// CPU:     dispatch-fp8-rows: refused {{.*}}(residual): any M: the target is cpu and the scheme is bf16 by bf16 and the epilogue has a residual; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the epilogue is nothing or a bias
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(residual): any M: the epilogue has a residual; there is no epilogue, no bias either
 func.func @residual(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "residual"}, %e: tensor<?x4096xbf16>) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %v: f32):
@@ -113,7 +130,7 @@ func.func @residual(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.n
 // GFX942:  dispatch-plain-apart: refused {{.*}}(square): M 2..64: at M = 64 estimated
 // GFX942:  dispatch: fired {{.*}}(square): M 65..256 to hipBLAS (mm, epilogue apart) by plain-apart
 // GFX942:  dispatch-plain-apart: refused {{.*}}(square): M >= 257: at M = 8192 estimated
-// CPU:     dispatch-fp8-rows-apart: refused {{.*}}(square): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(square): any M: the epilogue has arith.mulf; there is no epilogue, no bias either
 func.func @square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "square"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -133,7 +150,7 @@ func.func @square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.nam
 // SM90:    dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
 // SM100:   dispatch-plain-apart, fp8-rows-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16; or x and w are E4M3 with one f32 scale for each row
 // GFX942:  dispatch-plain-apart: refused {{.*}}(mixed_square): M >= 2: the scheme is bf16 by f16; x and w are of one type, f16 or bf16
-// CPU:     dispatch-fp8-rows-apart: refused {{.*}}(mixed_square): any M: the target is cpu and the scheme is bf16 by f16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(mixed_square): any M: the scheme is bf16 by f16, the result bf16 and the epilogue has arith.mulf; x and w are of one type, f16, bf16 or f32, and the result, too and there is no epilogue, no bias either
 func.func @mixed_square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xf16> {qfuse.name = "mixed_square"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -158,7 +175,7 @@ func.func @mixed_square(%x: tensor<?x2048xbf16>, %w: tensor<4096x2048xf16> {qfus
 // SM100:   dispatch-plain-apart: refused {{.*}}(two_results): M >= 2: it has 2; the epilogue has one result
 // GFX942:  dispatch-plain: refused {{.*}}(two_results): M >= 2: the epilogue has 2 results of 2 parts of the weight; the epilogue is nothing, a bias, or a bias and relu or gelu_tanh
 // GFX942:  dispatch-plain-apart: refused {{.*}}(two_results): M >= 2: it has 2; the epilogue has one result
-// CPU:     dispatch-fp8-rows: refused {{.*}}(two_results): any M: the target is cpu and the scheme is bf16 by bf16 and the epilogue has 2 results of 2 parts of the weight; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row and the epilogue is nothing or a bias
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(two_results): any M: the epilogue has 2 results of 2 parts of the weight; there is no epilogue, no bias either
 func.func @two_results(%x: tensor<?x2048xbf16>, %w: tensor<512x2048xbf16> {qfuse.name = "two_results"}) -> (tensor<?x256xbf16>, tensor<?x256xbf16>) {
   %y0, %y1 = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc0: f32, %acc1: f32):
@@ -230,7 +247,7 @@ func.func @fp8_blocks_ragged(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.
 // SM90:    dispatch-plain, fp8-blocks, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
 // SM100:   dispatch-plain, fp8-rows, int8: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too; or x and w are E4M3 with one f32 scale for each row; or x and w are i8 with one f32 scale for each row
 // GFX942:  dispatch-plain: refused {{.*}}(fp8_blocks_of_64): M >= 2: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-fp8-blocks: refused {{.*}}(fp8_blocks_of_64): any M: the target is cpu and the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(fp8_blocks_of_64): any M: the scheme is f8E4M3FN 1x128 by f8E4M3FN 64x128, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @fp8_blocks_of_64(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>, %w: !qfuse.qtensor<tensor<4096x2048xf8E4M3FN>, #qfuse.scheme<array<i64: 64, 128>, f32, "none", "none", "row_major">> {qfuse.name = "fp8_blocks_of_64"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -382,7 +399,7 @@ func.func @fp8_rows_square(%x: !qfuse.qtensor<tensor<?x2048xf8E4M3FN>, #qfuse.sc
 // SM100:   dispatch-int8: refused {{.*}}(int8): M 2..16: M is 2 to 16; M >= 17
 // SM100:   dispatch: fired {{.*}}(int8): M >= 17 to cuBLAS (int_mm) by int8
 // GFX942:  dispatch-plain: refused {{.*}}(int8): M >= 2: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8): any M: the target is cpu and the scheme is i8 per row by i8 per row; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(int8): any M: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @int8(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -399,7 +416,7 @@ func.func @int8(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1
 // SM90:    dispatch-int8: refused {{.*}}(int8_ragged): M >= 2: N x K is 4098 x 2048; N and K are multiples of 4
 // SM100:   dispatch-int8: refused {{.*}}(int8_ragged): M >= 2: N x K is 4098 x 2048; N and K are multiples of 4
 // GFX942:  dispatch-plain: refused {{.*}}(int8_ragged): M >= 2: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8_ragged): any M: the target is cpu and the scheme is i8 per row by i8 per row and N x K is 4098 x 2048; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales and N and K are multiples of 16
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(int8_ragged): any M: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @int8_ragged(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4098x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8_ragged"}) -> tensor<?x4098xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -416,7 +433,7 @@ func.func @int8_ragged(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array
 // SM90:    dispatch-int8: refused {{.*}}(int8_bias): M >= 2: the epilogue has bias; there is no epilogue, no bias either
 // SM100:   dispatch-int8: refused {{.*}}(int8_bias): M >= 2: the epilogue has bias; there is no epilogue, no bias either
 // GFX942:  dispatch-plain: refused {{.*}}(int8_bias): M >= 2: the scheme is i8 per row by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8_bias): any M: the target is cpu and the scheme is i8 per row by i8 per row; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(int8_bias): any M: the scheme is i8 per row by i8 per row, the result bf16 and the epilogue has bias; x and w are of one type, f16, bf16 or f32, and the result, too and there is no epilogue, no bias either
 func.func @int8_bias(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8_bias"}, %e: tensor<4096xbf16>) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w, %e) ({
   ^bb0(%acc: f32, %v: f32):
@@ -434,7 +451,7 @@ func.func @int8_bias(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i
 // SM90:    dispatch-int8: refused {{.*}}(int8_f32): M >= 2: it is f32; the result is bf16 or f16
 // SM100:   dispatch-int8: refused {{.*}}(int8_f32): M >= 2: it is f32; the result is bf16 or f16
 // GFX942:  dispatch-plain: refused {{.*}}(int8_f32): M >= 2: the scheme is i8 per row by i8 per row, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
-// CPU:     dispatch-fp8-blocks: refused {{.*}}(int8_f32): any M: the target is cpu and the scheme is i8 per row by i8 per row and it is f32; CUDA of architecture 9.x, with cublasLt 12.9 or later and x is E4M3 per 1x128 and w FP8 per 128x128, with f32 scales and the result is bf16 or f16
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(int8_f32): any M: the scheme is i8 per row by i8 per row, the result f32; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @int8_f32(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "int8_f32"}) -> tensor<?x4096xf32> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -457,7 +474,7 @@ func.func @int8_f32(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i6
 // GFX942:  dispatch: fired {{.*}}(int4): M >= 2 to our kernel by fused-dequantize
 // GFX942:  dispatch-plain: refused {{.*}}(int4): M >= 2: the scheme is bf16 by int4 group 32, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 // CPU:     dispatch: fired {{.*}}(int4): any M to our kernel by fused-dequantize
-// CPU:     dispatch-fp8-rows: refused {{.*}}(int4): any M: the target is cpu and the scheme is bf16 by int4 group 32; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(int4): any M: the scheme is bf16 by int4 group 32, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @int4(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi4>, #qfuse.scheme<array<i64: 1, 32>, bf16, "int4", "none", "row_major">> {qfuse.name = "int4"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -480,7 +497,7 @@ func.func @int4(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi4>
 // GFX942:  dispatch: fired {{.*}}(q4_k): M >= 2 to our kernel by fused-dequantize
 // GFX942:  dispatch-plain: refused {{.*}}(q4_k): M >= 2: the scheme is q8_1 by q4_k, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 // CPU:     dispatch: fired {{.*}}(q4_k): any M to our kernel by fused-dequantize
-// CPU:     dispatch-fp8-rows: refused {{.*}}(q4_k): any M: the target is cpu and the scheme is q8_1 by q4_k; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(q4_k): any M: the scheme is q8_1 by q4_k, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @q4_k(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>, %w: !qfuse.qtensor<tensor<4096x2048xi4>, #qfuse.scheme<array<i64: 1, 256>, i8, "q4_k", "none", "row_major">> {qfuse.name = "q4_k"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -503,7 +520,7 @@ func.func @q4_k(%x: !qfuse.qtensor<tensor<?x2048xi8>, #qfuse.scheme<array<i64: 1
 // GFX942:  dispatch: fired {{.*}}(w8a16): M >= 2 to our kernel by fused-dequantize
 // GFX942:  dispatch-plain: refused {{.*}}(w8a16): M >= 2: the scheme is bf16 by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 // CPU:     dispatch: fired {{.*}}(w8a16): any M to our kernel by fused-dequantize
-// CPU:     dispatch-fp8-rows: refused {{.*}}(w8a16): any M: the target is cpu and the scheme is bf16 by i8 per row; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(w8a16): any M: the scheme is bf16 by i8 per row, the result bf16; x and w are of one type, f16, bf16 or f32, and the result, too
 func.func @w8a16(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi8>, #qfuse.scheme<array<i64: 1, 2048>, f32, "none", "none", "row_major">> {qfuse.name = "w8a16"}) -> tensor<?x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):
@@ -515,11 +532,11 @@ func.func @w8a16(%x: tensor<?x2048xbf16>, %w: !qfuse.qtensor<tensor<4096x2048xi8
 // -----
 
 // Unquantized experts on architecture 9.0 and later, and on hip.
-// SM80:    dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the target is cuda:sm_80; CUDA of architecture 9.0 or later, or hip
-// SM89:    dispatch-plain-experts: refused {{.*}}(experts): M >= 2: the target is cuda:sm_89; CUDA of architecture 9.0 or later, or hip
-// SM90:    dispatch: fired {{.*}}(experts): M >= 2 to cuBLAS (grouped_mm) by plain-experts
-// SM100:   dispatch: fired {{.*}}(experts): M >= 2 to cuBLAS (grouped_mm) by plain-experts
-// GFX942:  dispatch: fired {{.*}}(experts): M >= 2 to hipBLAS (grouped_mm) by plain-experts
+// SM80:    dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the target is cuda:sm_80; CUDA of architecture 9.0 or later, or hip
+// SM89:    dispatch-plain-experts: refused {{.*}}(experts): M >= 3: the target is cuda:sm_89; CUDA of architecture 9.0 or later, or hip
+// SM90:    dispatch: fired {{.*}}(experts): M >= 3 to cuBLAS (grouped_mm) by plain-experts
+// SM100:   dispatch: fired {{.*}}(experts): M >= 3 to cuBLAS (grouped_mm) by plain-experts
+// GFX942:  dispatch: fired {{.*}}(experts): M >= 3 to hipBLAS (grouped_mm) by plain-experts
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts): any M: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 9.x, with cublasLt 12.9 or later and x and w are E4M3 with one f32 scale for each row
 func.func @experts(%x: tensor<?x2x512xbf16>, %w: tensor<8x256x512xbf16> {qfuse.name = "experts"}, %indptr: tensor<9xi32>) -> tensor<?x2x256xbf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({
@@ -532,11 +549,11 @@ func.func @experts(%x: tensor<?x2x512xbf16>, %w: tensor<8x256x512xbf16> {qfuse.n
 // -----
 
 // Not where rows are taken from their tokens.
-// SM80:    dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 2: the target is cuda:sm_80 and they are taken from their tokens, for which a call needs a copy; CUDA of architecture 9.0 or later, or hip and the rows of x lie sorted by expert
-// SM89:    dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 2: the target is cuda:sm_89 and they are taken from their tokens, for which a call needs a copy; CUDA of architecture 9.0 or later, or hip and the rows of x lie sorted by expert
-// SM90:    dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 2: they are taken from their tokens, for which a call needs a copy; the rows of x lie sorted by expert
-// SM100:   dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 2: they are taken from their tokens, for which a call needs a copy; the rows of x lie sorted by expert
-// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 2: they are taken from their tokens, for which a call needs a copy; the rows of x lie sorted by expert
+// SM80:    dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 3: the target is cuda:sm_80 and they are taken from their tokens, for which a call needs a copy; CUDA of architecture 9.0 or later, or hip and the rows of x lie sorted by expert
+// SM89:    dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 3: the target is cuda:sm_89 and they are taken from their tokens, for which a call needs a copy; CUDA of architecture 9.0 or later, or hip and the rows of x lie sorted by expert
+// SM90:    dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 3: they are taken from their tokens, for which a call needs a copy; the rows of x lie sorted by expert
+// SM100:   dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 3: they are taken from their tokens, for which a call needs a copy; the rows of x lie sorted by expert
+// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_gathered): M >= 3: they are taken from their tokens, for which a call needs a copy; the rows of x lie sorted by expert
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts_gathered): any M: the target is cpu and the scheme is bf16 by bf16 and they are taken from their tokens, for which a call needs a copy; CUDA of architecture 9.x, with cublasLt 12.9 or later and x and w are E4M3 with one f32 scale for each row and the rows of x lie sorted by expert
 func.func @experts_gathered(%x: tensor<?x512xbf16>, %w: tensor<8x256x512xbf16> {qfuse.name = "experts_gathered"}, %indptr: tensor<9xi32>, %tokens: tensor<?x2xi32>) -> tensor<?x2x256xbf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr, %tokens) ({
@@ -549,11 +566,11 @@ func.func @experts_gathered(%x: tensor<?x512xbf16>, %w: tensor<8x256x512xbf16> {
 // -----
 
 // N and K are multiples of 8.
-// SM80:    dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 2: the target is cuda:sm_80 and N x K is 260 x 512; CUDA of architecture 9.0 or later, or hip and N and K are multiples of 8: rows of 16 bytes
-// SM89:    dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 2: the target is cuda:sm_89 and N x K is 260 x 512; CUDA of architecture 9.0 or later, or hip and N and K are multiples of 8: rows of 16 bytes
-// SM90:    dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 2: N x K is 260 x 512; N and K are multiples of 8: rows of 16 bytes
-// SM100:   dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 2: N x K is 260 x 512; N and K are multiples of 8: rows of 16 bytes
-// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 2: N x K is 260 x 512; N and K are multiples of 8: rows of 16 bytes
+// SM80:    dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 3: the target is cuda:sm_80 and N x K is 260 x 512; CUDA of architecture 9.0 or later, or hip and N and K are multiples of 8: rows of 16 bytes
+// SM89:    dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 3: the target is cuda:sm_89 and N x K is 260 x 512; CUDA of architecture 9.0 or later, or hip and N and K are multiples of 8: rows of 16 bytes
+// SM90:    dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 3: N x K is 260 x 512; N and K are multiples of 8: rows of 16 bytes
+// SM100:   dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 3: N x K is 260 x 512; N and K are multiples of 8: rows of 16 bytes
+// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_ragged): M >= 3: N x K is 260 x 512; N and K are multiples of 8: rows of 16 bytes
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts_ragged): any M: the target is cpu and the scheme is bf16 by bf16 and N x K is 260 x 512; CUDA of architecture 9.x, with cublasLt 12.9 or later and x and w are E4M3 with one f32 scale for each row and N and K are multiples of 16
 func.func @experts_ragged(%x: tensor<?x2x512xbf16>, %w: tensor<8x260x512xbf16> {qfuse.name = "experts_ragged"}, %indptr: tensor<9xi32>) -> tensor<?x2x260xbf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({
@@ -566,11 +583,11 @@ func.func @experts_ragged(%x: tensor<?x2x512xbf16>, %w: tensor<8x260x512xbf16> {
 // -----
 
 // In bf16.
-// SM80:    dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 2: the target is cuda:sm_80 and the scheme is f16 by f16, the result f16; CUDA of architecture 9.0 or later, or hip and x, w and the result are bf16
-// SM89:    dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 2: the target is cuda:sm_89 and the scheme is f16 by f16, the result f16; CUDA of architecture 9.0 or later, or hip and x, w and the result are bf16
-// SM90:    dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 2: the scheme is f16 by f16, the result f16; x, w and the result are bf16
-// SM100:   dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 2: the scheme is f16 by f16, the result f16; x, w and the result are bf16
-// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 2: the scheme is f16 by f16, the result f16; x, w and the result are bf16
+// SM80:    dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 3: the target is cuda:sm_80 and the scheme is f16 by f16, the result f16; CUDA of architecture 9.0 or later, or hip and x, w and the result are bf16
+// SM89:    dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 3: the target is cuda:sm_89 and the scheme is f16 by f16, the result f16; CUDA of architecture 9.0 or later, or hip and x, w and the result are bf16
+// SM90:    dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 3: the scheme is f16 by f16, the result f16; x, w and the result are bf16
+// SM100:   dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 3: the scheme is f16 by f16, the result f16; x, w and the result are bf16
+// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_f16): M >= 3: the scheme is f16 by f16, the result f16; x, w and the result are bf16
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts_f16): any M: the target is cpu and the scheme is f16 by f16 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and x and w are E4M3 with one f32 scale for each row and the result is bf16
 func.func @experts_f16(%x: tensor<?x2x512xf16>, %w: tensor<8x256x512xf16> {qfuse.name = "experts_f16"}, %indptr: tensor<9xi32>) -> tensor<?x2x256xf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({
@@ -583,11 +600,11 @@ func.func @experts_f16(%x: tensor<?x2x512xf16>, %w: tensor<8x256x512xf16> {qfuse
 // -----
 
 // With no epilogue.
-// SM80:    dispatch-plain-experts: refused {{.*}}(experts_square): M >= 2: the target is cuda:sm_80 and the epilogue has arith.mulf; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
-// SM89:    dispatch-plain-experts: refused {{.*}}(experts_square): M >= 2: the target is cuda:sm_89 and the epilogue has arith.mulf; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
-// SM90:    dispatch-plain-experts: refused {{.*}}(experts_square): M >= 2: the epilogue has arith.mulf; there is no epilogue, no bias either
-// SM100:   dispatch-plain-experts: refused {{.*}}(experts_square): M >= 2: the epilogue has arith.mulf; there is no epilogue, no bias either
-// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_square): M >= 2: the epilogue has arith.mulf; there is no epilogue, no bias either
+// SM80:    dispatch-plain-experts: refused {{.*}}(experts_square): M >= 3: the target is cuda:sm_80 and the epilogue has arith.mulf; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
+// SM89:    dispatch-plain-experts: refused {{.*}}(experts_square): M >= 3: the target is cuda:sm_89 and the epilogue has arith.mulf; CUDA of architecture 9.0 or later, or hip and there is no epilogue, no bias either
+// SM90:    dispatch-plain-experts: refused {{.*}}(experts_square): M >= 3: the epilogue has arith.mulf; there is no epilogue, no bias either
+// SM100:   dispatch-plain-experts: refused {{.*}}(experts_square): M >= 3: the epilogue has arith.mulf; there is no epilogue, no bias either
+// GFX942:  dispatch-plain-experts: refused {{.*}}(experts_square): M >= 3: the epilogue has arith.mulf; there is no epilogue, no bias either
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts_square): any M: the target is cpu and the scheme is bf16 by bf16 and the epilogue has arith.mulf; CUDA of architecture 9.x, with cublasLt 12.9 or later and x and w are E4M3 with one f32 scale for each row and there is no epilogue, no bias either
 func.func @experts_square(%x: tensor<?x2x512xbf16>, %w: tensor<8x256x512xbf16> {qfuse.name = "experts_square"}, %indptr: tensor<9xi32>) -> tensor<?x2x256xbf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({
@@ -603,11 +620,11 @@ func.func @experts_square(%x: tensor<?x2x512xbf16>, %w: tensor<8x256x512xbf16> {
 // -----
 
 // FP8 per row of experts on architecture 9.x.
-// SM80:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 2: the target is cuda:sm_80; CUDA of architecture 9.x, with cublasLt 12.9 or later
-// SM89:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 2: the target is cuda:sm_89; CUDA of architecture 9.x, with cublasLt 12.9 or later
-// SM90:    dispatch: fired {{.*}}(experts_fp8): M >= 2 to cuBLAS (scaled_grouped_mm) by fp8-rows-of-experts
-// SM100:   dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 2: the target is cuda:sm_100; CUDA of architecture 9.x, with cublasLt 12.9 or later
-// GFX942:  dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 2: the target is hip:gfx942; CUDA of architecture 9.x, with cublasLt 12.9 or later
+// SM80:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 3: the target is cuda:sm_80; CUDA of architecture 9.x, with cublasLt 12.9 or later
+// SM89:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 3: the target is cuda:sm_89; CUDA of architecture 9.x, with cublasLt 12.9 or later
+// SM90:    dispatch: fired {{.*}}(experts_fp8): M >= 3 to cuBLAS (scaled_grouped_mm) by fp8-rows-of-experts
+// SM100:   dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 3: the target is cuda:sm_100; CUDA of architecture 9.x, with cublasLt 12.9 or later
+// GFX942:  dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): M >= 3: the target is hip:gfx942; CUDA of architecture 9.x, with cublasLt 12.9 or later
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8): any M: the target is cpu; CUDA of architecture 9.x, with cublasLt 12.9 or later
 func.func @experts_fp8(%x: !qfuse.qtensor<tensor<?x2x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<8x256x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">> {qfuse.name = "experts_fp8"}, %indptr: tensor<9xi32>) -> tensor<?x2x256xbf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({
@@ -620,11 +637,11 @@ func.func @experts_fp8(%x: !qfuse.qtensor<tensor<?x2x512xf8E4M3FN>, #qfuse.schem
 // -----
 
 // With a bf16 result.
-// SM80:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 2: the target is cuda:sm_80 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
-// SM89:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 2: the target is cuda:sm_89 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
-// SM90:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 2: it is f16; the result is bf16
-// SM100:   dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 2: the target is cuda:sm_100 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
-// GFX942:  dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 2: the target is hip:gfx942 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
+// SM80:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 3: the target is cuda:sm_80 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
+// SM89:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 3: the target is cuda:sm_89 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
+// SM90:    dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 3: it is f16; the result is bf16
+// SM100:   dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 3: the target is cuda:sm_100 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
+// GFX942:  dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): M >= 3: the target is hip:gfx942 and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
 // CPU:     dispatch-fp8-rows-of-experts: refused {{.*}}(experts_fp8_f16): any M: the target is cpu and it is f16; CUDA of architecture 9.x, with cublasLt 12.9 or later and the result is bf16
 func.func @experts_fp8_f16(%x: !qfuse.qtensor<tensor<?x2x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">>, %w: !qfuse.qtensor<tensor<8x256x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">> {qfuse.name = "experts_fp8_f16"}, %indptr: tensor<9xi32>) -> tensor<?x2x256xf16> {
   %y = "qfuse.group_matmul"(%x, %w, %indptr) ({
@@ -663,7 +680,7 @@ func.func @one_row(%x: tensor<1x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.na
 // SM90:    dispatch: fired {{.*}}(sixteen_rows): M = 16 to cuBLAS (mm) by plain
 // SM100:   dispatch: fired {{.*}}(sixteen_rows): M = 16 to cuBLAS (mm) by plain
 // GFX942:  dispatch: fired {{.*}}(sixteen_rows): M = 16 to hipBLAS (mm) by plain
-// CPU:     dispatch-fp8-rows: refused {{.*}}(sixteen_rows): M = 16: the target is cpu and the scheme is bf16 by bf16; CUDA of architecture 8.9 or later, or a hip GPU whose FP8 is OCP's (gfx950) and x and w are E4M3 with one f32 scale for each row
+// CPU:     dispatch-plain-on-the-cpu: refused {{.*}}(sixteen_rows): M = 16: nothing was measured of it (qfuse tune); the call is measured to be faster
 func.func @sixteen_rows(%x: tensor<16x2048xbf16>, %w: tensor<4096x2048xbf16> {qfuse.name = "sixteen_rows"}) -> tensor<16x4096xbf16> {
   %y = "qfuse.matmul"(%x, %w) ({
   ^bb0(%acc: f32):

@@ -19,6 +19,7 @@ from qfuse.compiler.runtime.program import Program
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import Launch, LoadedKernel
 from qfuse.lowering.triton.driver import Start
+from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.gpu_kernel import (
     ALIGNMENT,
     GpuKernel,
@@ -87,6 +88,9 @@ class RecordingDriver:
 
     def processors(self, device: int) -> int:
         return self.multiprocessors
+
+    def version(self) -> str:
+        return "13.0"
 
     def stream(self, device: int) -> int:
         assert device == self.current
@@ -166,7 +170,7 @@ class InterpretingDriver(RecordingDriver):
     """
 
     def __init__(self, kernels: Sequence[GpuKernel], plan: Plan) -> None:
-        super().__init__(kernels)
+        super().__init__(kernels, kernels[0].target.partition(":")[2] if kernels else "sm_90")
         self.types = {kernel.name: kernel for kernel in plan.kernels}
         self.recording: list[Callable[[], None]] | None = None
 
@@ -181,7 +185,7 @@ class InterpretingDriver(RecordingDriver):
         *pointers, m, programs, profile = started.arguments
         assert profile == 0
         assert programs % ALIGNMENT == 0 and programs > 0
-        assert started.threads == 32 * launch.num_warps
+        assert started.threads == find_gpu(kernel.target).warp_size * launch.num_warps
         sizes = self._sizes(kernel, m)
         text = launch.code.decode()
         dtypes = _pointer_types(text)

@@ -19,7 +19,7 @@ from qfuse.dialects.errors import QfuseError
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two H200s, as torch describes them."""
-    monkeypatch.setattr(device_module, "gpu_error", lambda: None)
+    monkeypatch.setattr(device_module, "gpu_error", lambda kind: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,10 @@ from qfuse.dialects import tt
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.registry import load_all
-from qfuse.lowering.triton import driver as driver_module
+from qfuse.lowering.triton import cuda_driver
 from qfuse.lowering.triton.binary import compile_launch
-from qfuse.lowering.triton.driver import CudaDriver, arch_error, cuda_driver, gpu_error
+from qfuse.lowering.triton.cuda_driver import CudaDriver
+from qfuse.lowering.triton.driver import arch_error, driver_for, gpu_error
 from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.gpu_kernel import GpuKernel, GpuLaunch, GpuVariant
 from qfuse.lowering.triton.kernel import Grid, Parameter
@@ -299,6 +301,19 @@ def test_errors_of_the_driver(api: FakeApi, function: str, status: Status, messa
     assert "\n" not in str(caught.value)
 
 
+def test_the_drivers_version(api: FakeApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        FakeApi, "cuDriverGetVersion", lambda self: (Status.SUCCESS, 12080), raising=False
+    )
+    monkeypatch.setattr(cuda_driver, "_MODULE", tmp_path / "version")
+    assert CudaDriver(api).version() == "12.8"
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\n"
+        "GCC version:  gcc version 12.2.0\n"
+    )
+    assert CudaDriver(api).version() == "12.8, 570.86.15"
+
+
 def test_memory_is_torchs(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = torch.zeros
     monkeypatch.setattr(
@@ -310,9 +325,9 @@ def test_memory_is_torchs(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def fresh_driver() -> Any:
-    cuda_driver.cache_clear()
+    driver_for.cache_clear()
     yield
-    cuda_driver.cache_clear()
+    driver_for.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_driver")
@@ -330,7 +345,7 @@ def test_machines_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(driver_module.importlib, "import_module", missing)
+    monkeypatch.setattr(cuda_driver.importlib, "import_module", missing)
     with pytest.raises(QfuseError, match=r"needs cuda-bindings.*pip install cuda-bindings"):
         LoadedGpuKernel(kernel())
 

@@ -25,9 +25,14 @@ from qfuse.compiler.runtime.program import Program
 from qfuse.compiler.runtime.session import Session
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.registry import load_all
+from qfuse.lowering.measured_call import MeasuredCall
 from qfuse.lowering.triton.embedding import read_kernel
+from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.gpu_kernel import GpuKernel
 from qfuse.lowering.triton.launcher import LoadedGpuKernel
+from qfuse.lowering.triton.tile_entry import about
+from qfuse.lowering.triton.tile_table import Table, using
+from qfuse.tools.bench.row_cases import RowCase
 
 N, K = 96, 256
 TARGET = "cuda:sm_90"
@@ -205,6 +210,74 @@ def test_rows_agree_whatever_multiplies_them(call: str) -> None:
             # one backend and one activation's codes: rows differ by the order of sums alone
             assert torch.allclose(y[:17].float(), first.float(), atol=0.02 * float(scale))
     assert used == {"library", "kernel"}
+
+
+def test_a_measured_table_says_what_runs() -> None:
+    """The library up to sixteen rows and our kernel from there on, whatever is estimated."""
+    text, parameters, _ = CASES["mm"]
+    gpu = find_gpu(TARGET)
+    problem = RowCase(N, K, "bf16").problem(gpu)
+    calls = tuple(
+        MeasuredCall(**about(problem, gpu, rows), call="mm", m=(8,), ours=(2e-4,), theirs=(theirs,))
+        for rows, theirs in (((2, 16), 1e-4), ((17, None), 3e-4))
+    )
+    with using(Table((), calls)):
+        program = compiled(text, parameters, "auto")
+    (choice,) = (s for s in program.plan.steps if isinstance(s, ChoiceStep))
+    assert choice.ranges == ((2, 16),)
+    session = Session(program, device=FakeGpu(), poison=True)
+    for m, by_library in ((1, False), (2, True), (16, True), (17, False), (40, False)):
+        x = torch.randn(m, K, generator=torch.Generator().manual_seed(m)).bfloat16()
+        session(x)
+        assert ("library_mm" in session.source(x)) is by_library, m
+
+
+def scaled(text: str, number: float) -> str:
+    """A program whose product is multiplied by a constant, before the bias where it has one."""
+    times = f"%c = arith.constant {number:e} : f32\n%m = arith.mulf %acc, %c : f32\n"
+    if "arith.addf" in text:
+        return text.replace("%s = arith.addf %acc,", times + "%s = arith.addf %m,")
+    return text.replace('"qfuse.yield"(%acc)', times + '"qfuse.yield"(%m)')
+
+
+@pytest.mark.parametrize("call", [call for call in CASES if call != "int_mm"])
+def test_a_scale_goes_with_the_call(call: str) -> None:
+    """In the same launches; a power of two changes no bits but the exponent's."""
+    text, parameters, _ = CASES[call]
+    if "b" in parameters:
+        parameters = {**parameters, "b": torch.zeros(N).bfloat16()}
+    usual, times = compiled(text, parameters), compiled(scaled(text, 0.125), parameters)
+    ours = compiled(scaled(text, 0.125), parameters, "off")
+    x = torch.randn(40, K, generator=torch.Generator().manual_seed(1)).bfloat16()
+    sessions = [Session(p, device=FakeGpu(), poison=True) for p in (usual, times, ours)]
+    for m in (2, 17, 40):
+        plain_y, (y,), (kernel_y,) = (s(x[:m].clone()) for s in sessions)
+        assert torch.equal(y, plain_y[0] * 0.125), m
+        assert f"library_{call}" in sessions[1].source(x[:m].clone())
+        profiles = [s.profile(x[:m].clone()) for s in sessions[:2]]
+        assert profiles[0].launches == profiles[1].launches
+        # sums in another order
+        scale = float(kernel_y.abs().max())
+        assert torch.allclose(y.float(), kernel_y.float(), rtol=2**-7, atol=0.01 * scale)
+
+
+def test_a_scale_of_a_product_with_a_bias() -> None:
+    """act(scale * product + bias) by the library's epilogue."""
+    generator = torch.Generator().manual_seed(3)
+    x, w = (torch.randn(n, K, generator=generator).bfloat16() for n in (24, N))
+    bias = torch.randn(N, generator=generator).bfloat16()
+    exact = 0.3 * (x.double() @ w.double().t())
+    for b, activation, act in (
+        (None, "none", lambda y: y),
+        (None, "relu", torch.relu),
+        (bias, "none", lambda y: y),
+        (bias, "gelu_tanh", lambda y: torch.nn.functional.gelu(y, approximate="tanh")),
+    ):
+        expected = act(exact + (0 if b is None else b.double()))
+        y = library.mm(x, w, b, activation, 0.3)
+        # one rounding to bf16 (2^-9), of sums in f32; torch on the host rounds before gelu, too
+        error = (y.double() - expected).abs().max() / expected.abs().max()
+        assert error <= 2**-7, (activation, float(error))
 
 
 @pytest.mark.parametrize("call", CASES)

@@ -142,6 +142,7 @@ def test_blocks_ask_for_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hip_has_them_by_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
     unavailable = on(monkeypatch, (9, 4), cuda=None, hip="6.4")
     assert there(unavailable) >= PLAIN | {"grouped_mm", "scaled_mm_rows"}
+    assert unavailable("scaled_mm_blocks") == "hipBLASLt has no scales per block"
 
 
 @pytest.mark.parametrize("name", ["scaled_mm", "grouped_mm", "scaled_grouped_mm"])

@@ -68,6 +68,39 @@ def test_a_layer(blas: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert distance(found, layer(x)) < 0.01, m
 
 
+class Scaled(nn.Module):
+    """Logits, with the factor that some models multiply them by, or the divisor."""
+
+    def __init__(self, divides: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 48, bias=False)
+        self.divides = divides
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.head(x)
+        return y / 8.0 if self.divides else y * 0.125
+
+
+@pytest.mark.parametrize("divides", [False, True])
+def test_a_scale_of_logits_is_the_library_s(divides: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the module to the call: the same bits in one launch."""
+    monkeypatch.setattr(library, "unavailable", lambda call, place: None)
+    torch.manual_seed(0)
+    module = Scaled(divides).bfloat16().eval()
+    rows = {"x": {0: torch.export.Dim("rows", min=1, max=64)}}
+    example = (torch.randn(4, WIDTH).bfloat16(),)
+    exe = compile(module, example, target=TARGET, dynamic_shapes=rows, blas="on")
+    gpu = OnFakeGpu(exe, graphs=False)
+    (choice,) = gpu.exe.program.plan.steps
+    assert isinstance(choice, ChoiceStep)
+    (step,) = choice.library
+    assert isinstance(step, TorchStep) and step.args[-1] == 0.125
+    x = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(7)).bfloat16()
+    (found,) = gpu.exe(x)
+    with torch.inference_mode():
+        assert torch.equal(found, module(x))
+
+
 def test_the_head_of_a_model_is_dispatched(checkpoints: Callable[..., Any]) -> None:
     """Logits are a product of ours for one row, and for more whoever is faster's."""
     directory = checkpoints()

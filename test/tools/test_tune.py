@@ -6,20 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_host import HOST, CountingTimer, HostGpu
+import torch
+from gpu_host import HOST, CountingTimer, HostGpu, fake_scaled_mm
 
+from qfuse.compiler.runtime import library
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.tile_choice import candidates
+from qfuse.lowering.triton.tile_entry import entry_for
 from qfuse.lowering.triton.tile_model import estimate
-from qfuse.lowering.triton.tile_table import VARIABLE, Table, entry_for, read_table, using
+from qfuse.lowering.triton.tile_table import VARIABLE, Table, read_table, using
 from qfuse.lowering.triton.tiles import Config
 from qfuse.tools.bench import gemm
 from qfuse.tools.bench.cases import Case
+from qfuse.tools.bench.row_cases import RowCase, parse_schemes
 from qfuse.tools.bench.static import chosen_config
 from qfuse.tools.bench.timing import Limits
 from qfuse.tools.qfuse import main
-from qfuse.tools.tune import GpuMeasure, merged, ranges_of, shortlist, tune, untuned
+from qfuse.tools.tune import GpuMeasure, line, merged, ranges_of, shortlist, tune, untuned
+from qfuse.tools.tune_calls import AnyCase, call_of
 
 SM_90 = find_gpu("cuda:sm_90")
 CASE = Case(2112, 7168)
@@ -135,12 +140,92 @@ def test_each_candidate_is_checked_before_it_is_timed(monkeypatch) -> None:
     assert len(place.timer.timed) == 4
 
 
+def seconds_of_calls(**seconds: float) -> Any:
+    """A library whose calls take that long; those that are not named it lacks."""
+
+    def measure(case: AnyCase, call: str, m: int) -> float:
+        if call not in seconds:
+            raise QfuseError(f"this torch has no {call}")
+        return seconds[call]
+
+    return measure
+
+
+def test_calls_are_measured_against_our_best() -> None:
+    """Per product and range of M, but for the single row, and for what is more than a product."""
+    usual = slower_than_modelled("nothing")
+    cases = [RowCase(2048, 512, "bf16"), Case(2048, 512, glu=True), RowCase(2048, 512, "int8")]
+    found = list(
+        tune(cases, [1, 16, 20], SM_90, usual, ABOUT, 3, seconds_of_calls(mm=5e-6, int_mm=9e-6))
+    )
+    rows = [(o.case, o.first_m, o.call.call) for o in found if o.call is not None]
+    assert rows == [(cases[0], 2, "mm"), (cases[0], 17, "mm"), (cases[2], 17, "int_mm")]
+    call = found[1].call
+    assert call is not None and (call.m, call.theirs) == ((16,), (5e-6,))
+    assert call.ours == (usual(cases[0], found[1].best, 16),)
+    assert "mm 5.0 us against" in line(found[1])
+    table = merged(Table(), found, SM_90)
+    assert len(table.calls) == 3 and table.calls_of(cases[0].problem(SM_90), SM_90)
+
+
+def test_a_library_without_the_call_is_told() -> None:
+    usual = slower_than_modelled("nothing")
+    (outcome,) = tune([CASE], [16], SM_90, usual, ABOUT, 3, seconds_of_calls())
+    assert outcome.call is None
+    assert outcome.failed == ("scaled_mm_blocks: this torch has no scaled_mm_blocks",)
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "fp8-rows", "int8", "fp8"])
+def test_a_call_is_checked_before_it_is_timed(monkeypatch, scheme: str) -> None:
+    """Through the function that programs call, on operands that lie as theirs do."""
+    host = HostGpu(monkeypatch)
+    monkeypatch.setattr(library, "unavailable", lambda call, place: None)
+    monkeypatch.setattr(torch.nn.functional, "scaled_mm", library_scaled_mm)
+    monkeypatch.setattr(torch, "_int_mm", lambda x, w: x.int() @ w.int())
+    (case,) = parse_schemes(scheme, [Case(96, 256)])
+    place = host_machine(3e-6)
+    measure = GpuMeasure(SM_90, place, host.load, None)
+    call = call_of(case)
+    assert call is not None and measure.call(case, call, 20) == 3e-6
+    # ours has the same numbers
+    assert measure(case, untuned(case.problem(SM_90), SM_90, 20), 20) == 3e-6
+    right = library.FUNCTIONS[f"library.{call}"]
+    monkeypatch.setitem(library.FUNCTIONS, f"library.{call}", lambda *a: right(*a) * 1.1)
+    with pytest.raises(QfuseError, match=r"wrong numbers: relative error 0\.1"):
+        measure.call(case, call, 20)
+    monkeypatch.setattr(library, "unavailable", lambda call, place: "there is none")
+    with pytest.raises(QfuseError, match="there is none"):
+        measure.call(case, call, 20)
+
+
+def library_scaled_mm(x: Any, w: Any, *, bias: Any, **options: Any) -> torch.Tensor:
+    """`fake_scaled_mm`, and the same with a scale for each row."""
+    assert bias is None
+    recipe = torch.nn.functional.ScalingType  # type: ignore[attr-defined]
+    if options["scale_recipe_a"] != recipe.RowWise:
+        return fake_scaled_mm(x, w, **options)
+    scale_a, scale_b = options["scale_a"], options["scale_b"]
+    assert scale_a.shape == (len(x), 1) and scale_b.shape == (1, w.shape[1])
+    y = (x.double() * scale_a) @ (w.double() * scale_b)
+    return y.to(options["output_dtype"])
+
+
+def test_schemes_to_tune() -> None:
+    cases = [Case(96, 256), Case(64, 256, glu=True)]
+    assert parse_schemes(None, cases) == cases
+    assert parse_schemes("bf16,fp8", cases) == [RowCase(96, 256, "bf16"), *cases]
+    with pytest.raises(QfuseError, match="no scheme 'q4_k' for a GPU; there are fp8, bf16"):
+        parse_schemes("q4_k", cases)
+    with pytest.raises(QfuseError, match="no shape has a product of bf16"):
+        parse_schemes("bf16", cases[1:])
+
+
 def test_the_command(monkeypatch, capsys, tmp_path: Path) -> None:
     """From nothing to a table that kernels are built by."""
     host = HostGpu(monkeypatch)
     triton = metadata.version("triton")
     about = {"target": "cuda:sm_90", "gpu": "none", "date": "2026-11-20", "torch": "2",
-             "triton": triton}  # fmt: skip
+             "driver": "13.0", "library": "13.1", "triton": triton}  # fmt: skip
     place = host_machine(9e-6, 1e-6, 8e-6, 7e-6)  # the second is the fastest
     monkeypatch.setattr(gemm, "open_machine", lambda gpu: (place, about))
     monkeypatch.setattr("qfuse.lowering.triton.launcher.LoadedGpuKernel", host.load)
@@ -150,6 +235,8 @@ def test_the_command(monkeypatch, capsys, tmp_path: Path) -> None:
     said = capsys.readouterr().out
     assert "1 of 1 ranges gained, 9.00 times at most" in said and f"{VARIABLE}={path}" in said
     (entry,) = read_table(path).entries
+    signature = {name: about[name] for name in about if name != "date"}
+    assert read_table(path).signature == signature
     assert (entry.n, entry.k, entry.first_m, entry.last_m) == (256, 512, 2, 16)
     assert entry.measured["seconds"] == [1e-6] and entry.measured["triton"] == triton
     monkeypatch.setenv(VARIABLE, str(path))
@@ -159,6 +246,11 @@ def test_the_command(monkeypatch, capsys, tmp_path: Path) -> None:
     assert main(argv) == 1
     assert "is not an object with a list of entries" in capsys.readouterr().err
     assert path.read_text() == "{}", "a table that cannot be read is not overwritten"
+    table = Table((entry,), (), signature | {"driver": "12.8"})
+    path.write_text(json.dumps(table.to_json()))
+    assert main(argv) == 1
+    why = "cannot be added to: driver was '12.8' when it was measured, and is '13.0'"
+    assert why in capsys.readouterr().err
     path.unlink()
     assert main([*argv, "--json"]) == 0
     (outcome,) = json.loads(capsys.readouterr().out)["outcomes"]

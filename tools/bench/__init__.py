@@ -3,6 +3,7 @@
 | file | what it holds |
 |---|---|
 | cases.py | shapes, the qfuse operations of each, operands and references |
+| row_cases.py | the same of other schemes that libraries have |
 | static.py | `--suite gpu-static`: machine code and model, without a GPU |
 | gemm.py | `--suite gpu-gemm`: ours and others, measured in one run |
 | subjects.py | what is measured: ours, cuBLASLt, torch, torch.compile, the baseline |

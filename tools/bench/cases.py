@@ -109,13 +109,19 @@ class Case:
 
     def problem(self, gpu: Gpu) -> Problem:
         """What tiles are chosen for."""
-        with parsed(self.text) as function:
-            product = read_product(read_signature(function))
-            return read_problem(product, product.groups[0], gpu)
+        return problem_of(self.text, gpu)
 
     def lower(self, gpu: Gpu) -> TritonKernel:
         """Launches for every number of rows, by the table that is active."""
         return lower(self.text, gpu)
+
+    def make(self, m: int, device: torch.device) -> "Operands":
+        """What `make_operands` makes."""
+        return make_operands(self, m, device)
+
+    def reference(self, operands: "Operands") -> torch.Tensor:
+        """What `reference` computes."""
+        return reference(self, operands)
 
 
 SHAPES = (
@@ -138,6 +144,13 @@ def parsed(text: str) -> Iterator[func.FuncOp]:
         tt.load()
         module = ir.Module.parse(text)
         yield next(iter(module.body.operations))
+
+
+def problem_of(text: str, gpu: Gpu) -> Problem:
+    """What tiles of the only product of a module are chosen for."""
+    with parsed(text) as function:
+        product = read_product(read_signature(function))
+        return read_problem(product, product.groups[0], gpu)
 
 
 def lower(text: str, gpu: Gpu) -> TritonKernel:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.tools.bench.cases import Case, error_of, make_operands, reference
 from qfuse.tools.bench.chain import ChainSubject, Mlp, chain_subjects
@@ -127,26 +126,19 @@ def run(
 
 def open_machine(gpu: Gpu) -> tuple[Machine, dict[str, Any]]:
     """The GPU of this machine, measured, and what a report says about it."""
-    from qfuse.lowering.triton.binary import triton_version
-    from qfuse.lowering.triton.driver import arch_error, cuda_driver
+    from qfuse.lowering.triton.gpu_signature import signature
 
-    driver = cuda_driver()
-    number = driver.device()
-    if why := arch_error(str(gpu), driver.arch(number)):
-        raise QfuseError(f"nothing can be measured for {gpu}: {why}")
+    signed = signature(str(gpu))
     torch.backends.cuda.matmul.allow_tf32 = False
-    device = torch.device("cuda", number)
+    device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
     limits = measure_limits(graph_timer, device)
     machine = Machine(device, properties.L2_cache_size, graph_timer, limits)
     about = {
-        "target": str(gpu),
-        "gpu": properties.name,
+        **signed,
         "processors": properties.multi_processor_count,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": triton_version(),
         "copy_gb_per_s": limits.memory / 1e9,
         "bf16_tflops": limits.bf16 / 1e12,
     }

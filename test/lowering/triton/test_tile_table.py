@@ -2,13 +2,15 @@
 
 import json
 import logging
+import sys
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gpu_kernels import (
     assert_close,
     dequantized,
@@ -21,6 +23,8 @@ from gpu_kernels import (
 )
 
 from qfuse.dialects.errors import QfuseError
+from qfuse.lowering.measured_call import MeasuredCall
+from qfuse.lowering.triton import gpu_signature, tile_table
 from qfuse.lowering.triton.gpu import find_gpu
 from qfuse.lowering.triton.interpreter import Buffer
 from qfuse.lowering.triton.kernel import TritonKernel
@@ -28,14 +32,12 @@ from qfuse.lowering.triton.lower import lower_kernel
 from qfuse.lowering.triton.problem import Problem, read_problem
 from qfuse.lowering.triton.product import read_product
 from qfuse.lowering.triton.signature import read_signature
+from qfuse.lowering.triton.tile_entry import Entry, about, entry_for, key_of
 from qfuse.lowering.triton.tile_table import (
     SHIPPED,
     VARIABLE,
-    Entry,
     Table,
     active_table,
-    entry_for,
-    key_of,
     parse_table,
     read_table,
     using,
@@ -67,22 +69,117 @@ def as_json(*entries: Entry) -> dict[str, Any]:
     return json.loads(json.dumps(Table(entries).to_json()))
 
 
-def test_entries_of_another_triton_do_not_count(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+HERE = {
+    "target": "cuda:sm_90",
+    "gpu": "NVIDIA H100 80GB HBM3",
+    "driver": "13.0",
+    "torch": "2.13.0+cu130",
+    "library": "13.1.0.3",
+    "triton": "3.9.0",
+}
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with that GPU and those versions."""
+    gpu = SimpleNamespace(device=lambda: 0, arch=lambda device: "sm_90", version=lambda: "13.0")
+    monkeypatch.setattr(gpu_signature, "driver_for", lambda kind: gpu)
+    monkeypatch.setattr(gpu_signature, "gpu_error", lambda kind: None)
+    monkeypatch.setattr(gpu_signature, "arch_of", lambda: "sm_90")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: HERE["gpu"])
+    monkeypatch.setattr(torch, "__version__", HERE["torch"])
+    versions = {"triton": HERE["triton"], "nvidia-cublas": HERE["library"]}
+    monkeypatch.setattr(gpu_signature, "version_of", lambda name: versions.get(name, ""))
+
+
+def written(path: Path, **changes: str | None) -> Path:
+    """A table of one entry, signed as HERE but for some fields."""
+    signature = {k: v for k, v in (HERE | changes).items() if v is not None}
+    table = Table((entry(1, 64, num_stages=2),), (), signature)
+    path.write_text(json.dumps(table.to_json()))
+    return path
+
+
+@pytest.mark.usefixtures("h100")
+def test_what_a_table_is_signed_by() -> None:
+    assert gpu_signature.signature("cuda:sm_90") == HERE
+    with pytest.raises(QfuseError, match="nothing can be measured for cuda:sm_80: the code is"):
+        gpu_signature.signature("cuda:sm_80")
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("name", [n for n in HERE if n != "target"])
+def test_a_table_measured_with_something_else_is_not_used(
+    name: str, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here = metadata.version("triton")
-    of_here, of_another = (
-        replace(entry(first, first), measured={"gpu": "none", "triton": version})
-        for first, version in ((16, here), (32, "3.1.0"))
-    )
-    path = tmp_path / "tiles.json"
-    path.write_text(json.dumps(as_json(of_here, of_another, entry(64, 64))))
+    """A remark, once, says which field differs and how to make a new one."""
+    path = written(tmp_path / f"{name}.json", **{name: "another"})
+    monkeypatch.setenv(VARIABLE, str(path))
     with caplog.at_level(logging.WARNING, logger="qfuse"):
-        tables = [read_table(path) for _ in range(2)]
-    assert [[e.first_m for e in table.entries] for table in tables] == [[16, 64]] * 2
+        found = [active_table().find(problem(), SM_90, 7) for _ in range(2)]
+    assert found == [None, None]
     (record,) = caplog.records
-    assert f"1 entries of tile table {path} are not used" in record.message
-    assert f"measured with Triton 3.1.0, and this is {here}" in record.message
+    assert f"tile table {path} is not used" in record.message
+    assert f"{name} was 'another' when it was measured, and is '{HERE[name]}'" in record.message
+    assert "qfuse tune --target cuda:sm_90 --table FILE" in record.message
+
+
+@pytest.mark.usefixtures("h100")
+def test_a_table_measured_here_is_used(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv(VARIABLE, str(written(tmp_path / "t.json")))
+    assert active_table().find(problem(), SM_90, 7) == entry(1, 64, num_stages=2)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("torch_is_there", [True, False])
+def test_without_the_gpu_triton_alone_counts(
+    torch_is_there: bool, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """Compiled for another machine, whose table somebody named."""
+    monkeypatch.setattr(gpu_signature, "gpu_error", lambda kind: "there is none")
+    if not torch_is_there:
+        monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(gpu_signature, "version_of", lambda name: "3.9.0")
+    path = written(tmp_path / "t.json", gpu="NVIDIA H200", driver="12.8")
+    monkeypatch.setenv(VARIABLE, str(path))
+    assert active_table().find(problem(), SM_90, 7) is not None
+    monkeypatch.setattr(gpu_signature, "version_of", lambda name: "3.6.0")
+    tile_table._remark_unused.cache_clear()
+    assert active_table().find(problem(), SM_90, 7) is None
+    assert "triton was '3.9.0' when it was measured, and is '3.6.0'" in caplog.text
+
+
+def call(first: int, last: int | None, theirs: float) -> MeasuredCall:
+    rows = about(problem(), SM_90, (first, last))
+    return MeasuredCall(**rows, call="scaled_mm_blocks", m=(first,), ours=(2e-4,), theirs=(theirs,))
+
+
+def test_calls_are_kept_beside_tiles() -> None:
+    table = Table((entry(1, 64),)).with_call(call(2, 16, 3e-4)).with_call(call(17, 64, 1e-4))
+    table = table.with_call(call(2, 16, 2e-4))
+    assert parse_table(json.loads(json.dumps(table.to_json())), "t") == table
+    assert [c.theirs for c in table.calls_of(problem(), SM_90)] == [(2e-4,), (1e-4,)]
+    assert not table.calls_of(replace(problem(), n=1), SM_90)
+    assert table.entries == (entry(1, 64),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"call": 3}, "call is 3, not a text"),
+        ({"m": []}, r"m is \[\], not a list of numbers"),
+        ({"m": [0]}, "m is 0, not a whole number from 1"),
+        ({"theirs": ["fast"]}, "'fast' is no number of seconds"),
+        ({"theirs": [0.0]}, "0.0 is no number of seconds"),
+        ({"m": [2, 3]}, "m, ours and theirs differ in length"),
+        ({"colour": "red"}, "'colour' is no field"),
+    ],
+)
+def test_a_bad_call_is_named(changes: dict[str, Any], words: str) -> None:
+    data = json.loads(json.dumps(Table().with_call(call(2, 16, 1e-4)).to_json()))
+    data["calls"][0] |= changes
+    with pytest.raises(QfuseError, match=f"tile table t, call 0: {words}"):
+        parse_table(data, "t")
 
 
 def test_the_key_of_a_problem() -> None:
@@ -192,8 +289,8 @@ def damaged(**changes: Any) -> dict[str, Any]:
     ("data", "words"),
     [
         ([], "tile table t is not an object with a list of entries"),
-        ({"version": 9, "entries": []}, "has version 9; this qfuse reads 1"),
-        ({"version": 1, "entries": [3]}, "entry 0: 3 is not an object"),
+        ({"version": 9, "entries": []}, "has version 9; this qfuse reads 2"),
+        ({"version": 2, "entries": [3]}, "entry 0: 3 is not an object"),
         (damaged(n=None), "entry 0: it lacks 'n'"),
         (damaged(colour="red"), "'colour' is no field of an entry"),
         (damaged(target="cuda:sm_91"), "target 'cuda:sm_91' is not one of"),
