@@ -128,8 +128,9 @@ class Tile:
         assert scheme is not None
         value = b.broadcast(value, self.shape)
         if scale is not None:
+            codes = quantize_by(b, value, scale, result.dtype)
             self._store_given(scale, result)
-            return quantize_by(b, value, scale, result.dtype)
+            return codes
         inside = self.column_mask()
         if inside is not None:  # what lies beyond the row must not raise a maximum
             value = b.select(inside, value, 0.0)

@@ -1632,3 +1632,211 @@ func.func @case(%x: tensor<?x300xbf16>) {
   %y = "qfuse.clamp"(%x) {low = 0xFFF0000000000000 : f64, high = 0x7FF0000000000000 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
+
+// -----
+
+// A scale belongs to a quantized result.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{has a scale for the result quantized2, which is not there}}
+  %0 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 1>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (!x, !n, !s) -> !xs
+  return
+}
+
+// -----
+
+// One number.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: tensor<2xf32>) {
+  // expected-error @+1 {{the scale is tensor<2xf32>; expected tensor<1xf32>, one for the whole tensor}}
+  %0 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (!x, !n, tensor<2xf32>) -> !xs
+  return
+}
+
+// -----
+
+// It has no groups.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{result quantized: a scale for the whole tensor makes blocks of [1, 300] with f32}}
+  %0 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (!x, !n, !s) -> !xq
+  return
+}
+
+// -----
+
+// By one scale there is one value.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{quantizes twice to !qfuse.qtensor}}
+  %0, %1 = "qfuse.rms_norm"(%x, %n, %s, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 1>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (!x, !n, !s, !s) -> (!xs, !xs)
+  return
+}
+
+// -----
+
+// A scale that is found comes before one that is given.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{quantized results stand in the order of their formats' text}}
+  %0, %1 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 0>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (!x, !n, !s) -> (!xs, !xs)
+  return
+}
+
+// -----
+
+// A GLU that quantizes nothing needs no scale.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{has a scale for the result quantized, which is not there}}
+  %0 = "qfuse.glu"(%x, %x, %s) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 1>, resultSegmentSizes = array<i32: 1, 0>} : (!x, !x, !s) -> !x
+  return
+}
+
+// -----
+
+// The scale of a product is one of its operands, a scalar.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{the scale of qfuse.with_scale is no argument of an extra operand of map "[]"}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %acc) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xs
+  return
+}
+
+// -----
+
+// Not one for each row.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: tensor<?x1xf32>) {
+  // expected-error @+1 {{the scale of qfuse.with_scale is no argument of an extra operand of map "[]"}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[M,1]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, tensor<?x1xf32>) -> !xs
+  return
+}
+
+// -----
+
+// What has a scale is the end of the region.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{a value of qfuse.with_scale may only be yielded}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    %u = arith.addf %v, %v : f32
+    "qfuse.yield"(%u) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xs
+  return
+}
+
+// -----
+
+// Plain results have none.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{result 0 has a scale, but is tensor<?x300xbf16>}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !x
+  return
+}
+
+// -----
+
+// Nor have groups.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{result 0: a scale for the whole tensor makes blocks of [1, 300] with f32}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xq
+  return
+}

@@ -105,6 +105,25 @@ func.func @norm_in_two_formats(%x: tensor<?x300xbf16>, %w: tensor<300xf32>) -> (
   return %q#0, %q#1 : !xq, !x1
 }
 
+// By scales that are given: the first quantized result finds its own, the second has %s.
+// CHECK-LABEL: func.func @given_scales
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}) {{.*}}operandSegmentSizes = array<i32: 1, 1, 0, 0, 1>
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}, %{{.*}}) {{.*}}operandSegmentSizes = array<i32: 1, 1, 0, 1, 1>
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 1>
+// CHECK: "qfuse.with_scale"(%{{.*}}, %{{.*}}) : (f32, f32) -> f32
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">>
+func.func @given_scales(%x: tensor<?x300xbf16>, %y: tensor<?x600xbf16>, %n: tensor<300xf32>, %w: tensor<300x300xbf16>, %s: tensor<1xf32>, %t: tensor<1xf32>) -> (!xs, !xs, !xs, !xs, !xs, !xs) {
+  %a:2 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 1>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<1xf32>) -> (!xs, !xs)
+  %b:2 = "qfuse.rms_norm"(%x, %n, %s, %t) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 1>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<1xf32>, tensor<1xf32>) -> (!xs, !xs)
+  %c = "qfuse.glu"(%y, %s) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 1>, resultSegmentSizes = array<i32: 0, 1>} : (tensor<?x600xbf16>, tensor<1xf32>) -> !xs
+  %d = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300x300xbf16>, tensor<1xf32>) -> !xs
+  return %a#0, %a#1, %b#0, %b#1, %c, %d : !xs, !xs, !xs, !xs, !xs, !xs
+}
+
 // CHECK-LABEL: func.func @rotary
 // CHECK: "qfuse.rope"
 func.func @rotary(%x: tensor<2x?x8x64xbf16>, %cos: tensor<1x?x64xbf16>, %sin: tensor<2x?x64xbf16>) -> tensor<2x?x8x64xbf16> {

@@ -288,27 +288,3 @@ func.func @fifth_result(%x: !x, %w: !w) -> (!y, !y, !y, !y, !yq) {
   %1 = "qfuse.quantize"(%0#1) : (!y) -> !yq
   return %0#0, %0#1, %0#2, %0#3, %1 : !y, !y, !y, !y, !yq
 }
-
-// -----
-
-// Scales given beforehand, static ones: neither a GLU nor a product quantizes by them.
-// CHECK-LABEL: func.func @given_scale
-// CHECK-COUNT-2: "qfuse.quantize"
-#static = #qfuse.scheme<array<i64: 1, 1400>, f32, "none", "none", "row_major">
-!x = tensor<?x512xbf16>
-!w = tensor<1400x512xbf16>
-!y = tensor<?x1400xbf16>
-!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #static>
-func.func @given_scale(%x: !x, %w: !w, %g: !y, %s: tensor<1xf32>) -> (!yq, !yq) {
-  %0 = "qfuse.matmul"(%x, %w) ({
-  ^bb0(%acc: f32):
-    %t = math.tanh %acc : f32
-    "qfuse.yield"(%t) : (f32) -> ()
-  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
-  // expected-remark @+1 {{product-quantize: refused at qfuse.quantize: the scale is given beforehand, and what makes a value only quantizes it by scales that it finds itself; quantize dynamically}}
-  %1 = "qfuse.quantize"(%0, %s) : (!y, tensor<1xf32>) -> !yq
-  %2 = "qfuse.glu"(%0, %g) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
-  // expected-remark @+1 {{glu-quantize: refused at qfuse.quantize: the scale is given beforehand}}
-  %3 = "qfuse.quantize"(%2, %s) : (!y, tensor<1xf32>) -> !yq
-  return %1, %3 : !yq, !yq
-}
