@@ -24,7 +24,7 @@ import torch
 from torch.nn.functional import linear
 
 from qfuse.compiler.packed_weights import BITS, NUMBERS
-from qfuse.compiler.quantized_linear import SCALE_DTYPES, quantized_linear
+from qfuse.compiler.quantized_linear import SCALE_DTYPES, STATIC, quantized_linear
 from qfuse.compiler.torch_glu import apply_glu, make_glu
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import Glu
@@ -62,8 +62,9 @@ class Experts:
     boundary on; `gate_up_scale` is [E, 2 ceil(I/bn), ceil(H/bk)].  `down` is [E, H, I],
     `down_scale` [E, ceil(H/bn), ceil(I/bk)].  Elements, scales and zero points of each expert are
     stored as `qfuse::quantized_linear` takes those of a layer; see there for `packing` and
-    `input_format`, of which "tensor" and "static" are none here.  `input_block` [1, g] quantizes
-    the inputs, per row and group of g; [] leaves them as they are.  `down_block`, `down_input` and
+    `input_format`, of which "tensor" is none here.  `input_block` [1, g] quantizes the inputs, per
+    row and group of g; [] leaves them as they are.  "static" takes one scale for the inputs of gate
+    and up and one for those of down, f32 [1], whichever the expert.  `down_block`, `down_input` and
     `down_packing` are those of the down projection where they differ.
     """
 
@@ -89,6 +90,8 @@ class Experts:
     down_block: Sequence[int] = ()
     down_input: Sequence[int] = ()
     down_packing: str = ""
+    gate_up_input_scale: torch.Tensor | None = None
+    down_input_scale: torch.Tensor | None = None
 
     @property
     def stored(self) -> tuple[Stored, Stored]:
@@ -109,11 +112,16 @@ class Experts:
         for name in (wide.packing, narrow.packing):
             if name not in BITS:
                 raise QfuseError(f'packing "{name}" of the experts is not one of {", ".join(BITS)}')
-        if self.input_format not in SCALE_DTYPES:
-            legal = ", ".join(SCALE_DTYPES)
+        if self.input_format not in (*SCALE_DTYPES, STATIC):
+            legal = ", ".join((*SCALE_DTYPES, STATIC))
             raise QfuseError(
                 f'input_format "{self.input_format}" of the experts is not one of {legal}'
             )
+        given = {"gate_up": self.gate_up_input_scale, "down": self.down_input_scale}
+        for name, input_scale in given.items() if self.input_format == STATIC else ():
+            if input_scale is None:
+                raise QfuseError(f'input_format "{STATIC}" of the experts needs {name}_input_scale')
+            _check_shape(f"{name}_input_scale", input_scale, (1,))
         experts, hidden = self.gate_up.shape[0], x.shape[-1]
         _check_choices(x, self.ids, self.weights)
         padded = padded_rows(intermediate, wide.block[0])
@@ -139,19 +147,27 @@ class Experts:
 
         def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
             both = _of_expert(e, self.gate_up, self.gate_up_scale, self.gate_up_zero_point)
-            gate = self._product(rows, wide, both, 0, count)
-            up = self._product(rows, wide, both, padded_rows(count, wide.block[0]), count)
+            at, by = padded_rows(count, wide.block[0]), self.gate_up_input_scale
+            gate = self._product(rows, wide, both, 0, count, by)
+            up = self._product(rows, wide, both, at, count, by)
             if self.gate_up_bias is not None:
                 bias = self.gate_up_bias[e]
                 gate, up = gate + bias[:count], up + bias[count:]
             last = _of_expert(e, self.down, self.down_scale, self.down_zero_point)
-            y = self._product(apply_glu(glu, gate, up), narrow, last, 0, self.down.shape[1])
+            inner, height = apply_glu(glu, gate, up), self.down.shape[1]
+            y = self._product(inner, narrow, last, 0, height, self.down_input_scale)
             return y if self.down_bias is None else y + self.down_bias[e]
 
         return _weighted_sum(self.x, self.ids, self.weights, self.gate_up.shape[0], expert)
 
     def _product(
-        self, rows: torch.Tensor, stored: Stored, of_expert: "_Weight", at: int, count: int
+        self,
+        rows: torch.Tensor,
+        stored: Stored,
+        of_expert: "_Weight",
+        at: int,
+        count: int,
+        input_scale: torch.Tensor | None,
     ) -> torch.Tensor:
         """`rows` by the `count` rows of a weight from `at` on, where a block begins."""
         height = stored.block[0]
@@ -167,6 +183,7 @@ class Experts:
             stored.packing,
             self.input_format,
             None if zero is None else zero[blocks],
+            input_scale,
         )
 
 
@@ -304,7 +321,8 @@ OPERATORS = (
         "str act, float? limit=None, float? alpha=None, Tensor? gate_up_bias=None, "
         "Tensor? down_bias=None, str packing='none', str input_format='dynamic', "
         "Tensor? gate_up_zero_point=None, Tensor? down_zero_point=None, int[] down_block=[], "
-        "int[] down_input=[], str down_packing='') -> Tensor",
+        "int[] down_input=[], str down_packing='', Tensor? gate_up_input_scale=None, "
+        "Tensor? down_input_scale=None) -> Tensor",
         moe_experts,
         _fake_experts,
     ),

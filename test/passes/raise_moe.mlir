@@ -59,7 +59,7 @@ func.func @main(
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %n0 = torch_c.to_builtin_tensor %x : !torch.vtensor<[1,?,256],bf16> -> tensor<1x?x256xbf16>
   %n1 = torch_c.to_builtin_tensor %norm : !torch.vtensor<[256],bf16> -> tensor<256xbf16>
-  %n2 = "qfuse.rms_norm"(%n0, %n1) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x?x256xbf16>, tensor<256xbf16>) -> tensor<1x?x256xbf16>
+  %n2 = "qfuse.rms_norm"(%n0, %n1) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x?x256xbf16>, tensor<256xbf16>) -> tensor<1x?x256xbf16>
   %n = torch_c.from_builtin_tensor %n2 : tensor<1x?x256xbf16> -> !torch.vtensor<[1,?,256],bf16>
   %rows = torch.aten.view %n, %flat : !torch.vtensor<[1,?,256],bf16>, !torch.list<int> -> !torch.vtensor<[?,256],bf16>
   %logits = torch.aten.linear %rows, %router, %none : !torch.vtensor<[?,256],bf16>, !torch.vtensor<[16,256],bf16>, !torch.none -> !torch.vtensor<[?,16],bf16>
@@ -68,7 +68,7 @@ func.func @main(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   %back = torch.aten.view %y, %full : !torch.vtensor<[?,256],bf16>, !torch.list<int> -> !torch.vtensor<[1,?,256],bf16>
   %sum = torch.aten.add.Tensor %x, %back, %one : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[1,?,256],bf16>, !torch.int -> !torch.vtensor<[1,?,256],bf16>
   return %sum, %logits : !torch.vtensor<[1,?,256],bf16>, !torch.vtensor<[?,16],bf16>
@@ -94,7 +94,7 @@ func.func @look_alike(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh, %none, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %tanh, %none, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
