@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import F32, I32, Function, Value, vector
 from qfuse.lowering.cpu.fp8 import FORMATS, decode, decode_to_bf16, interleave_bytes, lookup
+from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import BYTE_COLUMNS, WeightLayout
 
 KINDS = {"bf16": 2, "f32": 1, "i8": 4, "i16": 2}
@@ -96,7 +97,13 @@ class Codes:
     def _plain_steps(self, f: Function, strip: Value) -> list[Value]:
         if self.dtype == "f32" or self.kind == "bf16":
             return [strip]
-        return _halves(f, strip) if self.dtype == "bf16" else _halves_of_f16(f, strip)
+        return _halves(f, strip) if self.dtype == "bf16" else self._halves_of_f16(f, strip)
+
+    def _halves_of_f16(self, f: Function, pair: Value) -> list[Value]:
+        """A pair of f16 as two f32."""
+        words, lanes = f.bitcast(pair, _WORDS), Lanes(f, self.level)
+        columns = [f.shuffle(words, words, range(column, 32, 2)) for column in range(2)]
+        return [f.bitcast(lanes.extend(column, "f16"), I32) for column in columns]
 
 
 # -- unsigned bytes --------------------------------------------------------------------------------
@@ -197,14 +204,6 @@ def _halves(f: Function, pair: Value) -> list[Value]:
         f.binary("shli", pair, f.isplat(16)),
         f.binary("andi", pair, f.isplat(0xFFFF0000)),
     ]
-
-
-def _halves_of_f16(f: Function, pair: Value) -> list[Value]:
-    """A pair of f16 as two f32."""
-    words = f.bitcast(pair, _WORDS)
-    columns = [f.shuffle(words, words, range(column, 32, 2)) for column in range(2)]
-    f16 = vector("f16")
-    return [f.bitcast(f.cast("arith.extf", f.bitcast(c, f16), F32), I32) for c in columns]
 
 
 def _low_and_high_bytes(f: Function, quad: Value) -> list[Value]:

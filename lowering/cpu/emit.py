@@ -75,15 +75,17 @@ class Function:
 
     # -- plumbing ------------------------------------------------------------------------------
 
-    def text(self) -> str:
+    def text(self, target: str = "") -> str:
+        """The whole function; `target` is what `cpu.target_attributes` says of a level."""
         params = ", ".join(f"{p}: {p.type}" for p in self.params)
         constants = [
             f"{value} = arith.constant {text}" + (f" : {type_}" if type_ != "i1" else "")
             for (type_, text), value in self._constants.items()
         ]
         body = "\n".join([*constants, *self._lines, "return"])
-        attributes = 'attributes {llvm.passthrough = ["noinline", "nounwind"]}'
-        return f"func.func @{self.symbol}({params}) {attributes} {{\n{body}\n}}\n"
+        attributes = ", ".join(['"noinline"', '"nounwind"', *([target] if target else [])])
+        head = f"func.func @{self.symbol}({params}) attributes {{llvm.passthrough = [{attributes}]}}"
+        return f"{head} {{\n{body}\n}}\n"
 
     def fresh(self, type_: str) -> Value:
         self._count += 1

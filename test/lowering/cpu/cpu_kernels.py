@@ -17,12 +17,12 @@ from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.cache import compile_cached
-from qfuse.lowering.cpu.cpu import missing_flags
+from qfuse.lowering.cpu.cpu import LEVELS, missing_flags
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
 
-TESTED_LEVELS = [level for level in ("avx512", "generic") if not missing_flags(level)]
-"""The level avx2 emits what generic does."""
+TESTED_LEVELS = [level for level in LEVELS if not missing_flags(level)]
+"""Those that this CPU can run; each is compiled for its own instructions, and no others."""
 
 TORCH = {
     "f32": torch.float32,
