@@ -190,6 +190,16 @@ class Function:
             vector(element, len(lanes)),
         )
 
+    def halves(self, a: Value) -> list[Value]:
+        """A vector as two: the registers that it is, where there are none as wide."""
+        count = int(a.type.removeprefix("vector<").partition("x")[0])
+        return [self.shuffle(a, a, range(i, i + count // 2)) for i in (0, count // 2)]
+
+    def join(self, low: Value, high: Value) -> Value:
+        """The inverse of `halves`."""
+        count = int(low.type.removeprefix("vector<").partition("x")[0])
+        return self.shuffle(low, high, range(2 * count))
+
     # -- index arithmetic ----------------------------------------------------------------------
 
     def _fold(self, name: str, a: Index, b: Index, known: int | None) -> Index:

@@ -99,6 +99,29 @@ def decode(f: Function, codes: Value, fmt: Format) -> Value:
     return f.bitcast(f.binary("ori", bits, sign), F32)
 
 
+def decode_words(f: Function, words: Value, fmt: Format) -> list[Value]:
+    """Two codes in each of sixteen i16, the lower byte first, as f32, exactly, with F16C.
+
+    A code is moved to where an f16 has its fields, which is too small by a power of two.  So
+    subnormal ones stay what they are, and F16C converts those whatever is flushed to zero elsewhere.
+    """
+    wide = words.type
+    place = F16.mantissa - fmt.mantissa  # of the lowest bit
+    fields = f.isplat((fmt.magnitude << place) | 0x8000, wide)
+    factor = f.splat(2.0 ** (F16.bias - fmt.bias))
+    columns = []
+    for upper in (f.binary("shli", words, f.isplat(8, wide)), words):
+        moved = f.binary("shrsi", upper, f.isplat(8 - place, wide)) if place < 8 else upper
+        half = f.binary("andi", moved, fields)
+        if not fmt.has_infinity:  # the largest code, of either sign, is the only NaN
+            either = f.binary("ori", half, f.isplat(0x8000, wide))
+            is_nan = f.compare("eq", either, fields)
+            half = f.select(is_nan, f.isplat(-1, wide), half)
+        column = f.cast("arith.extf", f.bitcast(half, vector("f16")), F32)
+        columns.append(column if fmt.bias == F16.bias else f.mul(column, factor))
+    return columns
+
+
 # vpunpcklbw and vpunpckhbw: bytes of two vectors interleaved within each 128-bit lane.
 _UNPACK_LOW = [i for lane in range(0, 64, 16) for j in range(8) for i in (lane + j, 64 + lane + j)]
 _UNPACK_HIGH = [
