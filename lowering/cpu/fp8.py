@@ -113,10 +113,11 @@ def decode_words(f: Function, words: Value, fmt: Format) -> list[Value]:
     for upper in (f.binary("shli", words, f.isplat(8, wide)), words):
         moved = f.binary("shrsi", upper, f.isplat(8 - place, wide)) if place < 8 else upper
         half = f.binary("andi", moved, fields)
-        if not fmt.has_infinity:  # the largest code, of either sign, is the only NaN
-            either = f.binary("ori", half, f.isplat(0x8000, wide))
-            is_nan = f.compare("eq", either, fields)
-            half = f.select(is_nan, f.isplat(-1, wide), half)
+        if not fmt.has_infinity:
+            # The largest code is the only NaN.  One more alone reaches the exponent's highest bit,
+            # which is free, and with that bit the exponent is that of a NaN.
+            more = f.binary("addi", half, f.isplat(1 << place, wide))
+            half = f.binary("ori", half, f.binary("andi", more, f.isplat(0x4000, wide)))
         column = f.cast("arith.extf", f.bitcast(half, vector("f16")), F32)
         columns.append(column if fmt.bias == F16.bias else f.mul(column, factor))
     return columns

@@ -147,7 +147,7 @@ class Product:
     @property
     def direct_rows(self) -> tuple[int, ...]:
         """Numbers of rows for which decoded weights go straight into the products."""
-        return (1, 4, 8, 16) if self.level == "avx512" else (1,)
+        return {"avx512": (1, 4, 8, 16), "avx2": (1, 4), "generic": (1,)}[self.level]
 
     @property
     def parts(self) -> int:
@@ -167,7 +167,7 @@ class Product:
     @property
     def prefetches(self) -> bool:
         """Whether the memory, and not arithmetic, may be the limit."""
-        return self.level == "avx512" and (self.kind != "f32" or self.w_dtype not in FORMATS)
+        return self.level != "generic"
 
     def error(self) -> str | None:
         """Why there is no code for it, or None."""
