@@ -84,7 +84,9 @@ class Function:
         ]
         body = "\n".join([*constants, *self._lines, "return"])
         attributes = ", ".join(['"noinline"', '"nounwind"', *([target] if target else [])])
-        head = f"func.func @{self.symbol}({params}) attributes {{llvm.passthrough = [{attributes}]}}"
+        head = (
+            f"func.func @{self.symbol}({params}) attributes {{llvm.passthrough = [{attributes}]}}"
+        )
         return f"{head} {{\n{body}\n}}\n"
 
     def fresh(self, type_: str) -> Value:

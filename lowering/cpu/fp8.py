@@ -3,7 +3,7 @@ nearest even.
 
     value = sign * 2^(exponent - bias) * 1.mantissa,   subnormal where the exponent field is 0
 
-e4m3fn has no infinity and one NaN per sign (0x7f, 0xff); e5m2 and f16 have both, as IEEE formats do.
+e4m3fn has no infinity and one NaN per sign (0x7f, 0xff); e5m2 and f16 are as IEEE formats are.
 """
 
 from dataclasses import dataclass
@@ -102,8 +102,8 @@ def decode(f: Function, codes: Value, fmt: Format) -> Value:
 def decode_words(f: Function, words: Value, fmt: Format) -> list[Value]:
     """Two codes in each of sixteen i16, the lower byte first, as f32, exactly, with F16C.
 
-    A code is moved to where an f16 has its fields, which is too small by a power of two.  So
-    subnormal ones stay what they are, and F16C converts those whatever is flushed to zero elsewhere.
+    A code is moved to where an f16 has its fields, which is too small by a power of two.  So a
+    subnormal one stays what it is, which F16C converts whatever is flushed to zero elsewhere.
     """
     wide = words.type
     place = F16.mantissa - fmt.mantissa  # of the lowest bit

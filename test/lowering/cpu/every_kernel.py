@@ -1,4 +1,4 @@
-"""One kernel or a few of every family, with what it works on: for what has to hold of all of them."""
+"""A kernel or a few of every family, with what they work on: for what has to hold of them all."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

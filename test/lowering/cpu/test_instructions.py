@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(OBJDUMP is None, reason="no objdump here")
 _PREFIXES = {"66", "67", "2e", "36", "3e", "26", "64", "65", "f2", "f3", "f0"}
 _REX = {f"4{digit:x}" for digit in range(16)}
 
+
 @lru_cache(maxsize=64)
 def instructions(name: str, level: str, directory: Path) -> list[tuple[list[str], str]]:
     """Of a kernel: the bytes of each, and how it is written."""
