@@ -69,7 +69,7 @@ def test_one_row_for_all(exe: Executable) -> None:
 
 @pytest.mark.parametrize("m", [1, 5, 40])
 def test_every_tensor_of_a_product(m: int) -> None:
-    """Weights and scales, too, given as tensors; strided ones are refused (test_operators_refuse.py)."""
+    """Weights and scales, too, given as tensors; strided ones are refused."""
     given = operands(m, 130, 300, BLOCK, E4M3)
     wanted = fp8_groupwise_scaled_gemm(*given, BLOCK, torch.bfloat16)
     odd = Operands(*map(at_odd_address, given))
