@@ -40,7 +40,9 @@ _CODES = {
     %s8 = arith.subi %u, %eight : i8
     %v = arith.sitofp %s8 : i8 to f32""",
     "bf16": """
-    %v = arith.extf %code : bf16 to f32""",
+    %i = arith.extui %code : i16 to i32
+    %bits = arith.shli %i, %sixteen : i32
+    %v = arith.bitcast %bits : i32 to f32""",
 }
 """From a stored element, or a byte with two, to f32."""
 
@@ -79,11 +81,8 @@ class Iree:
         nibbles = 2 if weight.scheme.dtype == "i4" else 1
         values = on_device(x.values.view(m, k, bk // nibbles, nibbles).numpy())
         scale = _scale(weight).view(n, k)
-        elements = weight.stored[0]
-        if weight.scheme.dtype == "bf16":
-            elements = [w.view(torch.int16) for w in elements]
-        else:
-            elements = [w.view(torch.int8) for w in elements]
+        bits = torch.int16 if weight.scheme.dtype == "bf16" else torch.int8
+        elements = [w.view(bits) for w in weight.stored[0]]
         calls = [
             partial(main, values, on_device(w.view(n, bn, k, bk // nibbles).numpy()), on_device(s))
             for w, s in ((w, scale.numpy()) for w in elements)
@@ -116,7 +115,7 @@ def _text(weight: Weight, m: int, shape: tuple[int, int, int, int]) -> str:
     n, bn, k, bk = shape
     dtype = weight.scheme.dtype
     nibbles = 2 if dtype == "i4" else 1
-    width, stored = bk // nibbles, "bf16" if dtype == "bf16" else "i8"
+    width, stored = bk // nibbles, "i16" if dtype == "bf16" else "i8"
     codes = f"tensor<{n}x{bn}x{k}x{width}x{stored}>"
     values = f"tensor<{n}x{bn}x{k}x{width}x{nibbles}xf32>"
     sizes = f"{m}x{k}x{width}x{nibbles}", f"{n}x{k}", f"{m}x{n}x{bn}"
@@ -126,6 +125,7 @@ def _text(weight: Weight, m: int, shape: tuple[int, int, int, int]) -> str:
     return f"""
 func.func @main(%x: {x}, %w: {codes}, %scale: {scale}) -> {y} {{
   %zero = arith.constant 0.0 : f32
+  %sixteen = arith.constant 16 : i32
   %twenty = arith.constant 20 : i32
   %mask = arith.constant 0x87F00000 : i32
   %none = arith.constant 0 : index

@@ -6,7 +6,7 @@ All rows have
     ms, gb_s, gflop_s          ours: what it takes, and what that is of memory and arithmetic
     of_limit, bound            the time that the machine needs at least, of ours; what decides it
     limit                      the same by name: read, or the instruction that multiplies
-    of_bf16_peak               what is multiplied in our time, of what products of bf16 reach at most
+    of_bf16_peak               gflop_s of what products of bf16 reach at most
     peers, absent              milliseconds by name; why others have none
     limits                     read_gb_s, peak_gflop_s and bf16_gflop_s, measured in the same rounds
     others_percent, error      what other processes did in them; our relative error

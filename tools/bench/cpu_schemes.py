@@ -169,7 +169,8 @@ def random_weight(type_: Shaped, seed: int, gain: float = 1.0) -> tuple[torch.Te
     """The components of a weight, with which products are of about the size of x times `gain`."""
     generator = torch.Generator().manual_seed(seed)
     scheme = type_.scheme
-    if scheme is None:
+    if scheme is None:  # by other numbers than the activations, which are normal, too
+        generator.manual_seed(seed + (1 << 16))
         w = torch.empty(type_.shape).normal_(0, gain * type_.shape[1] ** -0.5, generator=generator)
         return (w.to(TORCH[type_.dtype]),)
     codes = torch.empty(type_.data_shape, dtype=torch.uint8)
