@@ -34,6 +34,12 @@ def add(commands: Any) -> None:
         "--only", metavar="SCHEME,...", help="of cpu-linear, cpu-mlp and cpu-model; say fp8,q4_k"
     )
     bench.add_argument("--compile", action="store_true", help="there, torch.compile takes part")
+    bench.add_argument("--iree", action="store_true", help="IREE takes part in cpu-linear")
+    bench.add_argument(
+        "--goals",
+        action="store_true",
+        help="of those suites: say which goals are missed, by how much",
+    )
     bench.add_argument("--no-chain", action="store_true", help="gpu-gemm without the fused MLP")
     bench.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     bench.add_argument("-o", dest="output", type=Path, metavar="FILE", help="write the JSON, too")
@@ -97,8 +103,16 @@ def _bench(args: argparse.Namespace) -> int:
         check_writable(args.output)  # before minutes of work
     if (args.only or args.compile) and args.suite not in _CPU:
         raise QfuseError(f"--only and --compile are for {', '.join(_CPU)}")
+    if args.goals and args.suite not in _CPU:
+        raise QfuseError(f"--goals is for {', '.join(_CPU)}")
+    if args.iree and args.suite != "cpu-linear":
+        raise QfuseError("--iree is for cpu-linear")
     header, rows = _measured(args)
     found = _announced(args, rows)
+    if args.goals:
+        from qfuse.tools.bench.cpu_goals import missed, to_json
+
+        header = {**header, "missed": to_json(missed(found))}
     _finish(args, {**header, "rows": found})
     if not args.json:
         console = Console(width=None if sys.stdout.isatty() else _WIDE)
@@ -124,10 +138,13 @@ def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[
             raise QfuseError("--shapes and --m are not for cpu-model, whose models are given")
         measured = cpu_model.run(cpu_model.parse_models(args.only), args.compile)
     else:
-        suite = cpu_mlp if args.suite == "cpu-mlp" else cpu_linear
         schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
-        shapes = cpu_linear.parse_shapes(args.shapes, suite.SHAPES)
-        measured = suite.run(shapes, rows, schemes, args.compile)
+        if args.suite == "cpu-mlp":
+            shapes = cpu_linear.parse_shapes(args.shapes, cpu_mlp.SHAPES)
+            measured = cpu_mlp.run(shapes, rows, schemes, args.compile)
+        else:
+            shapes = cpu_linear.parse_shapes(args.shapes)
+            measured = cpu_linear.run(shapes, rows, schemes, args.compile, args.iree)
     return next(measured), measured
 
 

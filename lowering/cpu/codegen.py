@@ -23,7 +23,7 @@ from qfuse.lowering.cpu import (
     select_experts,
     tensor_scale,
 )
-from qfuse.lowering.cpu.cpu import choose_level, cpu_features
+from qfuse.lowering.cpu.cpu import choose_level, cpu_features, target_attributes
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.signature import Built, read_signature
 
@@ -44,13 +44,13 @@ _PIPELINE = (
 )
 
 
-def unsupported(op: ir.Operation | ir.OpView, level: str | None = None) -> str | None:
+def unsupported(op: ir.Operation | ir.OpView) -> str | None:
     """Why `op` cannot become a CPU kernel, or None; generates no code."""
     op = op.operation
     family = _FAMILIES.get(op.name)
     if family is None:
         return f"{op.name} has no CPU kernel; there are kernels for {', '.join(_FAMILIES)}"
-    return family.refuse(op) or _type_error(op, choose_level(level))
+    return family.refuse(op)
 
 
 def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> CompiledKernel:
@@ -61,7 +61,7 @@ def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> Compiled
     """
     level = choose_level(level)
     signature = read_signature(kernel)
-    if why := unsupported(signature.op, level):
+    if why := unsupported(signature.op):
         raise QfuseError(f"{signature.op.name} at {signature.op.location}: {why}")
     with kernel.context, ir.Location.unknown():
         built = _FAMILIES[signature.op.name].build(signature, level)
@@ -71,14 +71,15 @@ def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> Compiled
         features=cpu_features(),
         parameters=signature.parameters,
         entries=tuple(built.entries),
-        code=compile_text(kernel_text(built)),
+        code=compile_text(kernel_text(built, level)),
         product=built.product,
     )
 
 
-def kernel_text(built: Built) -> str:
+def kernel_text(built: Built, level: str) -> str:
     """The MLIR module of a kernel, before it is lowered to LLVM."""
-    return "".join(f.text() for f in built.functions)
+    target = target_attributes(level)
+    return "".join(f.text(target) for f in built.functions)
 
 
 def compile_text(text: str) -> bytes:
@@ -97,12 +98,3 @@ def compile_text(text: str) -> bytes:
             path = Path(directory) / "kernel.o"
             engine.dump_to_object_file(str(path))
             return path.read_bytes()
-
-
-def _type_error(op: ir.Operation, level: str) -> str | None:
-    """f16 conversions are calls into a library where the CPU has no F16C."""
-    if "f16c" not in cpu_features() and any(
-        "xf16" in str(v.type) for v in (*op.operands, *op.results)
-    ):
-        return "f16 needs a CPU with F16C; use bf16 or f32"
-    return None

@@ -7,6 +7,7 @@ A *step* is what one multiply instruction consumes of a row of x, a 32-bit eleme
 | bf16 | a pair of bf16 | vdpbf16ps | AVX-512, for x that is exactly bf16 |
 | f32 | one f32 | fused multiply-add | everywhere |
 | i8 | four i8 | vpdpbusd, by unsigned codes | AVX-512, for codes by codes |
+| i8 | four i8 | vpmaddubsw and vpmaddwd | AVX2, for those of less than 8 bits: no sum saturates |
 | i16 | a pair of i16 | pmaddwd | everywhere, for codes by codes |
 
 A vector of the weight holds that step of 16 rows; a strip of unquantized bf16 is one already.
@@ -19,7 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import F32, I32, Function, Value, vector
-from qfuse.lowering.cpu.fp8 import FORMATS, decode, decode_to_bf16, interleave_bytes, lookup
+from qfuse.lowering.cpu.fp8 import (
+    FORMATS,
+    decode,
+    decode_to_bf16,
+    decode_words,
+    interleave_bytes,
+    lookup,
+)
+from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import BYTE_COLUMNS, WeightLayout
 
 KINDS = {"bf16": 2, "f32": 1, "i8": 4, "i16": 2}
@@ -86,6 +95,10 @@ class Codes:
         if self.level == "avx512":
             pairs = _pairs_of_bf16(f, self.layout, self.dtype, strip, zero)
             return pairs if self.kind == "bf16" else [s for p in pairs for s in _halves(f, p)]
+        if not self.is_whole and self.level == "avx2":
+            fmt = FORMATS[self.dtype]
+            columns = [c for w in _words_of_halves(f, strip[0]) for c in decode_words(f, w, fmt)]
+            return [f.bitcast(column, I32) for column in columns]
         if not self.is_whole:
             columns = [decode(f, b, FORMATS[self.dtype]) for b in _columns(f, strip[0])]
             return [f.bitcast(column, I32) for column in columns]
@@ -96,7 +109,13 @@ class Codes:
     def _plain_steps(self, f: Function, strip: Value) -> list[Value]:
         if self.dtype == "f32" or self.kind == "bf16":
             return [strip]
-        return _halves(f, strip) if self.dtype == "bf16" else _halves_of_f16(f, strip)
+        return _halves(f, strip) if self.dtype == "bf16" else self._halves_of_f16(f, strip)
+
+    def _halves_of_f16(self, f: Function, pair: Value) -> list[Value]:
+        """A pair of f16 as two f32."""
+        words, lanes = f.bitcast(pair, _WORDS), Lanes(f, self.level)
+        columns = [f.shuffle(words, words, range(column, 32, 2)) for column in range(2)]
+        return [f.bitcast(lanes.extend(column, "f16"), I32) for column in columns]
 
 
 # -- unsigned bytes --------------------------------------------------------------------------------
@@ -138,9 +157,12 @@ def _nibbles(f: Function, strip: Value) -> list[Value]:
 
 def _fp4_bytes(f: Function, level: str, codes: Value) -> Value:
     """Codes of e2m1 as twice their value plus _FP4_OFFSET."""
+    table = [_FP4_OFFSET + int(2 * v) for v in _VALUES["fp4"]]
     if level == "avx512":
-        table = [_FP4_OFFSET + int(2 * v) for v in _VALUES["fp4"]]
-        return _call(f, "pshuf.b.512", f.bytes(table * 4), codes)
+        return _call(f, "avx512.pshuf.b.512", f.bytes(table * 4), codes)
+    if level == "avx2":
+        halves = [_call(f, "avx2.pshuf.b", f.bytes(table * 2), half) for half in f.halves(codes)]
+        return f.join(*halves)
     magnitude = f.binary("andi", codes, f.isplat(7, BYTES))
     doubled = magnitude
     for factor, less in ((2, 4), (4, 16)):
@@ -199,14 +221,6 @@ def _halves(f: Function, pair: Value) -> list[Value]:
     ]
 
 
-def _halves_of_f16(f: Function, pair: Value) -> list[Value]:
-    """A pair of f16 as two f32."""
-    words = f.bitcast(pair, _WORDS)
-    columns = [f.shuffle(words, words, range(column, 32, 2)) for column in range(2)]
-    f16 = vector("f16")
-    return [f.bitcast(f.cast("arith.extf", f.bitcast(c, f16), F32), I32) for c in columns]
-
-
 def _low_and_high_bytes(f: Function, quad: Value) -> list[Value]:
     """Words whose lowest bits are those of the lower, and of the upper, byte of each."""
     words = f.bitcast(quad, _WORDS)
@@ -234,7 +248,7 @@ def _bf16_bits(value: float) -> int:
 
 def _lookup_32(f: Function, table: Value, words: Value) -> Value:
     """Words of a table, by the lowest five bits of each, as i32 lanes."""
-    return f.bitcast(_call(f, "permvar.hi.512", table, words), I32)
+    return f.bitcast(_call(f, "avx512.permvar.hi.512", table, words), I32)
 
 
 def _lookup_64(f: Function, table: list[Value], words: Value) -> Value:
@@ -248,7 +262,7 @@ def _lookup_64(f: Function, table: list[Value], words: Value) -> Value:
 
 def _call(f: Function, name: str, a: Value, b: Value) -> Value:
     t = a.type
-    return f.op(f'llvm.call_intrinsic "llvm.x86.avx512.{name}"({a}, {b}) : ({t}, {t}) -> {t}', t)
+    return f.op(f'llvm.call_intrinsic "llvm.x86.{name}"({a}, {b}) : ({t}, {t}) -> {t}', t)
 
 
 # -- everywhere ------------------------------------------------------------------------------------
@@ -264,6 +278,15 @@ def _columns(f: Function, strip: Value) -> list[Value]:
         )
         for half in range(2)
         for c in range(2)
+    ]
+
+
+def _words_of_halves(f: Function, strip: Value) -> list[Value]:
+    """The two pairs of columns of an 8-bit strip, sixteen rows each, as i16."""
+    words = f.bitcast(strip, _WORDS)
+    return [
+        f.shuffle(words, words, [8 * lane + 4 * half + r for lane in range(4) for r in range(4)])
+        for half in range(2)
     ]
 
 

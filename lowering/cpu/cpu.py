@@ -3,12 +3,15 @@
 | level | instructions the kernels ask for |
 |---|---|
 | avx512 | AVX-512 F, BW, VL, BF16, VBMI and VNNI, by name (intrinsics) |
-| avx2 | plain vector operations; LLVM finds AVX2, FMA and F16C |
-| generic | plain vector operations on whatever x86-64 this is |
+| avx2 | AVX2, FMA and F16C: by name where codes are multiplied, else LLVM finds them |
+| generic | plain vector operations, for any x86-64: SSE2, no fused multiply-add |
 
-LLVM compiles every level for the CPU it runs on, so an object needs the flags of the machine that
-made it (`CompiledKernel.features`), whatever its level.  An intrinsic that the CPU lacks would
-abort the process inside LLVM, therefore `choose_level` checks before any code is generated.
+LLVM compiles the functions of the last two for exactly these features (`target_attributes`), so a
+level that was forced gives the code that a lesser CPU would run.  Those of avx512 are compiled for
+the CPU they run on, as are the wrappers that unpack arguments, so an object needs the flags of the
+machine that made it (`CompiledKernel.features`), whatever its level.  An intrinsic that the CPU
+lacks would abort the process inside LLVM, therefore `choose_level` checks before any code is
+generated.
 """
 
 from functools import lru_cache
@@ -25,6 +28,12 @@ _NEEDED = {
     ),
     "avx2": ("avx2", "fma", "f16c"),
     "generic": (),
+}
+
+_TARGETS = {
+    "avx512": "",
+    "avx2": '["target-cpu", "x86-64"], ["tune-cpu", "haswell"], ["target-features", "{}"]',
+    "generic": '["target-cpu", "x86-64"], ["target-features", "{}"]',
 }
 
 # Names in /proc/cpuinfo that LLVM may turn into instructions; the rest (smep, msr, ...) is not
@@ -61,6 +70,11 @@ def cpu_features() -> tuple[str, ...]:
 def missing_flags(level: str) -> list[str]:
     """What this CPU lacks for `level`."""
     return [f for f in _NEEDED[level] if f not in cpu_flags()]
+
+
+def target_attributes(level: str) -> str:
+    """LLVM's attributes of a function: what it is compiled for, if not the CPU at hand."""
+    return _TARGETS[level].format(",".join(f"+{flag}" for flag in _NEEDED[level]))
 
 
 def choose_level(level: str | None = None) -> str:

@@ -7,7 +7,7 @@ from qfuse.dialects.types import PACKINGS, STORAGE_BITS, Shaped
 from qfuse.dialects.verify import DYNAMIC, ceil_div
 from qfuse.lowering.cpu.emit import F32, I8, I32, LANES, Index, Value, vector
 from qfuse.lowering.cpu.fp8 import FORMATS, decode
-from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.lanes import I16, Lanes
 from qfuse.lowering.cpu.layout import K_QUANTS
 from qfuse.lowering.cpu.quantized import qtensor_error
 from qfuse.lowering.cpu.rowwise import Piece, Segment, each_piece, for_segments
@@ -165,8 +165,8 @@ class _Superblock:
         f = self.lanes.f
         low, high = self.byte(at), self.byte(at + 1)
         word = f.binary("ori", low, f.binary("shli", high, f.constant("8", "i32")))
-        half = f.bitcast(f.cast("arith.trunci", word, "i16"), "f16")
-        return f.cast("arith.extf", half, "f32")
+        half = f.broadcast(f.cast("arith.trunci", word, "i16"), I16)
+        return self.lanes.first(self.lanes.extend(half, "f16"))
 
     def piece(self, at: int) -> Piece:
         return Piece(self.lanes.f.iadd(self.column, at), None)

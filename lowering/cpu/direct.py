@@ -25,7 +25,9 @@ _PREFETCH_BYTES = 4096
 """How far ahead of the reader of a linear stream to fetch, at least; of a run that is longer and
 read more than once, strips after strips, the whole."""
 
-_MAX_SUMS = 16  # accumulators that leave enough registers for the operands
+_MAX_SUMS = {"avx512": 16, "avx2": 4, "generic": 4}
+"""Accumulators that leave enough registers for the operands; each is as wide as two of AVX2."""
+
 _UNROLLED = 4  # slices of a run
 
 
@@ -44,7 +46,7 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
     for r in range(rows):
         clear(f, slots, f.iadd(out_at, r * stride), GROUP)
     source = scale_source(p, f, w_scale, scale_row, last, column)
-    at_once = min(STRIPS, _MAX_SUMS // rows)
+    at_once = min(STRIPS, _MAX_SUMS[p.level] // rows)
     with f.loop(0, layout.k_blocks) as block:
         base = f.address((group, layout.group_bytes), (block.iv, layout.block_bytes))
         x_block = f.address(x_at, (block.iv, x_stride))

@@ -75,15 +75,19 @@ class Function:
 
     # -- plumbing ------------------------------------------------------------------------------
 
-    def text(self) -> str:
+    def text(self, target: str = "") -> str:
+        """The whole function; `target` is what `cpu.target_attributes` says of a level."""
         params = ", ".join(f"{p}: {p.type}" for p in self.params)
         constants = [
             f"{value} = arith.constant {text}" + (f" : {type_}" if type_ != "i1" else "")
             for (type_, text), value in self._constants.items()
         ]
         body = "\n".join([*constants, *self._lines, "return"])
-        attributes = 'attributes {llvm.passthrough = ["noinline", "nounwind"]}'
-        return f"func.func @{self.symbol}({params}) {attributes} {{\n{body}\n}}\n"
+        attributes = ", ".join(['"noinline"', '"nounwind"', *([target] if target else [])])
+        head = (
+            f"func.func @{self.symbol}({params}) attributes {{llvm.passthrough = [{attributes}]}}"
+        )
+        return f"{head} {{\n{body}\n}}\n"
 
     def fresh(self, type_: str) -> Value:
         self._count += 1
@@ -187,6 +191,16 @@ class Function:
             f"vector.shuffle {a}, {b} {list(lanes)} : {a.type}, {b.type}",
             vector(element, len(lanes)),
         )
+
+    def halves(self, a: Value) -> list[Value]:
+        """A vector as two: the registers that it is, where there are none as wide."""
+        count = int(a.type.removeprefix("vector<").partition("x")[0])
+        return [self.shuffle(a, a, range(i, i + count // 2)) for i in (0, count // 2)]
+
+    def join(self, low: Value, high: Value) -> Value:
+        """The inverse of `halves`."""
+        count = int(low.type.removeprefix("vector<").partition("x")[0])
+        return self.shuffle(low, high, range(2 * count))
 
     # -- index arithmetic ----------------------------------------------------------------------
 

@@ -1,14 +1,15 @@
-"""FP8 elements: exact decoding, and rounding to nearest even.
+"""FP8 elements, and f16 where there is no instruction for it: exact decoding, and rounding to
+nearest even.
 
     value = sign * 2^(exponent - bias) * 1.mantissa,   subnormal where the exponent field is 0
 
-e4m3fn has no infinity and one NaN per sign (0x7f, 0xff); e5m2 has both, as IEEE formats do.
+e4m3fn has no infinity and one NaN per sign (0x7f, 0xff); e5m2 and f16 are as IEEE formats are.
 """
 
 from dataclasses import dataclass
 
 from qfuse.dialects.types import STORAGE_MAX
-from qfuse.lowering.cpu.emit import F32, I8, I32, Function, Value, vector
+from qfuse.lowering.cpu.emit import F32, I32, Function, Value, vector
 
 _F32_MANTISSA = 23
 _F32_BIAS = 127
@@ -18,13 +19,23 @@ _F32_NAN = 0x7FC00000
 
 @dataclass(frozen=True)
 class Format:
-    """An 8-bit float: a sign, then exponent and `mantissa` bits."""
+    """A small float of `bits`: a sign, then exponent and `mantissa` bits."""
 
     name: str
     mantissa: int
     bias: int
     first_special: int
     """The smallest magnitude code that is not a finite number."""
+    bits: int = 8
+
+    @property
+    def magnitude(self) -> int:
+        """All bits but the sign."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def has_infinity(self) -> bool:
+        return self.name != "f8E4M3FN"
 
     @property
     def shift(self) -> int:
@@ -40,14 +51,15 @@ class Format:
         return 2.0 ** (1 - self.bias)
 
     @property
-    def maximum(self) -> float:
-        return STORAGE_MAX[self.name]
+    def limit(self) -> float:
+        """What larger numbers are rounded like: 8 bits saturate, while f16 overflows."""
+        return STORAGE_MAX.get(self.name, 2.0 ** (1 + self.bias))
 
     def f32_bits(self, magnitude: int) -> int:
         """The f32 pattern of a code without its sign."""
         if magnitude >= self.first_special:
             fraction = magnitude & ((1 << self.mantissa) - 1)
-            infinite = self.name == "f8E5M2" and fraction == 0
+            infinite = self.has_infinity and fraction == 0
             return _F32_INF if infinite else _F32_NAN
         exponent, fraction = divmod(magnitude, 1 << self.mantissa)
         if exponent:
@@ -65,11 +77,13 @@ FORMATS = {
     "f8E5M2": Format("f8E5M2", mantissa=2, bias=15, first_special=0x7C),
 }
 
+F16 = Format("f16", mantissa=10, bias=15, first_special=0x7C00, bits=16)
+
 
 def decode(f: Function, codes: Value, fmt: Format) -> Value:
-    """Sixteen codes (i8) as f32: exact, also where subnormal inputs are flushed to zero."""
+    """Sixteen codes (i8 or i16) as f32: exact, also where subnormal inputs are flushed to zero."""
     wide = f.cast("arith.extui", codes, I32)
-    magnitude = f.binary("andi", wide, f.isplat(0x7F))
+    magnitude = f.binary("andi", wide, f.isplat(fmt.magnitude))
     shifted = f.binary("shli", magnitude, f.isplat(fmt.shift))
     normal = f.binary("addi", shifted, f.isplat(fmt.rebias))
     # A subnormal read as if its implicit bit were set is too large by the smallest normal.
@@ -78,11 +92,35 @@ def decode(f: Function, codes: Value, fmt: Format) -> Value:
     is_small = f.compare("ult", magnitude, f.isplat(1 << fmt.mantissa))
     bits = f.select(is_small, f.bitcast(subnormal, I32), normal)
     special = f.isplat(_F32_NAN)
-    if fmt.name == "f8E5M2":
+    if fmt.has_infinity:
         special = f.binary("ori", shifted, f.isplat(_F32_INF))
     bits = f.select(f.compare("uge", magnitude, f.isplat(fmt.first_special)), special, bits)
-    sign = f.binary("shli", f.binary("andi", wide, f.isplat(0x80)), f.isplat(24))
+    sign = f.binary("shli", f.binary("subi", wide, magnitude), f.isplat(32 - fmt.bits))
     return f.bitcast(f.binary("ori", bits, sign), F32)
+
+
+def decode_words(f: Function, words: Value, fmt: Format) -> list[Value]:
+    """Two codes in each of sixteen i16, the lower byte first, as f32, exactly, with F16C.
+
+    A code is moved to where an f16 has its fields, which is too small by a power of two.  So a
+    subnormal one stays what it is, which F16C converts whatever is flushed to zero elsewhere.
+    """
+    wide = words.type
+    place = F16.mantissa - fmt.mantissa  # of the lowest bit
+    fields = f.isplat((fmt.magnitude << place) | 0x8000, wide)
+    factor = f.splat(2.0 ** (F16.bias - fmt.bias))
+    columns = []
+    for upper in (f.binary("shli", words, f.isplat(8, wide)), words):
+        moved = f.binary("shrsi", upper, f.isplat(8 - place, wide)) if place < 8 else upper
+        half = f.binary("andi", moved, fields)
+        if not fmt.has_infinity:
+            # The largest code is the only NaN.  One more alone reaches the exponent's highest bit,
+            # which is free, and with that bit the exponent is that of a NaN.
+            more = f.binary("addi", half, f.isplat(1 << place, wide))
+            half = f.binary("ori", half, f.binary("andi", more, f.isplat(0x4000, wide)))
+        column = f.cast("arith.extf", f.bitcast(half, vector("f16")), F32)
+        columns.append(column if fmt.bias == F16.bias else f.mul(column, factor))
+    return columns
 
 
 # vpunpcklbw and vpunpckhbw: bytes of two vectors interleaved within each 128-bit lane.
@@ -127,13 +165,13 @@ def lookup(f: Function, table: list[int], codes: Value) -> Value:
 
 
 def encode(f: Function, value: Value, fmt: Format) -> Value:
-    """Sixteen f32 as codes (i8): to nearest even, saturated; NaN becomes NaN.
+    """Sixteen f32 as codes (i8 or i16): to nearest even, FP8 saturated; NaN becomes NaN.
 
-    The same as `x.clamp(-max, max).to(dtype)` in torch, for every f32.
+    The same as `x.to(dtype)` in torch for every f32, of FP8 after `x.clamp(-max, max)`.
     """
     bits = f.bitcast(value, I32)
     magnitude = f.binary("andi", bits, f.isplat(0x7FFFFFFF))
-    limit = f.bitcast(f.splat(fmt.maximum), I32)
+    limit = f.bitcast(f.splat(fmt.limit), I32)
     clamped = f.binary("minsi", magnitude, limit)
     odd = f.binary("andi", f.binary("shrui", clamped, f.isplat(fmt.shift)), f.isplat(1))
     half = f.isplat((1 << (fmt.shift - 1)) - 1 - fmt.rebias)
@@ -146,6 +184,7 @@ def encode(f: Function, value: Value, fmt: Format) -> Value:
     smallest = f.bitcast(f.splat(fmt.smallest_normal), I32)
     code = f.select(f.compare("ult", clamped, smallest), subnormal, normal)
     is_nan = f.compare("ugt", magnitude, f.isplat(_F32_INF))
-    code = f.select(is_nan, f.isplat(0x7F), code)
-    sign = f.binary("andi", f.binary("shrui", bits, f.isplat(24)), f.isplat(0x80))
-    return f.cast("arith.trunci", f.binary("ori", code, sign), I8)
+    code = f.select(is_nan, f.isplat(fmt.magnitude), code)
+    moved = f.binary("shrui", bits, f.isplat(32 - fmt.bits))
+    sign = f.binary("andi", moved, f.isplat(fmt.magnitude + 1))
+    return f.cast("arith.trunci", f.binary("ori", code, sign), vector(f"i{fmt.bits}"))

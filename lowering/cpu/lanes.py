@@ -2,13 +2,14 @@
 
 Everything is computed in f32.  `Lanes` knows how the level at hand converts: AVX-512 rounds to
 bf16 with its own instruction, elsewhere integer arithmetic does it.  (The instruction flushes
-bf16 subnormals, numbers below 1.2e-38, to zero; that is the one difference.)  f16 always goes
-through the CPU's F16C conversions.
+bf16 subnormals, numbers below 1.2e-38, to zero; that is the one difference.)  f16 goes through the
+CPU's conversions, at the level generic through integer arithmetic, too.
 """
 
 from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Index, Value, vector
+from qfuse.lowering.cpu.fp8 import F16, decode, encode
 
 I16 = vector("i16")
 _BF16 = vector("bf16")
@@ -38,6 +39,8 @@ class Lanes:
         """bf16 or f16 patterns as f32; exact."""
         f = self.f
         if dtype == "f16":
+            if self.level == "generic":
+                return decode(f, bits, F16)
             return f.cast("arith.extf", f.bitcast(bits, _F16), F32)
         wide = f.cast("arith.extui", bits, I32)
         return f.bitcast(f.binary("shli", wide, f.isplat(16)), F32)
@@ -54,6 +57,8 @@ class Lanes:
         """f32 lanes as bf16 or f16 patterns, rounded to nearest even."""
         f = self.f
         if dtype == "f16":
+            if self.level == "generic":
+                return encode(f, value, F16)
             return f.bitcast(f.cast("arith.truncf", value, _F16), I16)
         if self.level == "avx512":
             return f.bitcast(f.cast("arith.truncf", value, _BF16), I16)

@@ -47,7 +47,7 @@ class Product:
         if self.layout.plain:
             return "bf16" if wide and self.x_dtype == self.w_dtype == "bf16" else "f32"
         if self.x_dtype == "i8" and self.w_dtype in _INTEGERS:
-            return "i8" if wide else "i16"
+            return "i8" if wide or (self.level == "avx2" and self.layout.bits < 8) else "i16"
         return "bf16" if wide and self.x_dtype in ("bf16", "i8", *FORMATS) else "f32"
 
     @property
@@ -147,7 +147,7 @@ class Product:
     @property
     def direct_rows(self) -> tuple[int, ...]:
         """Numbers of rows for which decoded weights go straight into the products."""
-        return (1, 4, 8, 16) if self.level == "avx512" else (1,)
+        return {"avx512": (1, 4, 8, 16), "avx2": (1, 4), "generic": (1,)}[self.level]
 
     @property
     def parts(self) -> int:
@@ -167,7 +167,7 @@ class Product:
     @property
     def prefetches(self) -> bool:
         """Whether the memory, and not arithmetic, may be the limit."""
-        return self.level == "avx512" and (self.kind != "f32" or self.w_dtype not in FORMATS)
+        return self.level != "generic"
 
     def error(self) -> str | None:
         """Why there is no code for it, or None."""
@@ -231,6 +231,8 @@ def multiply(p: Product, f: Function, total: Value, w: Value, x: Value) -> Value
         bf16 = vector("bf16", 2 * LANES)
         a, b = f.bitcast(w, bf16), f.bitcast(x, bf16)
         return f.op(f"x86.avx512.dot {total}, {a}, {b} : {bf16} -> {F32}", F32)
+    if p.kind == "i8" and p.level == "avx2":
+        return _multiply_bytes(f, total, w, x)
     if p.kind == "i8":
         bytes_ = vector("i8", 4 * LANES)
         a, b = f.bitcast(w, bytes_), f.bitcast(x, bytes_)
@@ -244,6 +246,26 @@ def multiply(p: Product, f: Function, total: Value, w: Value, x: Value) -> Value
     products = f.binary("muli", a, b)  # with the sum of neighbours, this is pmaddwd
     even, odd = (f.shuffle(products, products, range(i, 2 * LANES, 2)) for i in range(2))
     return f.binary("addi", total, f.binary("addi", even, odd))
+
+
+def _multiply_bytes(f: Function, total: Value, w: Value, x: Value) -> Value:
+    """Sums of two products of bytes as i16, and then of four as i32; codes are below 128."""
+    bytes_, words, lanes = vector("i8", 32), vector("i16", 16), vector("i32", 8)
+    sums = []
+    for a, b in zip(f.halves(w), f.halves(x), strict=True):
+        a, b = f.bitcast(a, bytes_), f.bitcast(b, bytes_)
+        pairs = f.op(
+            f'llvm.call_intrinsic "llvm.x86.avx2.pmadd.ub.sw"({a}, {b}) : '
+            f"({bytes_}, {bytes_}) -> {words}",
+            words,
+        )
+        quads = f.op(
+            f'llvm.call_intrinsic "llvm.x86.avx2.pmadd.wd"({pairs}, {f.isplat(1, words)}) : '
+            f"({words}, {words}) -> {lanes}",
+            lanes,
+        )
+        sums.append(quads)
+    return f.binary("addi", total, f.join(*sums))
 
 
 def first_sums(p: Product, f: Function, rows: Sequence[RowOfX], strips: int) -> list[Value]:

@@ -32,6 +32,9 @@ _SCALE = {"bf16": 9.0, "i8": 25.0, "f32": 9.0, "i16": 25.0}
 _DECODE = {8: 3.0, 4: 2.0, 6: 13.0}
 """Decoding in registers, by the bits of an element; unquantized ones need none."""
 
+_DECODE_AVX2 = 15.0
+"""What 8 bits cost there, of which no table makes what is multiplied."""
+
 _MINIMUMS = 4.5
 """Taking minimums off each row of a run of q4_k, at each pass."""
 
@@ -79,13 +82,13 @@ def most_units(p: Product) -> int:
 
 def at_once(p: Product, rows: int) -> float:
     """Picoseconds for each element of the weight, for more rows than a unit in one pass."""
-    decode = _NARROW_DECODE * _DECODE.get(p.layout.bits, 0.0)
+    decode = _NARROW_DECODE * _decode(p)
     return max(_NARROW + decode + _minimums(p) + rows * _row(p), rows / 16 * _NARROW_LEAST)
 
 
 def in_units(p: Product, units: int) -> float:
     """The same, decoded in registers for each unit of rows."""
-    each = _DECODE.get(p.layout.bits, 0.0) + _minimums(p) + p.tile_rows[0] * _row(p)
+    each = _decode(p) + _minimums(p) + p.tile_rows[0] * _row(p)
     return max(each, _READ * p.layout.bits / 8) + (units - 1) * each
 
 
@@ -96,6 +99,12 @@ def staged(p: Product, units: int) -> float:
 
 def _row(p: Product) -> float:
     return _ROW[p.kind] + _SCALE[p.kind] / p.run
+
+
+def _decode(p: Product) -> float:
+    if p.level == "avx2" and p.layout.bits == 8:
+        return _DECODE_AVX2
+    return _DECODE.get(p.layout.bits, 0.0)
 
 
 def _minimums(p: Product) -> float:

@@ -12,6 +12,8 @@ import torch
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
 from qfuse.tools.bench import (
+    cpu_goals,
+    cpu_iree,
     cpu_limits,
     cpu_linear,
     cpu_mlp,
@@ -24,6 +26,7 @@ from qfuse.tools.bench import (
 )
 from qfuse.tools.bench.cases import error_of
 from qfuse.tools.bench.cpu_gguf import GgufShape, write_gguf
+from qfuse.tools.bench.cpu_goals import BF16, LIMIT, READ, Goal, Miss
 from qfuse.tools.bench.cpu_iree import Iree
 from qfuse.tools.bench.cpu_peers import Bf16, Compiled, Dequantize, Int4Pack, Int8Pack, IntMm
 from qfuse.tools.bench.cpu_report import Kernels, Reporter, Work
@@ -40,8 +43,9 @@ from qfuse.tools.qfuse import main
 
 FIELDS = {
     *("case", "m", "n", "k", "scheme", "ms", "gb_s", "gflop_s", "of_limit", "bound", "peers"),
-    *("absent", "limits", "others_percent", "error"),
+    *("limit", "of_bf16_peak", "absent", "limits", "others_percent", "error"),
 }
+MULTIPLIERS = [cpu_limits.multiplier(integers) for integers in (False, True)]
 TINY = GgufShape(
     hidden=256,
     layers=1,
@@ -79,6 +83,7 @@ def kernels() -> Kernels:
 def test_schemes_by_name() -> None:
     assert [s.name for s in parse_schemes(None)] == list(SCHEMES)
     assert [s.name for s in parse_schemes("q4_k, fp8")] == ["q4_k", "fp8"]
+    assert [s.name for s in parse_schemes("q4_0")] == ["int4"]
     with pytest.raises(QfuseError, match="scheme 'fp4' is unknown; use fp8, fp8-a16, int8"):
         parse_schemes("fp8,fp4")
 
@@ -97,7 +102,9 @@ def test_products_are_as_large_as_x(scheme: CpuScheme) -> None:
     assert 0.8 < float((x.values @ weight.values.T).std()) < 1.25
     assert float((x.values - x.x.float()).norm() / x.x.float().norm()) < 0.03
     again = Weight(scheme, 192, 512)
-    assert torch.equal(again.codes, weight.codes) and torch.equal(again.scale, weight.scale)
+    assert len(again.components) == (1 if scheme.w is None else 2)
+    for a, b in zip(again.components, weight.components, strict=True):
+        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def test_copies_lie_apart() -> None:
@@ -132,10 +139,10 @@ def test_ours(scheme: CpuScheme, m: int) -> None:
     ("subject", "names"),
     [
         (Bf16(), list(SCHEMES)),
-        (Dequantize(), list(SCHEMES)),
+        (Dequantize(), [name for name in SCHEMES if name != "bf16"]),
         (IntMm(), ["int8"]),
         (Int8Pack(), ["int8"]),
-        (Int4Pack(), ["int4", "int4-a16"]),
+        (Int4Pack(), [name for name in SCHEMES if name.startswith("int4")]),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -146,7 +153,10 @@ def test_torch(subject: Any, names: Sequence[str]) -> None:
             error = error_of(subject.prepare(weight, x).first_result(), x.values @ weight.values.T)
             assert 0 < error <= subject.tolerance
         else:
-            with pytest.raises(QfuseError, match=f"serves {' and '.join(names)} only"):
+            says = f"serves {' and '.join(names)} only"
+            if subject.name == "torch dequantize":
+                says = "is given quantized weights only"
+            with pytest.raises(QfuseError, match=says):
                 subject.prepare(weight, x)
 
 
@@ -158,7 +168,7 @@ def test_torch_compile_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error_of(Compiled(True).prepare(weight, x).first_result(), x.x.float() @ weight.values.T)
 
 
-@pytest.mark.parametrize("name", ["fp8", "fp8-a16", "int8"])
+@pytest.mark.parametrize("name", ["fp8", "fp8-a16", "int8", "q8_0", "int4", "int4-g128", "bf16"])
 def test_iree(name: str) -> None:
     pytest.importorskip("iree.compiler")
     weight, x = Weight(SCHEMES[name], 128, 256), make_activations(SCHEMES[name], 3, 256)
@@ -167,10 +177,21 @@ def test_iree(name: str) -> None:
 
 
 def test_iree_says_what_it_does_not_serve() -> None:
-    for name, n in (("q4_k", 128), ("fp8", 70)):
-        with pytest.raises(QfuseError, match="serves fp8 and int8 only"):
+    for name, n, says in (("q4_k", 128, "is given fp8, int8, "), ("fp8", 70, "whole blocks only")):
+        with pytest.raises(QfuseError, match=says):
             weight = Weight(SCHEMES[name], n, 256)
             Iree().prepare(weight, make_activations(SCHEMES[name], 1, 256))
+
+
+def test_iree_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight, x = Weight(SCHEMES["fp8"], 128, 128), make_activations(SCHEMES["fp8"], 1, 128)
+    with pytest.raises(QfuseError, match="not asked for; --iree does"):
+        Iree(False).prepare(weight, x)
+    monkeypatch.setattr(cpu_iree, "find_spec", lambda name: None)
+    assert main(["bench", "--suite", "cpu-linear", "--iree"]) == 1
+    assert capsys.readouterr().err.endswith("pip install 'qfuse[bench]' does\n")
 
 
 @pytest.mark.parametrize("name", ["fp8", "int8", "q8_0"])
@@ -195,17 +216,22 @@ def check(row: dict[str, Any], peers: set[str]) -> None:
     assert row.keys() >= FIELDS
     assert row["ms"] > 0 and row["of_limit"] > 0 and row["error"] < 2e-2
     assert set(row["peers"]) | set(row["absent"]) == peers and all(row["absent"].values())
-    assert row["limits"].keys() == {"read_gb_s", "peak_gflop_s"}
+    limits = row["limits"]
+    assert limits.keys() == {"read_gb_s", "peak_gflop_s", "bf16_gflop_s"}
+    assert row["of_bf16_peak"] == pytest.approx(row["gflop_s"] / limits["bf16_gflop_s"])
+    assert row["limit"] in (["read"] if row["bound"] == "memory" else MULTIPLIERS)
     json.dumps(row)
 
 
 def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["bench", "--suite", "cpu-linear", "--shapes", "70x256", "--m", "1,17"]
-    assert main([*argv, "--only", "fp8,int4", "--json"]) == 0
+    assert main([*argv, "--only", "fp8,int4", "--json", "--goals"]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert report["suite"] == "cpu-linear" and report["threads"] == torch.get_num_threads()
     rows = report["rows"]
+    misses = [str(miss) for miss in cpu_goals.missed(rows)]
+    assert misses and [Miss(**miss) for miss in report["missed"]] == cpu_goals.missed(rows)
     products = [(r["scheme"], r["m"]) for r in rows if r["case"] == "70x256"]
     assert products == [("fp8", 1), ("fp8", 17), ("int4", 1), ("int4", 17)]
     names = {subject.name for subject in (*cpu_peers.peers(False), Iree())}
@@ -220,6 +246,17 @@ def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
         check(row, {"torch eager", "torch.compile"})
         assert row["k"] is None and row["m"] == 17
     assert len(err.splitlines()) == len(rows) and "70x256 int4 M 17: " in err
+
+
+def test_every_scheme_and_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench", "--suite", "cpu-linear", "--shapes", "70x256", "--m", "2", "--goals"]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("70x256")]
+    assert [line.split()[1] for line in lines] == list(SCHEMES)
+    assert all(" ms, " in line for line in lines)
+    assert "bf16" in captured.out.partition("70x256")[0], "a column of its own"
+    assert " goals reached" in captured.out
 
 
 def test_mlp_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,6 +368,57 @@ def test_limits_of_parts_add_up() -> None:
     assert row["of_limit"] * row["ms"] == pytest.approx(1e3 * (1e6 / read + 1e9 / peak))
 
 
+def reached(**changes: Any) -> dict[str, Any]:
+    """A row that reaches every goal of a product with 64 rows."""
+    row = {"case": "64x128", "scheme": "fp8", "m": 64, "ms": 1.0, "limit": "vdpbf16ps"}
+    row |= {"gb_s": 9.0, "of_limit": 0.9, "of_bf16_peak": 0.9}
+    return row | {"peers": {"torch bf16": 1.5, "other": 2.0}, "limits": {"read_gb_s": 10}} | changes
+
+
+def test_goals() -> None:
+    assert not cpu_goals.missed([reached()])
+    assert cpu_goals.goal_lines([reached()]) == ["2 of 2 goals reached"]
+    (miss,) = cpu_goals.missed([reached(of_bf16_peak=0.765)])
+    assert miss == Miss("64x128", "fp8", 64, BF16, 0.85, 0.765, "vdpbf16ps")
+    assert str(miss) == "64x128 fp8 M 64: 0.77 bf16 peak, 10% short of 0.85"
+    lines = cpu_goals.goal_lines([reached(of_bf16_peak=0.765)])
+    assert lines == [f"missed: {miss} (vdpbf16ps binds)", "1 of 2 goals reached"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "of", "least"),
+    [
+        ({"m": 1, "gb_s": 8.9}, READ, 0.90),
+        ({"m": 1, "scheme": "int4-g128-a16", "gb_s": 8.9}, READ, 0.90),
+        ({"m": 1, "scheme": "int8", "gb_s": 7.9}, READ, 0.80),
+        ({"m": 4, "scheme": "q6_k", "of_limit": 0.79}, LIMIT, 0.80),
+        ({"m": 16, "of_limit": 0.79}, LIMIT, 0.80),
+        ({"m": 512, "of_bf16_peak": 0.91}, BF16, 0.92),
+        ({"m": 2, "peers": {"slow": 3.0, "fast": 0.9}}, "fast", 1.0),
+        ({"case": "norm+quantize 64", "peers": {"torch.compile": 2.4}}, "torch.compile", 2.5),
+        ({"case": "mlp 64-128", "of_limit": 0.89}, LIMIT, 0.90),
+        ({"case": "decode", "m": 1, "of_limit": 0.84, "peers": {"torch bf16": 2.0}}, LIMIT, 0.85),
+        ({"case": "decode", "m": 1, "peers": {"torch bf16": 1.7}}, "torch bf16", 1.8),
+        ({"ms": None, "peers": {}}, BF16, 0.85),
+    ],
+)
+def test_a_goal_that_is_missed(changes: dict[str, Any], of: str, least: float) -> None:
+    (miss,) = cpu_goals.missed([reached(**changes)])
+    assert (miss.of, miss.least) == (of, least) and miss.reached < least
+
+
+def test_goals_name_cases_and_schemes_that_there_are() -> None:
+    for goal in cpu_goals.GOALS:
+        row = {"case": "", "scheme": "", "m": goal.rows[0]}
+        cases = ["1x1", "norm+quantize 8", "mlp 1-1", "decode"]
+        assert any(
+            goal.concerns({**row, "case": case, "scheme": scheme})
+            for case in cases
+            for scheme in SCHEMES
+        )
+    assert not Goal(LIMIT, 1.0, r"mlp .*").concerns({"case": "decode", "scheme": "a", "m": 1})
+
+
 def test_quiet_rounds_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others work, both what is measured and the rest of a round take longer."""
     monkeypatch.setattr(cpu_rounds, "_MOST_ROUNDS", 10)
@@ -370,6 +458,8 @@ def test_calls_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--suite", "cpu-model", "--m", "4"], "not for cpu-model"),
         (["--suite", "cpu-moe", "--only", "fp8"], "--only and --compile are for cpu-linear"),
         (["--suite", "gpu-static", "--compile"], "--only and --compile are for cpu-linear"),
+        (["--suite", "cpu-moe", "--goals"], "--goals is for cpu-linear, cpu-mlp, cpu-model"),
+        (["--suite", "cpu-mlp", "--iree"], "--iree is for cpu-linear"),
     ],
 )
 def test_bad_input(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,5 +469,6 @@ def test_bad_input(argv: list[str], message: str, capsys: pytest.CaptureFixture[
 
 
 def test_schemes_differ_in_x_only_where_they_say() -> None:
-    for a, b in (("fp8", "fp8-a16"), ("int4", "int4-a16")):
+    pairs = ("fp8", "fp8-a16"), ("int4", "int4-a16"), ("int4-g128", "int4-g128-a16")
+    for a, b in pairs:
         assert replace(SCHEMES[a], name=b, x=None) == SCHEMES[b]

@@ -30,7 +30,7 @@ from qfuse.tools.cpu_tune import (
 from qfuse.tools.qfuse import main
 
 pytestmark = pytest.mark.skipif(
-    bool(missing_flags("avx512")), reason="only kernels with AVX-512 have entries to choose from"
+    bool(missing_flags("avx512")), reason="names entries that kernels with AVX-512 have"
 )
 
 ROWS = (1, 4, 8, 200)

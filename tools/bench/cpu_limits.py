@@ -26,6 +26,13 @@ _STREAMS, _UNROLLED = 4, 2
 _SUMS = 24
 """Registers that are added to in turn: more than the latency of a product times two per clock."""
 
+_INSTRUCTIONS = {
+    **{("avx512", "bf16"): "vdpbf16ps", ("avx512", "i8"): "vpdpbusd"},
+    **{("avx2", "f32"): "vfmadd231ps", ("avx2", "i16"): "vpmaddwd"},
+    **{("generic", "f32"): "mulps", ("generic", "i16"): "pmaddwd"},
+}
+"""What multiplies, by level and by kind (codes.py)."""
+
 _ROUNDS, _TASKS = 4096, 256
 _BYTES = 256 << 20
 """Read by all calls in turn, or four times the last level cache."""
@@ -79,8 +86,7 @@ def peak_probe(threads: int, integers: bool = False) -> tuple[list[Call], float]
 
     They multiply floats, or `integers`, which are bytes.
     """
-    w, x = ("i8", "i8") if integers else ("f8E4M3FN", "bf16")
-    product = Product(choose_level(None), WeightLayout((GROUP,), BLOCK, BLOCK, BLOCK), w, x)
+    product = _product(integers)
 
     def emit_row(lanes: Lanes, row: Value) -> None:
         f, source, sink = lanes.f, *lanes.f.params[:2]
@@ -96,6 +102,17 @@ def peak_probe(threads: int, integers: bool = False) -> tuple[list[Call], float]
     memory = torch.zeros(1, LANES, dtype=torch.int32)
     calls = _bound("peak", "i32", emit_row, memory, _TASKS, threads)
     return calls, 2.0 * LANES * KINDS[product.kind] * _SUMS * _ROUNDS * _TASKS
+
+
+def multiplier(integers: bool) -> str:
+    """The instruction that `peak_probe` measures."""
+    product = _product(integers)
+    return _INSTRUCTIONS[product.level, product.kind]
+
+
+def _product(integers: bool) -> Product:
+    w, x = ("i8", "i8") if integers else ("f8E4M3FN", "bf16")
+    return Product(choose_level(None), WeightLayout((GROUP,), BLOCK, BLOCK, BLOCK), w, x)
 
 
 def _store_all(f: Function, name: str, values: list[Value], sink: Value, row: Value) -> None:

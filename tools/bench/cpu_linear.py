@@ -15,7 +15,7 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.tools.bench import cpu_rowwise
-from qfuse.tools.bench.cpu_iree import Iree
+from qfuse.tools.bench.cpu_iree import Iree, check_installed
 from qfuse.tools.bench.cpu_moe import cpu_header
 from qfuse.tools.bench.cpu_peers import Peer, peers
 from qfuse.tools.bench.cpu_report import CHECKED, OURS, Kernels, Reporter, Work
@@ -83,18 +83,21 @@ def run(
     rows: Sequence[int],
     schemes: Sequence[CpuScheme],
     compile: bool,
+    iree: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The whole suite: a header, then rows; `compile` has torch.compile take part."""
+    """The whole suite: a header, then rows; torch.compile and IREE take part where asked for."""
+    if iree:
+        check_installed()
     threads = torch.get_num_threads()
     skipped = [
-        f"{n}x{k}: no {s.name}, whose blocks are of {s.w.block[1]} columns"
+        f"{n}x{k}: no {s.name}, whose blocks are of {s.multiple} columns"
         for n, k in shapes
         for s in schemes
         if not s.fits(k)
     ]
     yield {"suite": "cpu-linear", **cpu_header(threads), "notes": skipped}
     kernels = Kernels(CompileOptions.make("cpu"), threads)
-    subjects = [Ours(kernels), *peers(compile), Iree()]
+    subjects = [Ours(kernels), *peers(compile), Iree(iree)]
     reporter = Reporter(threads)
     widths = list(dict.fromkeys(k for _, k in shapes))
     with torch.inference_mode():

@@ -10,14 +10,12 @@ from torch.nn.functional import linear
 
 from qfuse.compiler.packed_weights import unpack_nibbles
 from qfuse.dialects.errors import QfuseError
-from qfuse.tools.bench.cpu_schemes import Activations, Weight, copies, dequantized
+from qfuse.tools.bench.cpu_schemes import SCHEMES, Activations, Weight, copies, dequantized
 from qfuse.tools.bench.kernels import Call
 from qfuse.tools.bench.subjects import Prepared
 
 _UNQUANTIZED = 3e-2
 """Relative error of what does not quantize activations where the reference does."""
-
-_GROUP = 32  # of INT4, as cpu_schemes has it
 
 
 class Peer(Protocol):
@@ -53,12 +51,14 @@ class Dequantize:
     tolerance: float = _UNQUANTIZED
 
     def prepare(self, weight: Weight, x: Activations) -> Prepared:
+        if weight.type.scheme is None:
+            raise QfuseError("is given quantized weights only")
         return Prepared(_dequantizing(dequantize_linear, weight, x))
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The same by torch.compile, which takes long to compile it."""
+    """The same by torch.compile, which takes long to compile it; a product alone of bf16."""
 
     wanted: bool
     name: str = "torch.compile"
@@ -77,14 +77,12 @@ def compiled(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
 
 
-def dequantize_linear(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, type_: Any
-) -> torch.Tensor:
-    return linear(x, dequantized(codes, scale, type_).bfloat16())
+def dequantize_linear(x: torch.Tensor, components: Sequence[torch.Tensor], type_: Any) -> Any:
+    return linear(x, dequantized(components, type_).bfloat16())
 
 
 def _dequantizing(function: Callable[..., Any], weight: Weight, x: Activations) -> list[Call]:
-    return [partial(function, x.x, *pair, weight.type) for pair in zip(*weight.stored, strict=True)]
+    return [partial(function, x.x, each, weight.type) for each in zip(*weight.stored, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class IntMm:
             out = torch.empty(len(codes), weight.n, dtype=torch.int32)
             calls.append(partial(torch._int_mm, codes, w.T, out=out))
             products.append(out)
-        scale = weight.scale.T
+        scale = weight.components[1].T
         return Prepared(calls, [lambda: products[0].float() * x_scale * scale])
 
 
@@ -116,7 +114,7 @@ class Int8Pack:
 
     def prepare(self, weight: Weight, x: Activations) -> Prepared:
         _only(weight, "int8")
-        scale = weight.scale.flatten().bfloat16()
+        scale = weight.components[1].flatten().bfloat16()
         product: Any = torch.ops.aten._weight_int8pack_mm
         return Prepared([partial(product, x.x, w, scale) for w in weight.stored[0]])
 
@@ -129,15 +127,17 @@ class Int4Pack:
     tolerance: float = _UNQUANTIZED
 
     def prepare(self, weight: Weight, x: Activations) -> Prepared:
-        _only(weight, "int4", "int4-a16")
+        _only(weight, *(name for name in SCHEMES if name.startswith("int4")))
+        assert weight.type.scheme is not None
+        group = weight.type.scheme.block[1]
         operators: Any = torch.ops.aten
-        codes = unpack_nibbles(weight.codes).int()
-        packed = operators._convert_weight_to_int4pack_for_cpu(codes, 1)
-        scale = weight.scale.T.bfloat16()
+        codes, scale = weight.components
+        packed = operators._convert_weight_to_int4pack_for_cpu(unpack_nibbles(codes).int(), 1)
+        scale = scale.T.bfloat16()
         both = torch.stack((scale, torch.zeros_like(scale)), -1).contiguous()
         product = operators._weight_int4pack_mm_for_cpu
         made = copies([packed, both], weight.bytes)
-        return Prepared([partial(product, x.x, w, _GROUP, s) for w, s in zip(*made, strict=True)])
+        return Prepared([partial(product, x.x, w, group, s) for w, s in zip(*made, strict=True)])
 
 
 def peers(compile: bool) -> Sequence[Peer]:

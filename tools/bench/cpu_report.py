@@ -5,11 +5,14 @@ All rows have
     case, m, n, k, scheme      what is computed; k is null where nothing is multiplied
     ms, gb_s, gflop_s          ours: what it takes, and what that is of memory and arithmetic
     of_limit, bound            the time that the machine needs at least, of ours; what decides it
+    limit                      the same by name: read, or the instruction that multiplies
+    of_bf16_peak               gflop_s of what products of bf16 reach at most
     peers, absent              milliseconds by name; why others have none
-    limits                     read_gb_s and peak_gflop_s, measured in the same rounds
+    limits                     read_gb_s, peak_gflop_s and bf16_gflop_s, measured in the same rounds
     others_percent, error      what other processes did in them; our relative error
 
-The peak is that of the instruction that serves: vdpbf16ps, or vpdpbusd for codes by codes.
+The peak is that of the instruction that serves: vdpbf16ps, or vpdpbusd for codes by codes, where
+there is AVX-512.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +26,7 @@ from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cache import compile_cached
 from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.tools.bench.cases import error_of, parsed
-from qfuse.tools.bench.cpu_limits import peak_probe, read_probe
+from qfuse.tools.bench.cpu_limits import multiplier, peak_probe, read_probe
 from qfuse.tools.bench.cpu_rounds import measure
 from qfuse.tools.bench.gemm import first_line
 from qfuse.tools.bench.kernels import Call, aligned_bytes
@@ -34,7 +37,7 @@ OURS = "qfuse"
 CHECKED = 16
 """Rows that are compared with the reference."""
 
-_READ, _PEAK = "read limit", "peak"
+_READ, _PEAKS = "read limit", {False: "peak", True: "peak of integers"}
 
 _CPU = torch.device("cpu")
 
@@ -136,21 +139,30 @@ class Reporter:
     ) -> dict[str, Any]:
         """What is measured of a row, by calls that were found to be right."""
         integers = any(work.integers for work in works)
-        probes = {_READ: self._read, _PEAK: self._peaks[integers]}
+        probes = {_READ: self._read, _PEAKS[False]: self._peaks[False]}
+        probes[_PEAKS[integers]] = self._peaks[integers]
         found = measure({name: calls for name, (calls, _) in probes.items()} | {**subjects})
         seconds = found.seconds
-        read, peak = (amount / seconds[name] for name, (_, amount) in probes.items())
+        reached = {name: amount / seconds[name] for name, (_, amount) in probes.items()}
+        read, peak, bf16 = (reached[n] for n in (_READ, _PEAKS[integers], _PEAKS[False]))
         size, flops = sum(work.bytes for work in works), sum(work.flops for work in works)
         floor = sum(max(work.bytes / read, work.flops / peak) for work in works)
         own = seconds.get(OURS)
+        reads = size / read >= flops / peak
         return {
             "ms": own and own * 1e3,
             "gb_s": own and size / own / 1e9,
             "gflop_s": own and flops / own / 1e9,
             "of_limit": own and floor / own,
-            "bound": "memory" if size / read >= flops / peak else "arithmetic",
+            "bound": "memory" if reads else "arithmetic",
+            "limit": "read" if reads else multiplier(integers),
+            "of_bf16_peak": own and flops / own / bf16,
             "peers": {name: seconds[name] * 1e3 for name in subjects if name != OURS},
-            "limits": {"read_gb_s": read / 1e9, "peak_gflop_s": peak / 1e9},
+            "limits": {
+                "read_gb_s": read / 1e9,
+                "peak_gflop_s": peak / 1e9,
+                "bf16_gflop_s": bf16 / 1e9,
+            },
             "others_percent": found.others_percent,
         }
 
@@ -161,4 +173,4 @@ def line(row: dict[str, Any]) -> str:
     if not row["ms"]:
         return head + row["absent"].get(OURS, "failed")
     times = ", ".join(f"{name} {ms / row['ms']:.2f}x" for name, ms in row["peers"].items())
-    return f"{head}{row['ms']:.3f} ms, {row['of_limit']:.0%} of limit ({row['bound']}); {times}"
+    return f"{head}{row['ms']:.3f} ms, {row['of_limit']:.0%} of {row['limit']}; {times}"

@@ -24,19 +24,23 @@ TORCH = {
     "i8": torch.int8,
     "f32": torch.float32,
     "f16": torch.float16,
+    "f8E8M0FNU": torch.float8_e8m0fnu,
 }
 
-_DEVIATIONS = {"f8E4M3FN": 0.62, "i8": 74.0, "i4": 4.6, "q4_k": 258.0, "q6_k": 1370.0}
+_DEVIATIONS = {
+    **{"f8E4M3FN": 0.62, "i8": 74.0, "i4": 4.6, "f4E2M1FN": 2.93},
+    **{"q4_k": 258.0, "q6_k": 1370.0},
+}
 """Of random weights whose scales are 1: of e4m3 below 2, of K-quants with random multipliers."""
 
 
 @dataclass(frozen=True)
 class CpuScheme:
-    """How a product is quantized; `x` is None where activations are bf16."""
+    """How a product is quantized; `w` or `x` is None where weights or activations are bf16."""
 
     name: str
     dtype: str
-    w: Scheme
+    w: Scheme | None = None
     x: Scheme | None = None
 
     @property
@@ -51,14 +55,20 @@ class CpuScheme:
         return self.x_dtype == "i8"
 
     def weight_type(self, n: int, k: int) -> Shaped:
-        return Shaped((n, k), self.dtype, _whole(self.w, k))
+        return Shaped((n, k), self.dtype, self.w and _whole(self.w, k))
 
     def x_type(self, k: int) -> Shaped:
         return Shaped((DYNAMIC, k), self.x_dtype, self.x and _whole(self.x, k))
 
     def fits(self, k: int) -> bool:
         """Whether rows of k columns can be stored: blocks of packed elements must be full."""
-        return self.w.packing == "none" or k % max(self.w.block[1], 1) == 0
+        return k % self.multiple == 0
+
+    @property
+    def multiple(self) -> int:
+        """What columns have to be a multiple of."""
+        packed = self.w is not None and self.w.packing != "none"
+        return max(self.w.block[1], 1) if packed and self.w else 1
 
 
 SCHEMES = {
@@ -70,16 +80,28 @@ SCHEMES = {
         CpuScheme("q8_0", "i8", Scheme((1, 32), "f16"), Scheme((1, 32), "f16", "q8_1")),
         CpuScheme("int4", "i4", Scheme((1, 32), "f16", "int4"), Scheme((1, 32), "f16", "q8_1")),
         CpuScheme("int4-a16", "i4", Scheme((1, 32), "f16", "int4")),
+        CpuScheme("int4-g64", "i4", Scheme((1, 64), "f16", "int4"), Scheme((1, 32), "f16", "q8_1")),
+        CpuScheme("int4-g128", "i4", Scheme((1, 128), "f16", "int4"), Scheme((1, 128), "f32")),
+        CpuScheme("int4-g128-a16", "i4", Scheme((1, 128), "f16", "int4")),
+        CpuScheme("mxfp4", "f4E2M1FN", Scheme((1, 32), "f8E8M0FNU", "fp4")),
         CpuScheme("q4_k", "i4", Scheme((1, 256), "i8", "q4_k"), Scheme((1, 32), "f16", "q8_1")),
         CpuScheme("q6_k", "i6", Scheme((1, 256), "i8", "q6_k"), Scheme((1, 32), "f16", "q8_1")),
+        CpuScheme("bf16", "bf16"),
     )
 }
-"""By name: block-scaled FP8, W8A8, ggml's, and group-wise INT4; a16 has bf16 activations."""
+"""By name: block-scaled FP8, W8A8, group-wise INT4, MXFP4, ggml's, and none at all.
+
+Groups of INT4 are of 32 columns, or as many as g says; a16 has bf16 activations, as MXFP4 does.
+"""
+
+ALIASES = {"q4_0": "int4"}
+"""What is stored the same way."""
 
 
 def parse_schemes(text: str | None) -> list[CpuScheme]:
     """Names with commas between, all by default; raises QfuseError for others."""
     names = [part.strip() for part in text.split(",")] if text else list(SCHEMES)
+    names = [ALIASES.get(name, name) for name in names]
     if unknown := [name for name in names if name not in SCHEMES]:
         raise QfuseError(f"scheme '{unknown[0]}' is unknown; use {', '.join(SCHEMES)}")
     return [SCHEMES[name] for name in names]
@@ -94,20 +116,21 @@ class Weight:
     def __init__(self, scheme: CpuScheme, n: int, k: int, seed: int = 0) -> None:
         if not scheme.fits(k):
             raise QfuseError(
-                f"{scheme.name} has blocks of {scheme.w.block[1]} columns; {k} are no multiple"
+                f"{scheme.name} has blocks of {scheme.multiple} columns; {k} are no multiple"
             )
         self.scheme, self.n, self.k = scheme, n, k
         self.type = scheme.weight_type(n, k)
-        self.codes, self.scale = random_weight(self.type, seed)
+        self.components = random_weight(self.type, seed)
+        """Codes and scales, or the weight itself where it is not quantized."""
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.codes, self.scale))
+        return sum(t.numel() * t.element_size() for t in self.components)
 
     @cached_property
     def values(self) -> torch.Tensor:
         """f32 [N, K]."""
-        return dequantized(self.codes, self.scale, self.type)
+        return dequantized(self.components, self.type)
 
     @cached_property
     def dense(self) -> list[torch.Tensor]:
@@ -115,20 +138,17 @@ class Weight:
         return copies([self.values.bfloat16()], 2 * self.n * self.k)[0]
 
     @cached_property
-    def packed(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """As our kernels have them: codes, and scales."""
-        assert self.type.scheme is not None
-        parts = pack_weight(
-            [(self.codes, self.scale)], self.type.scheme.block, self.type.scheme.packing
-        )
-        codes, scale = copies(parts, self.bytes)
-        return codes, scale
+    def packed(self) -> list[list[torch.Tensor]]:
+        """As our kernels have them: codes, and scales if there are any."""
+        block, packing = (1, self.k), self.type.dtype
+        if self.type.scheme is not None:
+            block, packing = self.type.scheme.block, self.type.scheme.packing
+        return copies(pack_weight([self.components], block, packing), self.bytes)
 
     @cached_property
-    def stored(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def stored(self) -> list[list[torch.Tensor]]:
         """As a checkpoint has them."""
-        codes, scale = copies([self.codes, self.scale], self.bytes)
-        return codes, scale
+        return copies(self.components, self.bytes)
 
 
 def copies(tensors: Sequence[torch.Tensor], bytes_: int) -> list[list[torch.Tensor]]:
@@ -137,17 +157,22 @@ def copies(tensors: Sequence[torch.Tensor], bytes_: int) -> list[list[torch.Tens
     return [[tensor, *(tensor.clone() for _ in range(count - 1))] for tensor in tensors]
 
 
-def dequantized(codes: torch.Tensor, scale: torch.Tensor, type_: Shaped) -> torch.Tensor:
+def dequantized(components: Sequence[torch.Tensor], type_: Shaped) -> torch.Tensor:
     """f32 values of a weight."""
-    assert type_.scheme is not None
+    if type_.scheme is None:
+        return components[0].float()
+    codes, scale = components
     return dequantize_weight(codes, scale, type_.scheme.block, type_.scheme.packing)
 
 
-def random_weight(type_: Shaped, seed: int, gain: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales, with which products are of about the size of x times `gain`."""
+def random_weight(type_: Shaped, seed: int, gain: float = 1.0) -> tuple[torch.Tensor, ...]:
+    """The components of a weight, with which products are of about the size of x times `gain`."""
     generator = torch.Generator().manual_seed(seed)
     scheme = type_.scheme
-    assert scheme is not None
+    if scheme is None:  # by other numbers than the activations, which are normal, too
+        generator.manual_seed(seed + (1 << 16))
+        w = torch.empty(type_.shape).normal_(0, gain * type_.shape[1] ** -0.5, generator=generator)
+        return (w.to(TORCH[type_.dtype]),)
     codes = torch.empty(type_.data_shape, dtype=torch.uint8)
     codes.random_(0, 256, generator=generator)
     if type_.dtype == "f8E4M3FN":  # without the exponent's highest bit: below 2, and no NaN
@@ -158,6 +183,8 @@ def random_weight(type_: Shaped, seed: int, gain: float = 1.0) -> tuple[torch.Te
         scale = _k_quant_scales(scheme.packing, type_, size, generator)
     else:
         scale = (torch.rand(type_.scale_shape, generator=generator) + 0.5) * size
+        if scheme.scale == "f8E8M0FNU":  # an exponent, to the nearest
+            scale = scale.log2().round().exp2()
         scale = scale.to(TORCH[scheme.scale])
     return codes.view(TORCH.get(type_.data_dtype, torch.int8)), scale
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from qfuse.tools.bench.cpu_goals import goal_lines
 from qfuse.tools.bench.static import COLUMNS
 
 
@@ -81,7 +82,7 @@ def show_moe(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
 def show_cpu(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """What `cpu_report` found; peers in milliseconds, and how many times ours."""
     peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
-    fixed = ["case", "scheme", "M", "ms", "GB/s", "GFLOP/s", "of limit", "bound"]
+    fixed = ["case", "scheme", "M", "ms", "GB/s", "GFLOP/s", "of limit", "limit", "of bf16 peak"]
     models = any("tokens_per_s" in row for row in rows)
     table = Table(*fixed, *(["tokens/s"] if models else []), *peers, title=_title(header))
     for row in rows:
@@ -90,13 +91,14 @@ def show_cpu(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
         table.add_row(
             *(row["case"], row["scheme"], str(row["m"])),
             *(_cell(row["ms"], ".3f"), _cell(row["gb_s"], ".1f"), _cell(row["gflop_s"], ".0f")),
-            *(_cell(row["of_limit"], ".0%"), row["bound"]),
+            *(_cell(row["of_limit"], ".0%"), row["limit"], _cell(row["of_bf16_peak"], ".0%")),
             *([_cell(row["tokens_per_s"], ".1f")] if models else []),
             *(f"{times[n][0]:.3f}{times[n][1]}" if n in times else "-" for n in peers),
         )
     console.print(table)
     absent = dict.fromkeys(f"{name}: {why}" for row in rows for name, why in row["absent"].items())
-    for said in [*header["notes"], *absent, _limits(rows)]:
+    goals = goal_lines(rows) if "missed" in header else []
+    for said in [*header["notes"], *absent, _limits(rows), *goals]:
         console.print(said, highlight=False)
 
 

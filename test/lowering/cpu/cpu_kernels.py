@@ -17,12 +17,12 @@ from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.cache import compile_cached
-from qfuse.lowering.cpu.cpu import missing_flags
+from qfuse.lowering.cpu.cpu import LEVELS, missing_flags
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
 
-TESTED_LEVELS = [level for level in ("avx512", "generic") if not missing_flags(level)]
-"""The level avx2 emits what generic does."""
+TESTED_LEVELS = [level for level in LEVELS if not missing_flags(level)]
+"""Those that this CPU can run; each is compiled for its own instructions, and no others."""
 
 TORCH = {
     "f32": torch.float32,
@@ -205,8 +205,11 @@ def run(
     m: int,
     rows: Sequence[int] | None = None,
     threads: int = 1,
+    place: int | None = None,
 ) -> list[Tensor | Quantized]:
     """Run a kernel on `m` rows; results have leading extents `rows`, by default [m].
+
+    With `place`, arguments and results lie so many of their elements behind a multiple of 64 bytes.
 
     A result of one dimension has no rows.  Results are filled with a pattern before and guarded by
     it on both sides, as scratch is: a kernel that writes too little or too much is noticed.  One
@@ -215,7 +218,9 @@ def run(
     kernel = loaded(text, level)
     rows = [m] if rows is None else rows
     held = [t for a in arguments for t in (a if isinstance(a, tuple) else (a,))]
-    held = [fenced(t.contiguous()) for t in held]
+    held = [
+        fenced(t.contiguous()) if place is None else placed(t.contiguous(), place) for t in held
+    ]
     guarded, out = [], []
     for r in results:
         pieces = [(r.shape[-1], TORCH[r.dtype])]
@@ -224,7 +229,8 @@ def run(
         tensors = []
         for width, dtype in pieces:
             shape = (*leading, width)
-            memory, used = poisoned(math.prod(shape) * dtype.itemsize)
+            shift = (place or 0) * dtype.itemsize
+            memory, used = poisoned(math.prod(shape) * dtype.itemsize, shift)
             guarded.append((memory, used))
             tensors.append(used.view(dtype).view(shape))
         out.append(tuple(tensors) if r.quantized else tensors[0])
@@ -252,11 +258,21 @@ POISON = 0xA5
 _GUARD = 4096
 
 
-def poisoned(size: int) -> tuple[Tensor, Tensor]:
-    """(all memory, the `size` bytes in the middle of it, aligned to 64), filled with a pattern."""
-    memory = torch.full((size + 2 * _GUARD,), POISON, dtype=torch.uint8)
-    begin = -memory.data_ptr() % 64 + _GUARD - 64
+def poisoned(size: int, shift: int = 0) -> tuple[Tensor, Tensor]:
+    """(all memory, the `size` bytes in the middle of it), filled with a pattern.
+
+    Those bytes begin `shift` behind a multiple of 64.
+    """
+    memory = torch.full((size + shift + 2 * _GUARD,), POISON, dtype=torch.uint8)
+    begin = -memory.data_ptr() % 64 + _GUARD - 64 + shift
     return memory, memory[begin : begin + size]
+
+
+def placed(tensor: Tensor, place: int) -> Tensor:
+    """A copy that begins `place` elements behind a multiple of 64 bytes."""
+    size = tensor.numel() * tensor.itemsize
+    _, used = poisoned(size, place * tensor.itemsize)
+    return used.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def quantize_reference(x: Tensor, block: tuple[int, int], dtype: str = "f8E4M3FN") -> Quantized:

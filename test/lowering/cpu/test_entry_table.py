@@ -18,7 +18,7 @@ from qfuse.lowering.cpu.entry_table import VARIABLE, Entry, Table, read_table, s
 from qfuse.lowering.cpu.kernel import Choice, CompiledKernel
 
 pytestmark = pytest.mark.skipif(
-    "avx512" not in TESTED_LEVELS, reason="only kernels with AVX-512 have entries to choose from"
+    "avx512" not in TESTED_LEVELS, reason="names entries that kernels with AVX-512 have"
 )
 
 N, K = 130, 256

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vector_functions import apply
 
+from qfuse.lowering.cpu.cpu import missing_flags
 from qfuse.lowering.cpu.emit import Function, Value
-from qfuse.lowering.cpu.fp8 import FORMATS, decode, encode
+from qfuse.lowering.cpu.fp8 import F16, FORMATS, decode, decode_words, encode
 
 formats = pytest.mark.parametrize("dtype", list(FORMATS))
 levels = pytest.mark.parametrize("level", TESTED_LEVELS)
@@ -69,6 +70,50 @@ def test_decode_is_exact_for_every_code(dtype: str) -> None:
     assert torch.equal(got.isnan(), wanted.isnan())
     finite = ~wanted.isnan()
     assert same_bits(got[finite], wanted[finite])
+
+
+def test_f16_decodes_exactly() -> None:
+    """Every code, as the level generic does it."""
+    codes = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
+    got = apply(lambda f, value: decode(f, value, F16), codes, torch.float32)
+    wanted = codes.view(torch.float16).float()
+    assert torch.equal(got.isnan(), wanted.isnan())
+    finite = ~wanted.isnan()
+    assert same_bits(got[finite], wanted[finite])
+
+
+def test_f16_encodes_as_torch_does() -> None:
+    """Ties to even, subnormals, and overflow from 65520 on."""
+    every = torch.arange(1 << 15).to(torch.int16).view(torch.float16).float()
+    every = every[every.isfinite()]
+    ties = (every[1:] + every[:-1]) / 2
+    near = [torch.nextafter(ties, torch.full_like(ties, s)) for s in (0.0, 1e9)]
+    edge = torch.tensor([65504.0, 65519.99, 65520.0, 65536.0, 1e38, torch.inf, 1e-45])
+    x = torch.cat([every, ties, *near, edge, hard_values("f8E5M2")])
+    x = torch.cat([x, -x])
+    got = apply(lambda f, value: encode(f, value, F16), x, torch.int16).view(torch.float16)
+    wanted = x.half()
+    assert torch.equal(got.isnan(), wanted.isnan())
+    finite = ~wanted.isnan()
+    assert same_bits(got[finite], wanted[finite])
+
+
+@pytest.mark.skipif(bool(missing_flags("avx2")), reason="this CPU lacks F16C")
+@formats
+def test_pairs_of_codes_decode_exactly(dtype: str) -> None:
+    """Every pair of two codes, as the level avx2 does it; NaN in one leaves the other as it is."""
+    words = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
+    pairs = words.view(torch.uint8).view(-1, 2)
+    for column in range(2):
+
+        def emit(f: Function, value: Value, column: int = column) -> Value:
+            return decode_words(f, value, FORMATS[dtype])[column]
+
+        got = apply(emit, words, torch.float32)
+        wanted = pairs[:, column].contiguous().view(TORCH[dtype]).float()
+        assert torch.equal(got.isnan(), wanted.isnan())
+        finite = ~wanted.isnan()
+        assert same_bits(got[finite], wanted[finite])
 
 
 @formats

@@ -34,7 +34,7 @@ def test_every_number_of_rows_has_one_entry(name: str, level: str) -> None:
     assert entries[-1].symbol == "run" and entries[-1].m_max is None
 
 
-@pytest.mark.skipif("avx512" not in TESTED_LEVELS, reason="others have nothing to choose")
+@pytest.mark.skipif("avx512" not in TESTED_LEVELS, reason="this CPU lacks AVX-512")
 def test_what_decodes_slowly_is_decoded_once() -> None:
     """Six bits cost many instructions, and four fewer; few rows are decoded in registers always."""
     staged = {name: kernel(name, "avx512").entries[-1].m_min for name in PRODUCTS}
@@ -46,7 +46,16 @@ def test_what_decodes_slowly_is_decoded_once() -> None:
         assert [found.entry(m).symbol for m in (1, 2, 4, 8)] == ["run1", "run4", "run4", "run8"]
 
 
-def test_without_avx512_one_row_alone_is_decoded_in_registers() -> None:
+@pytest.mark.skipif("avx2" not in TESTED_LEVELS, reason="this CPU lacks AVX2")
+def test_with_avx2_eight_bits_are_decoded_once_for_more_than_four_rows() -> None:
+    for name in ("fp8 in blocks", "i8 by i8", "int4 by bf16", "q4_k by q8_1"):
+        found = kernel(name, "avx2")
+        assert [found.entry(m).symbol for m in (1, 2, 4)] == ["run1", "run4", "run4"]
+        eight_bits = name in ("fp8 in blocks", "i8 by i8")
+        assert found.entry(8).symbol == ("run" if eight_bits else "run_units")
+
+
+def test_without_avx2_one_row_alone_is_decoded_in_registers() -> None:
     if "generic" in TESTED_LEVELS:
         entries = kernel("fp8 in blocks", "generic").entries
         assert [(e.symbol, e.m_min, e.m_max) for e in entries] == [("run1", 1, 1), ("run", 2, None)]

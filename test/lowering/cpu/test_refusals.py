@@ -231,3 +231,11 @@ def test_a_level_the_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'level "sse9" is not one of' in refusal(text, "sse9")
     monkeypatch.setattr(cpu, "cpu_flags", frozenset)
     assert cpu.choose_level() == "generic"
+
+
+def test_f16_without_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest x86-64 has kernels for all that the newest has."""
+    monkeypatch.setattr(cpu, "cpu_flags", frozenset)
+    half = plain(-1, 64, dtype="f16")
+    with parsed(kernel_text("relu", [half], [half])) as kernel:
+        assert compile_kernel(kernel).level == "generic"

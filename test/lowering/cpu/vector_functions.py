@@ -6,17 +6,21 @@ from collections.abc import Callable
 import torch
 
 from qfuse.lowering.cpu.codegen import compile_text
-from qfuse.lowering.cpu.emit import F32, I8, LANES, Function, Value, buffer
+from qfuse.lowering.cpu.emit import F32, I8, LANES, Function, Value, buffer, vector
 from qfuse.lowering.cpu.loader import LoadedObject
 
-_ELEMENTS = {torch.float32: ("f32", F32), torch.uint8: ("f8E4M3FN", I8)}
+_ELEMENTS = {
+    torch.float32: ("f32", F32),
+    torch.uint8: ("f8E4M3FN", I8),
+    torch.int16: ("i16", vector("i16")),
+}
 
 
 def apply(
     emit: Callable[[Function, Value], Value], x: torch.Tensor, result: torch.dtype
 ) -> torch.Tensor:
-    """`emit` on each element of `x`, f32 or 8-bit codes; `result` is f32 or uint8."""
-    source = torch.float32 if x.dtype == torch.float32 else torch.uint8
+    """`emit` on each element of `x`, f32 or codes of 8 or 16 bits; `result` is f32 or codes."""
+    source = {1: torch.uint8, 2: torch.int16, 4: torch.float32}[x.itemsize]
     (from_, from_type), (to, _) = _ELEMENTS[source], _ELEMENTS[result]
     params = [Value("%x", buffer(from_)), Value("%y", buffer(to)), Value("%n", "index")]
     f = Function("apply", params)
