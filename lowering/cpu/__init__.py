@@ -36,6 +36,7 @@
 | kernel.py | a compiled kernel: the ABI, entries, scratch |
 | entry_table.py | which entry was measured to serve which rows best |
 | layout.py | how packed weights lie in memory |
+| tunables.py | what of products' loops may be chosen, and what is by default |
 | weights.py | packing weights |
 | loader.py | ELF objects into executable memory |
 | launcher.py | binding arguments, threads |

@@ -36,6 +36,7 @@ from qfuse.lowering.cpu.product_kernel import (
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
+from qfuse.lowering.cpu.tunables import Tunables
 
 OPS = ("qfuse.matmul",)
 
@@ -44,10 +45,10 @@ def refuse(op: ir.Operation) -> str | None:
     return refuse_product(op)
 
 
-def build(signature: Signature, level: str) -> Built:
+def build(signature: Signature, level: str, tuned: Tunables | None = None) -> Built:
     parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
     layout = weight_layout(signature.operands[1].shaped, parts)
-    kernel = _Kernel(signature, level, layout)
+    kernel = _Kernel(signature, level, layout, tuned=tuned)
     p = kernel.product
     direct = {rows: build_direct(p, rows, kernel.tile) for rows in p.direct_rows}
     entries = [kernel.direct_entry(rows, product) for rows, product in direct.items()]

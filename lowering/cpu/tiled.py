@@ -122,7 +122,7 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
         out, start = f.address(out_at, (columns.iv, width)), f.imul(kb, p.layout.block)
         sums = first_sums(p, f, of_rows, strips)
         with f.loop(0, p.parts, carried=sums) as part:
-            if p.prefetches:
+            if p.tunables.tile_fetches:
                 ahead = f.imul(f.iadd(share, part.iv), f.imul(lines, LINE))
                 with f.loop(0, lines) as line:
                     f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
