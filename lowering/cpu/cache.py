@@ -2,7 +2,8 @@
 
 A file is named by a digest of everything its content depends on: the kernel's text with its name
 made neutral, the level, what was tuned, the CPU's features, the source of the code generator and
-the version of the toolchain.  It holds a digest of its own bytes, so a damaged file is noticed and made again.
+the version of the toolchain.  It holds a digest of its own bytes, so a damaged file is noticed and
+made again.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Tunables of products: none of them changes a bit, and what no loops can be built of is refused."""
+"""Tunables of products: none changes a bit, and what no loops can be built of is refused."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -93,7 +93,9 @@ def test_no_choice_changes_a_bit(level: str, name: str) -> None:
 def test_nor_by_the_weights_of_experts(level: str) -> None:
     make_w, make_x = PRODUCTS["fp8 blocks"]
     experts, x = [make_w(N, K), make_w(N, K)], make_x(MOST, K)
-    codes, scale = (torch.stack(each) for each in zip(*(w.components for w in experts)))
+    codes, scale = (
+        torch.stack(each) for each in zip(*(w.components for w in experts), strict=True)
+    )
     packed = pack_experts(codes, scale, (128, 128))
     result, w = plain(-1, N, dtype="f32"), experts[0].type
     text = group_text(x.type, replace(w, shape=(2, *w.shape)), [result])
