@@ -48,8 +48,8 @@ def assign_rows(entries: Sequence[Entry], p: Product) -> list[Entry]:
     """The entries of a product with the rows that each serves, one after the other.
 
     Those that decode in registers serve what they can in one pass, if rows that leave registers for
-    one strip only are not cheaper otherwise; `run_units` as many as are cheaper than by `run`, which
-    serves the rest.
+    one strip only are not cheaper otherwise; `run_units` as many as are cheaper than by `run`,
+    which serves the rest.
     """
     assigned, low = [], 1
     for entry in entries:
