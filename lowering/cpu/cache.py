@@ -52,12 +52,12 @@ def kernel_key(kernel: func.FuncOp, level: str, tuned: Tunables | None = None) -
         neutral.attributes["sym_name"] = ir.StringAttr.get("kernel")
         text = neutral.get_asm(enable_debug_info=False, print_generic_op_form=True)
         neutral.erase()
-    fields = [text, level, choices, " ".join(cpu_features()), _code_generator(), _toolchain()]
+    fields = [text, level, choices, " ".join(cpu_features()), code_generator(), _toolchain()]
     return hashlib.sha256("\0".join(fields).encode()).hexdigest()[:40]
 
 
 @lru_cache(maxsize=1)
-def _code_generator() -> str:
+def code_generator() -> str:
     """A digest of the source that kernels come from: no change of it can meet an older kernel."""
     definitions = (Path(activations.__file__), Path(glu.__file__))
     files = [*sorted(Path(__file__).parent.glob("*.py")), *definitions]

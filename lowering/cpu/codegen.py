@@ -53,13 +53,18 @@ def unsupported(op: ir.Operation | ir.OpView, level: str | None = None) -> str |
 
 
 def compile_kernel(
-    kernel: func.FuncOp, *, level: str | None = None, tuned: Tunables | None = None
+    kernel: func.FuncOp,
+    *,
+    level: str | None = None,
+    tuned: Tunables | None = None,
+    entry: str | None = None,
 ) -> CompiledKernel:
     """Machine code for a function that `qfuse-convert-to-cpu` outlined.
 
     `level` is one of cpu.LEVELS, by default the best that this CPU runs; `tuned` is for products,
-    by default what `tunables.py` says.  Raises QfuseError, naming the operation, where it is, why
-    it is not supported, and what would be.
+    by default what `tunables.py` says; `entry` names the only one to compile, by default there are
+    all.  Raises QfuseError, naming the operation, where it is, why it is not supported, and what
+    would be.
     """
     level = choose_level(level)
     signature = read_signature(kernel)
@@ -69,6 +74,8 @@ def compile_kernel(
         family = _FAMILIES[signature.op.name]
         choices = (tuned,) if family in _PRODUCTS else ()
         built = family.build(signature, level, *choices)
+    if entry is not None:
+        built = built.only(entry)
     return CompiledKernel(
         name=kernel.name.value,
         level=level,

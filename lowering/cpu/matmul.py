@@ -18,10 +18,8 @@ run.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.direct import build_direct
 from qfuse.lowering.cpu.emit import Function, Index
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
@@ -32,6 +30,7 @@ from qfuse.lowering.cpu.product_kernel import (
     Rows,
     Tile,
     Totals,
+    product_key,
     refuse_product,
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
@@ -60,7 +59,7 @@ def build(signature: Signature, level: str, tuned: Tunables | None = None) -> Bu
     return Built(
         [*functions, *(function for function, _ in entries)],
         assign_rows([entry for _, entry in entries], p),
-        f"{replace(x, shape=(DYNAMIC, x.shape[-1]))} by {w}, parts {list(parts)}",
+        product_key(x, w, parts),
     )
 
 

@@ -17,7 +17,7 @@ from qfuse.lowering.cpu.codes import KINDS, Codes
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, buffer, vector
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout
+from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout, ceil_div
 from qfuse.lowering.cpu.scales import ScaleSource, StripScale
 from qfuse.lowering.cpu.tunables import Tunables, defaults
 
@@ -151,6 +151,11 @@ class Product:
         return self.tunables.tile_strips
 
     @property
+    def tile_height(self) -> int:
+        """Rows that the tiled loop multiplies by at once."""
+        return max(1, self.tunables.tile_sums // self.tile_strips)
+
+    @property
     def direct_rows(self) -> tuple[int, ...]:
         return self.tunables.direct_rows
 
@@ -162,7 +167,8 @@ class Product:
     @property
     def shares(self) -> int:
         """Into how many stretches the tiled loop divides a block of one group."""
-        return STRIPS // self.tile_strips * self.parts
+        unit, height = self.tile_rows[0], self.tile_height
+        return STRIPS // self.tile_strips * ceil_div(unit, height) * self.parts
 
     def scale_serves(self, columns: int) -> bool:
         """Whether rows of x have one scale for a block, and `columns` of w have another."""

@@ -5,8 +5,8 @@ rows, by the weight of one expert where there are several.  Its totals [areas][r
 the thread's scratch, from where the epilogue takes them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qfuse.dialects.bindings import ir
@@ -61,6 +61,12 @@ def product_of(
 ) -> Product:
     group = x.scheme.group if x.scheme else None
     return Product(level, layout, w.dtype, x.dtype, group, tuned)
+
+
+def product_key(x: Shaped, w: Shaped, parts: Sequence[int]) -> str:
+    """What tables of measurements find a product by: any rows of x are rows, experts are alike."""
+    x, w = replace(x, shape=(DYNAMIC, x.shape[-1])), replace(w, shape=w.shape[-2:])
+    return f"{x} by {w}, parts {list(parts)}"
 
 
 @dataclass(frozen=True)

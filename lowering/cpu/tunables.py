@@ -31,9 +31,11 @@ class Tunables:
     prefetch_bytes: int
     """How far ahead of the reader of a linear stream it fetches, at least; 0: not at all."""
     tile_rows: tuple[int, ...]
-    """Rows that the tiled loop takes at once, falling; the first is its usual number, a unit."""
+    """Rows that the tiled loop takes, falling; the first is its usual number, a unit."""
     tile_strips: int
     """Strips of the weight that it takes at once."""
+    tile_sums: int
+    """Accumulators there, at most; the more strips, the fewer rows at once."""
     tile_parts: int
     """Stretches of a block that is one run, each with a share of the fetching."""
     tile_fetches: bool
@@ -54,8 +56,10 @@ class Tunables:
             raise ValueError(f"{self.row_strips} or {self.tile_strips} strips divide no group")
         if self.tile_parts not in (1, 2, 4, 8, 16):
             raise ValueError(f"{self.tile_parts} parts do not divide a block")
-        if self.direct_sums < self.direct_rows[-1] or self.chunk_rows < self.tile_rows[0]:
-            raise ValueError("fewer accumulators, or rows of a chunk, than rows at once")
+        if self.direct_sums < self.direct_rows[-1] or self.tile_sums < self.tile_strips:
+            raise ValueError("there are fewer accumulators than rows, or strips, at once")
+        if self.chunk_rows < self.tile_rows[0]:
+            raise ValueError("a chunk has fewer rows than a unit")
         if min(self.unrolled - 1, self.prefetch_bytes, self.wide_part) < 0:
             raise ValueError("no slices in line, or bytes less than none")
 
@@ -84,7 +88,8 @@ _AVX512 = Tunables(
     unrolled=4,
     prefetch_bytes=4096,  # measured: 0.90 to 0.99 of the read limit with 4 to 8 KB, 0.70 with none
     tile_rows=(8, 4, 2),
-    tile_strips=2,  # 8 x 2 sums, as 4 x 4 at 0.94 to 0.95 of the peak; 12 x 2 and 2 x 2 are slower
+    tile_strips=2,  # 8 x 2 sums, as 4 x 4, are at 0.94 to 0.95 of the peak; 4 x 2 loads too often
+    tile_sums=16,
     tile_parts=4,
     tile_fetches=True,
     chunk_rows=512,  # more would push the packed x of a chunk out of the cache
@@ -133,27 +138,15 @@ def _each(name: str, *values: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple({name: value} for value in values)
 
 
-def _tiles(*shapes: tuple[tuple[int, ...], int]) -> tuple[Mapping[str, Any], ...]:
-    return tuple({"tile_rows": rows, "tile_strips": strips} for rows, strips in shapes)
-
-
 _WIDE_SEARCHES = (
-    Search(
-        1,
-        "run1",
-        (
-            _each("prefetch_bytes", 0, 2048, 8192, 16384),
-            _each("row_strips", 1, 2),
-            _each("unrolled", 1, 8),
-        ),
-    ),
-    Search(64, "run", (_tiles(((4, 2), 4), ((4, 2), 2)),)),
+    Search(1, "run1", (_each("prefetch_bytes", 2048, 8192), ({"unrolled": 1}, {"row_strips": 2}))),
+    Search(64, "run", (({"tile_parts": 8}, {"tile_strips": 4}),)),
 )
 
 _OTHER_SEARCHES = (
     Search(1, "run1", (_each("prefetch_bytes", 4096), _each("row_strips", 1, 2))),
-    Search(64, "run", (_tiles(((8, 4, 2), 1), ((2,), 1)),)),
+    Search(64, "run", (_each("tile_strips", 2),)),
 )
 
 SEARCHES = {"avx512": _WIDE_SEARCHES, "avx2": _OTHER_SEARCHES, "generic": _OTHER_SEARCHES}
-"""By level: decoding, then a batch."""
+"""By level: decoding, then a batch; few enough to take some 0.7 s for a product."""
