@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from qfuse.compiler.options import CompileOptions
 from qfuse.dialects import matmul_op
 from qfuse.dialects.bindings import func, ir
 from qfuse.lowering.cpu import autotune, tuned
-from qfuse.lowering.cpu.autotune import Found, Measure, Probes, Subject
+from qfuse.lowering.cpu.autotune import Found, Probes, Subject
 from qfuse.lowering.cpu.cpu import choose_level
 from qfuse.lowering.cpu.entry_table import cpu_name
 from qfuse.lowering.cpu.tunables import SEARCHES, Tunables
@@ -21,9 +21,6 @@ SECONDS = {"auto": 2.0, "full": 60.0}
 """What tuning takes at most, by mode: of a program, or of a graph that torch.compile hands over."""
 
 log = logging.getLogger("qfuse")
-
-MakeMeasure = Callable[[str, int], Measure]
-"""Of a level, and a number of threads."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,6 @@ def tune_kernels(
     module: ir.Operation,
     functions: Sequence[func.FuncOp],
     options: CompileOptions,
-    make_measure: MakeMeasure = Probes,
 ) -> Tuning:
     """Choose the tunables of the products among the kernels of a module.
 
@@ -64,7 +60,7 @@ def tune_kernels(
     kernels = list(_kernels(module, functions))
     found: Mapping[str, Found] = {}
     if options.tune != "off":
-        found = _measured(_by_traffic(kernels), level, threads, options, make_measure)
+        found = _measured(_by_traffic(kernels), level, threads, options)
     chosen, rows = {}, []
     for kernel in kernels:
         usual = autotune.product_of_op(kernel.product, level).tunables
@@ -116,14 +112,13 @@ def _measured(
     level: str,
     threads: int,
     options: CompileOptions,
-    make_measure: MakeMeasure,
 ) -> Mapping[str, Found]:
     signature = tuned.signature(level, threads)
     known = tuned.read(options.tuned_dir, signature) if options.tune == "auto" else {}
     if all(known.get(str(s), Found({}, {})).is_complete(level) for s in subjects):
         return known
-    measure = make_measure(level, threads)
-    found, left = autotune.tune(subjects, level, known, measure, SECONDS[options.tune])
+    probes = Probes(level, threads)
+    found, left = autotune.tune(subjects, level, known, probes, SECONDS[options.tune])
     tuned.write(options.tuned_dir, signature, found)
     if left:
         log.warning(

@@ -44,7 +44,9 @@ def _compile(args: argparse.Namespace) -> int:
     from qfuse.compiler.options import CompileOptions
 
     disable = args.disable.split(",") if args.disable else ()
-    options = CompileOptions.make(args.target, disable, blas=args.blas, verify=args.verify)
+    options = CompileOptions.make(
+        args.target, disable, blas=args.blas, verify=args.verify, tune=args.tune
+    )
     console = Console(stderr=True)
     if args.config_only:
         if args.model is not None or args.max_len is not None:
@@ -69,6 +71,7 @@ def _compile(args: argparse.Namespace) -> int:
             max_len=args.max_len,
             blas=args.blas,
             verify=args.verify,
+            tune=args.tune,
             progress=progress,
         )
     exe.save(args.output)
@@ -163,15 +166,19 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from qfuse.tools.explanation import decisions, show
+    from qfuse.tools.explanation import decisions, show, show_tuning, tuning
 
     rows = decisions(args.model, args.target, args.blas, args.roundings)
+    tuned = tuning(args.model)
     if args.json:
-        print(json.dumps({"dispatch": [row.to_json() for row in rows]}))
+        data = {"dispatch": [row.to_json() for row in rows]}
+        print(json.dumps(data if tuned is None else {**data, "tuning": tuned}))
         return 0
     from rich.console import Console
 
     show(Console(), rows)
+    if tuned is not None:
+        show_tuning(Console(), tuned)
     return 0
 
 
@@ -257,6 +264,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
     add("--blas", default="auto", help="products by cuBLAS: auto (where faster), on, off")
+    add(
+        "--tune",
+        metavar="MODE",
+        help="on a CPU, measure how to multiply: auto (what was not before, 2 s at most), full "
+        "(everything, 60 s at most), off; default auto, in CI off; QFUSE_TUNE sets it, too",
+    )
     add("--remarks", action="store_true", help="print what each pattern did or declined")
     add(
         "--verify",
