@@ -26,6 +26,7 @@
 | torch_ir.py | reading the torch dialect |
 | operators.py | operators to call on tensors directly |
 | gemm.py, group_gemm.py | the kernels behind them |
+| tuning.py | choosing how products' loops run on this CPU, by measuring |
 | routing.py, routing_adapters.py | which rows are whose: one contract, and those of others |
 | pipeline.py | pass pipelines: the built-in order, and as text |
 | passes/ | one pass per file |

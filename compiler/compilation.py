@@ -4,13 +4,15 @@ import      a front end makes a module in the torch dialect        compiler/fron
 expand      torch to qfuse, quantization apart                     pipeline.IMPORT
 fuse        the fusion passes that are on                          pipeline.FUSION
 dispatch    each product to a library or our kernels               compiler/dispatch
-lower       computations outlined into kernels, compiled           lowering/cpu, lowering/triton
+lower       computations outlined into kernels                     passes/convert_to_*.py
+tune        for a CPU: how the loops of products fetch and unroll  compiler/tuning.py
+compile     kernels to machine code                                lowering/cpu, lowering/triton
 plan        the rest as data, weights in the kernels' layout       compiler/plan, runtime
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,11 +33,13 @@ from qfuse.compiler.passes.triton_to_binary import to_binaries
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.program import Kernel, Program
+from qfuse.compiler.tuning import Tuning, tune_kernels
 from qfuse.compiler.verification import Verification
 from qfuse.dialects import registry
-from qfuse.dialects.bindings import ir
+from qfuse.dialects.bindings import func, ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu.cache import compile_cached
+from qfuse.lowering.cpu.tunables import Tunables
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +89,7 @@ def compile(
     blas: str = "auto",
     verify: bool = False,
     quantize_rounding: str = "value",
+    tune: str | None = None,
     progress: Progress | None = None,
 ) -> Executable:
     """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
@@ -98,6 +103,11 @@ def compile(
     the result is the same to the last bit.  Norms that quantize round their value first, like the
     unfused program; with `quantize_rounding` "f32" they do not, and the result is another.
 
+    `tune` says whether products are measured on this CPU to choose how their loops fetch and
+    unroll: "auto" what was not measured before, for two seconds at most; "full" everything again,
+    for a minute at most; "off" nothing.  None means what the variable QFUSE_TUNE says, else "auto",
+    but "off" in CI.  The result is the same to the last bit.
+
     `verify` runs the program before and after each pass in the reference interpreter, with random
     weights and inputs, and raises NotEquivalent, naming pass and operation, if a pass changes what
     it computes; see `compiler/verification.py`.  `program.report["verified"]` of the result says
@@ -106,7 +116,12 @@ def compile(
     Raises QfuseError, in one line, for anything that cannot be read or compiled.
     """
     options = CompileOptions.make(
-        target, disable, blas=blas, verify=verify, quantize_rounding=quantize_rounding
+        target,
+        disable,
+        blas=blas,
+        verify=verify,
+        quantize_rounding=quantize_rounding,
+        tune=tune,
     )
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
@@ -137,7 +152,13 @@ def compile_imported(
     verification = _verification(options)
     fused = fuse(module, options, progress, verification)
     decided = dispatch(module, options, verification)
-    kernels = compile_kernels(module, options, progress, verification)
+    functions = lower(module, options, verification)
+    tuning = Tuning()
+    if options.target.is_cpu:
+        _report(progress, "tune", 0, 1)
+        tuning = tune_kernels(module.operation, functions, options)
+        _report(progress, "tune", 1, 1)
+    kernels = compile_kernels(functions, options, progress, tuning.tunables)
     with module.context:
         plan = build_plan(module, kernels)
     program = Program.prepare(
@@ -150,6 +171,7 @@ def compile_imported(
             "expert_layers": fused.expert_layers,
             "norms": fused.norms,
             "dispatch": [row.to_json() for row in decided],
+            **({"tuning": tuning.report} if tuning.report else {}),
             **({} if verification is None else {"verified": verification.report()}),
         },
         target=str(options.target),
@@ -229,19 +251,27 @@ def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] 
     return dispatch_table(module, machine)
 
 
-def compile_kernels(
-    module: ir.Module,
-    options: CompileOptions,
-    progress: Progress | None = None,
-    verification: Verification | None = None,
-) -> dict[str, Kernel]:
-    """Lower a fused module, in place, and return machine code for its kernels, by name."""
-    target, cache = options.target, options.cache_dir
-    lower = ConvertToCpu() if target.is_cpu else ConvertToTriton(str(target))
+def lower(
+    module: ir.Module, options: CompileOptions, verification: Verification | None = None
+) -> list[func.FuncOp]:
+    """Outline the computations of a fused module, in place, into kernels, and return those."""
+    target = options.target
+    convert = ConvertToCpu() if target.is_cpu else ConvertToTriton(str(target))
     with _errors_as_one_line():
         around = None if verification is None else verification.around
-        pipeline.run(module, [pipeline.Stage(lower.name, lower)], around=around)
-    functions = kernel_functions(module.operation)
+        pipeline.run(module, [pipeline.Stage(convert.name, convert)], around=around)
+    return kernel_functions(module.operation)
+
+
+def compile_kernels(
+    functions: Sequence[func.FuncOp],
+    options: CompileOptions,
+    progress: Progress | None = None,
+    tunables: Mapping[str, Tunables] | None = None,
+) -> dict[str, Kernel]:
+    """Machine code for kernels, by name; `tunables` are those of products on a CPU that have
+    others than the default."""
+    target, cache, tuned = options.target, options.cache_dir, tunables or {}
 
     def report(done: int) -> None:
         _report(progress, "kernels", done, len(functions))
@@ -250,7 +280,10 @@ def compile_kernels(
     if target.is_cpu:
         for i, function in enumerate(functions):
             report(i)
-            kernels[function.name.value] = compile_cached(function, cache, level=options.level)
+            name = function.name.value
+            kernels[name] = compile_cached(
+                function, cache, level=options.level, tuned=tuned.get(name)
+            )
     else:
         report(0)
         kernels.update(to_binaries(functions, cache, report))

@@ -25,6 +25,10 @@ FUSIONS: dict[str, str] = {
 }
 """Names by which a fusion can be switched off, and its pass; `all` stands for every one."""
 
+TUNE = ("off", "auto", "full")
+"""Tuning kernels of the CPU: not at all; what was not measured before, for two seconds at most;
+everything again, for a minute at most."""
+
 
 @dataclass(frozen=True)
 class CompileOptions:
@@ -37,6 +41,7 @@ class CompileOptions:
     blas: str = "auto"
     verify: bool = False
     quantize_rounding: str = "value"
+    tune: str = "off"
 
     @staticmethod
     def make(
@@ -46,6 +51,7 @@ class CompileOptions:
         blas: str = "auto",
         verify: bool = False,
         quantize_rounding: str = "value",
+        tune: str | None = None,
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
@@ -53,8 +59,9 @@ class CompileOptions:
         products are used: "auto", where they are measured or estimated faster; "on", wherever there
         is one; or "off".
         `quantize_rounding` says what norms quantize: "value", what the unfused program does, or
-        "f32", what the value is rounded from.
-        Read from the environment: `QFUSE_DISABLE` (fusions to leave out, comma separated),
+        "f32", what the value is rounded from.  `tune` is one of TUNE; by default what `QFUSE_TUNE`
+        says, else "off" where `CI` is set, else "auto".
+        Read from the environment, besides: `QFUSE_DISABLE` (fusions to leave out, comma separated),
         `QFUSE_CPU_LEVEL` (avx512, avx2 or generic instead of the best the CPU has) and
         `QFUSE_CACHE_DIR` (where compiled kernels are kept).
         """
@@ -65,6 +72,9 @@ class CompileOptions:
             choose_level(level)
         if blas not in MODES:
             raise QfuseError(f"blas {blas!r} is not one of {', '.join(MODES)}")
+        tune = tune or environment.get("QFUSE_TUNE") or ("off" if _is_ci(environment) else "auto")
+        if tune not in TUNE:
+            raise QfuseError(f"tune {tune!r} is not one of {', '.join(TUNE)}")
         if quantize_rounding not in QUANTIZE_ROUNDINGS:
             raise QfuseError(
                 f"quantize_rounding {quantize_rounding!r} is not one of "
@@ -83,18 +93,24 @@ class CompileOptions:
             blas,
             verify,
             quantize_rounding,
+            tune,
         )
 
     @staticmethod
     def from_mapping(options: Mapping[str, Any]) -> "CompileOptions":
         """`make` from keywords, as `torch.compile(..., options=...)` has them."""
-        known = ("target", "disable", "blas", "quantize_rounding")
+        known = ("target", "disable", "blas", "quantize_rounding", "tune")
         if unknown := sorted(set(options) - set(known)):
             raise QfuseError(f"no compile option '{unknown[0]}'; there are {', '.join(known)}")
         words = dict(options)
         if isinstance(words.get("disable"), str):
             words["disable"] = words["disable"].split(",")
         return CompileOptions.make(**words)
+
+    @property
+    def tuned_dir(self) -> Path | None:
+        """Where what was measured of this CPU is kept."""
+        return None if self.cache_dir is None else self.cache_dir.parent / "tuned"
 
     def fusion_passes(self) -> list[str]:
         """The fusion passes that are on, with their options, in the order in which they run."""
@@ -103,6 +119,10 @@ class CompileOptions:
             options["norm-quantize"] = f"{{quantize-rounding={self.quantize_rounding}}}"
         on = (fusion for fusion in FUSIONS if fusion not in self.disable)
         return [FUSIONS[fusion] + options.get(fusion, "") for fusion in on]
+
+
+def _is_ci(environment: Mapping[str, str]) -> bool:
+    return environment.get("CI", "").lower() not in ("", "0", "false")
 
 
 def _gpu_at_hand(kind: str) -> str:

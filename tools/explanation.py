@@ -1,7 +1,8 @@
-"""`qfuse explain`: which backend multiplies what, for how many rows, and why."""
+"""`qfuse explain`: which backend multiplies what, for how many rows, why, and how it is tuned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,6 +38,41 @@ def decisions(
 
     chosen = Dispatch(target or "cpu", blas or "auto", roundings or "exact")
     return explain_config(model, chosen.machine())
+
+
+def tuning(model: Path) -> Mapping[str, Any] | None:
+    """What an artifact of a CPU says of the tunables of its products; None for others."""
+    if model.suffix != ".qfuse":
+        return None
+    from qfuse.compiler import load
+
+    return load(model).report().tuning
+
+
+def show_tuning(console: Console, tuning: Mapping[str, Any]) -> None:
+    """Print, of each product, which tunables were measured to be better, and the defaults."""
+    from qfuse.lowering.cpu.entry_table import cpu_name
+
+    if not console.is_terminal:
+        console.width = _WIDE
+    table = Table("product", "tuned", "defaults", "why", title="Tunables", show_lines=True)
+    for row in tuning["products"]:
+        columns = [
+            ", ".join(f"{n} {v}" for n, v in row["values"].items() if (n in row["tuned"]) is chosen)
+            for chosen in (True, False)
+        ]
+        times = [
+            f"M = {m}: {found * 1e6:.0f} us, by the defaults {usual * 1e6:.0f}"
+            for m, (found, usual) in row["measured"].items()
+        ]
+        name = f"{row['kernel']} ({row['calls']} x)\n{row['product']}"
+        why = "\n".join([row["why"], *times])
+        table.add_row(*(escape(text) for text in (name, columns[0] or "-", columns[1], why)))
+    console.print(table)
+    where = f"for {tuning['cpu']}, {tuning['threads']} threads, level {tuning['level']}"
+    if tuning["cpu"] != cpu_name():
+        where += f"; this is {cpu_name()}: compile again to tune for it (results are the same)"
+    console.print(f"tuning {tuning['mode']} {where}", highlight=False)
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:

@@ -50,6 +50,7 @@ def _compile(args: argparse.Namespace) -> int:
         blas=args.blas,
         verify=args.verify,
         quantize_rounding=args.quantize_rounding,
+        tune=args.tune,
     )
     console = Console(stderr=True)
     if args.config_only:
@@ -76,6 +77,7 @@ def _compile(args: argparse.Namespace) -> int:
             blas=args.blas,
             verify=args.verify,
             quantize_rounding=args.quantize_rounding,
+            tune=args.tune,
             progress=progress,
         )
     exe.save(args.output)
@@ -170,15 +172,19 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from qfuse.tools.explanation import decisions, show
+    from qfuse.tools.explanation import decisions, show, show_tuning, tuning
 
     rows = decisions(args.model, args.target, args.blas, args.roundings)
+    tuned = tuning(args.model)
     if args.json:
-        print(json.dumps({"dispatch": [row.to_json() for row in rows]}))
+        data = {"dispatch": [row.to_json() for row in rows]}
+        print(json.dumps(data if tuned is None else {**data, "tuning": tuned}))
         return 0
     from rich.console import Console
 
     show(Console(), rows)
+    if tuned is not None:
+        show_tuning(Console(), tuned)
     return 0
 
 
@@ -269,6 +275,12 @@ def _parser() -> argparse.ArgumentParser:
         default="value",
         metavar="R",
         help="what norms quantize: value (default), as the unfused program does, or f32",
+    )
+    add(
+        "--tune",
+        metavar="MODE",
+        help="on a CPU, measure how to multiply: auto (what was not before, 2 s at most), full "
+        "(everything, 60 s at most), off; default auto, in CI off; QFUSE_TUNE sets it, too",
     )
     add("--remarks", action="store_true", help="print what each pattern did or declined")
     add(

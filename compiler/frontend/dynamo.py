@@ -43,8 +43,8 @@ def qfuse_backend(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """The torch.compile backend; `options` are those of `compile`: `target`, `disable`, `blas` and
-    `quantize_rounding`.
+    """The torch.compile backend; `options` are those of `compile`: `target`, `disable`, `blas`,
+    `quantize_rounding` and `tune`.
 
     Without a target, the model is compiled for where it is: the cpu, or the GPU at hand.
     Parameters and buffers become weights, packed once; changing them afterwards is noticed at

@@ -105,6 +105,8 @@ class Report:
     expert_layers: tuple[ExpertLayer, ...] | None = None
     norms: Norms | None = None
     matches: tuple[Mapping[str, Any], ...] = ()
+    tuning: Mapping[str, Any] | None = None
+    """What compiler/tuning.py says of products, for a program of a CPU."""
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Report":
@@ -113,7 +115,8 @@ class Report:
         `remarks` lists remarks with `outcome` ("fired" or "refused"), `pattern`, `cause`, `cure`
         and `saves` (the fields of Savings, or None); `patterns` names all that ran, so that those
         without a remark are listed, too; `before` and `after` are profiles; `expert_layers` lists
-        the fields of each ExpertLayer, `norms` has those of Norms.  Every key may be absent.
+        the fields of each ExpertLayer, `norms` has those of Norms; `tuning` is that of
+        compiler/tuning.py.  Every key may be absent.
         """
         norms = Norms(**data["norms"]) if data.get("norms") else None
         fired: Counter[str] = Counter()
@@ -147,11 +150,12 @@ class Report:
             tuple(ExpertLayer(**layer) for layer in data.get("expert_layers") or ()) or None,
             norms if norms is not None and norms.total else None,
             tuple(data.get("remarks") or ()),
+            data.get("tuning"),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: patterns with counts, reasons and what they saved, every match attempted,
-        both profiles, layers of experts, norms."""
+        both profiles, layers of experts, norms, tunables of products."""
         return {
             "patterns": {
                 p.name: {
@@ -169,6 +173,7 @@ class Report:
             if self.expert_layers
             else None,
             "norms": asdict(self.norms) if self.norms else None,
+            "tuning": dict(self.tuning) if self.tuning else None,
         }
 
     def most_of_an_expert_layer(self) -> tuple[int, int] | None:
@@ -190,6 +195,8 @@ class Report:
                 lines += [f"{'':{len(counts)}}  {text}" for text in rest]
         if self.norms:
             lines.append(str(self.norms))
+        if tuned := self.tuned_text():
+            lines.append(tuned)
         lines += [f"{name}: {before} -> {after}" for name, before, after in self.savings()]
         return "\n".join(lines)
 
@@ -208,9 +215,24 @@ class Report:
         shown: list[RenderableType] = [patterns]
         if self.norms:
             shown.append(escape(str(self.norms)))
+        if tuned := self.tuned_text():
+            shown.append(escape(tuned))
         if savings.row_count:
             shown.append(savings)
         return Group(*shown)
+
+    def tuned_text(self) -> str | None:
+        """How many products have tuned kernels, for people; None where there is nothing to say."""
+        if not self.tuning or not self.tuning["products"]:
+            return None
+        products = self.tuning["products"]
+        measured = sum(bool(row["measured"]) for row in products)
+        tuned = sum(bool(row["tuned"]) for row in products)
+        return (
+            f"tuning {self.tuning['mode']}: of {len(products)} products {measured} measured, "
+            f"{tuned} with other values than the defaults ({self.tuning['cpu']}, "
+            f"{self.tuning['threads']} threads)"
+        )
 
     def savings(self) -> list[tuple[str, str, str]]:
         """What is known of a call without fusion and with it: (what, before, after), as text."""

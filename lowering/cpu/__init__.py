@@ -25,6 +25,7 @@
 | product_kernel.py | what both share: what is supported, tiles, chunks of rows |
 | product.py | steps, runs and blocks: what is multiplied, and how sums are scaled |
 | direct.py, tiled.py | the loops for few rows of x, and for many |
+| autotune.py, tuned.py | measuring tunables on this CPU, and keeping them on disk |
 | product_cost.py | which of them serves how many rows, where nothing was measured |
 | codes.py | from packed weights to steps |
 | scales.py | scales of packed weights |
@@ -36,6 +37,7 @@
 | kernel.py | a compiled kernel: the ABI, entries, scratch |
 | entry_table.py | which entry was measured to serve which rows best |
 | layout.py | how packed weights lie in memory |
+| tunables.py | what of products' loops may be chosen, and what is by default |
 | weights.py | packing weights |
 | loader.py | ELF objects into executable memory |
 | launcher.py | binding arguments, threads |

@@ -26,11 +26,10 @@ from qfuse.lowering.cpu import (
 from qfuse.lowering.cpu.cpu import choose_level, cpu_features, target_attributes
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.signature import Built, read_signature
+from qfuse.lowering.cpu.tunables import Tunables
 
-_MODULES = (
-    *(matmul, group_matmul, group_combine, norm, elementwise, tensor_scale),
-    *(routing, select_experts),
-)
+_PRODUCTS = (matmul, group_matmul, group_combine)
+_MODULES = (*_PRODUCTS, norm, elementwise, tensor_scale, routing, select_experts)
 
 _FAMILIES: dict[str, ModuleType] = {op: family for family in _MODULES for op in family.OPS}
 
@@ -53,18 +52,30 @@ def unsupported(op: ir.Operation | ir.OpView) -> str | None:
     return family.refuse(op)
 
 
-def compile_kernel(kernel: func.FuncOp, *, level: str | None = None) -> CompiledKernel:
+def compile_kernel(
+    kernel: func.FuncOp,
+    *,
+    level: str | None = None,
+    tuned: Tunables | None = None,
+    entry: str | None = None,
+) -> CompiledKernel:
     """Machine code for a function that `qfuse-convert-to-cpu` outlined.
 
-    `level` is one of cpu.LEVELS, by default the best that this CPU runs.  Raises QfuseError,
-    naming the operation, where it is, why it is not supported, and what would be.
+    `level` is one of cpu.LEVELS, by default the best that this CPU runs; `tuned` is for products,
+    by default what `tunables.py` says; `entry` names the only one to compile, by default there are
+    all.  Raises QfuseError, naming the operation, where it is, why it is not supported, and what
+    would be.
     """
     level = choose_level(level)
     signature = read_signature(kernel)
     if why := unsupported(signature.op):
         raise QfuseError(f"{signature.op.name} at {signature.op.location}: {why}")
     with kernel.context, ir.Location.unknown():
-        built = _FAMILIES[signature.op.name].build(signature, level)
+        family = _FAMILIES[signature.op.name]
+        choices = (tuned,) if family in _PRODUCTS else ()
+        built = family.build(signature, level, *choices)
+    if entry is not None:
+        built = built.only(entry)
     return CompiledKernel(
         name=kernel.name.value,
         level=level,

@@ -21,15 +21,6 @@ from qfuse.lowering.cpu.product import (
     source_params,
 )
 
-_PREFETCH_BYTES = 4096
-"""How far ahead of the reader of a linear stream to fetch, at least; of a run that is longer and
-read more than once, strips after strips, the whole."""
-
-_MAX_SUMS = {"avx512": 16, "avx2": 4, "generic": 4}
-"""Accumulators that leave enough registers for the operands; each is as wide as two of AVX2."""
-
-_UNROLLED = 4  # slices of a run
-
 
 def build_direct(p: Product, rows: int, stride: int) -> Function:
     """`rows` rows of x by one group of the weight, decoded in registers.
@@ -46,12 +37,13 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
     for r in range(rows):
         clear(f, slots, f.iadd(out_at, r * stride), GROUP)
     source = scale_source(p, f, w_scale, scale_row, last, column)
-    at_once = min(STRIPS, _MAX_SUMS[p.level] // rows)
+    chosen = p.tunables
+    at_once = min(STRIPS if rows > 1 else chosen.row_strips, chosen.direct_sums // rows)
     with f.loop(0, layout.k_blocks) as block:
         base = f.address((group, layout.group_bytes), (block.iv, layout.block_bytes))
         x_block = f.address(x_at, (block.iv, x_stride))
         with f.each(p.runs) as run:
-            if p.prefetches:
+            if chosen.prefetch_bytes:
                 ahead = ceil_div(_distance(p), layout.block_bytes)
                 source.prefetch(f.imul(block.iv, layout.block), run, p.runs, ahead)
             start = f.address((block.iv, layout.block), (run, p.run))
@@ -74,8 +66,11 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
 
 
 def _distance(p: Product) -> int:
-    """Bytes ahead of what is read that are fetched."""
-    return max(_PREFETCH_BYTES, p.layout.block_bytes // p.runs)
+    """Bytes ahead of what is read that are fetched.
+
+    Of a run that is longer and read more than once, strips after strips, the whole.
+    """
+    return max(p.tunables.prefetch_bytes, p.layout.block_bytes // p.runs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def _multiply_run(
         return _multiply_slice(p, f, w, at, x, x_at, rows, sums, run.zeros)
 
     count = p.run // p.layout.columns
-    if count == 1 or (rows == 1 and count <= _UNROLLED):
+    if count == 1 or (rows == 1 and count <= p.tunables.unrolled):
         for number in range(count):
             sums = multiply_slice(number, sums)
         return sums
@@ -125,7 +120,7 @@ def _multiply_slice(
     steps = []
     for s in range(strips):
         strip_at = f.iadd(at, s * p.layout.strip_bytes)
-        if p.prefetches:
+        if p.tunables.prefetch_bytes:
             for line in range(0, p.layout.strip_bytes, LINE):
                 f.prefetch(w, f.iadd(strip_at, _distance(p) + line), locality=3)
         strip = load_strip(p, f, w, strip_at)

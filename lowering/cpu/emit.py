@@ -72,6 +72,7 @@ class Function:
         self._lines: list[str] = []
         self._constants: dict[tuple[str, str], Value] = {}
         self._count = 0
+        self._callees: dict[str, Function] = {}
 
     # -- plumbing ------------------------------------------------------------------------------
 
@@ -106,7 +107,15 @@ class Function:
         values = [self.index(a) if isinstance(a, int) else a for a in args]
         types = ", ".join(p.type for p in callee.params)
         assert [v.type for v in values] == [p.type for p in callee.params], callee.symbol
+        self._callees[callee.symbol] = callee
         self.line(f"func.call @{callee.symbol}({', '.join(map(str, values))}) : ({types}) -> ()")
+
+    def reached(self) -> list["Function"]:
+        """What it calls, and what that does, each once before its callers, and itself."""
+        found: dict[str, Function] = {}
+        for callee in self._callees.values():
+            found |= {f.symbol: f for f in callee.reached()}
+        return [*found.values(), self]
 
     # -- constants -----------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from qfuse.lowering.cpu.kernel import OWN_COUNTERS, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.rowwise import Piece, entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature
+from qfuse.lowering.cpu.tunables import Tunables
 
 __all__ = ["OPS", "build", "refuse"]
 
@@ -35,18 +36,18 @@ _PHASE_ELEMENTS = 16384
 """Elements of the result that a thread takes at once in the phase that adds up."""
 
 
-def build(signature: Signature, level: str) -> Built:
-    return _GroupCombineKernel(signature, level).build()
+def build(signature: Signature, level: str, tuned: Tunables | None = None) -> Built:
+    return _GroupCombineKernel(signature, level, tuned).build()
 
 
 class _GroupCombineKernel(GroupKernel):
     """The entries of a product that adds up its rows; their m is the number of tokens."""
 
-    def __init__(self, signature: Signature, level: str) -> None:
+    def __init__(self, signature: Signature, level: str, tuned: Tunables | None) -> None:
         terminator = list(signature.op.regions[0].blocks[0].operations)[-1].operation
         (result,) = signature.results
         self.kept = KeptRows(rounding_of(terminator.operands[0]), result.width)
-        super().__init__(signature, level, self.kept)
+        super().__init__(signature, level, self.kept, tuned)
         slots, weights = self.inputs["slots"], self.inputs["weights"]
         assert slots is not None and weights is not None
         self.sum = Sum(slots, weights, self.inputs["residual"], result)

@@ -42,6 +42,7 @@ from qfuse.lowering.cpu.product_kernel import (
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
+from qfuse.lowering.cpu.tunables import Tunables
 
 OPS = ("qfuse.group_matmul",)
 
@@ -58,17 +59,23 @@ def refuse(op: ir.Operation) -> str | None:
     return None
 
 
-def build(signature: Signature, level: str) -> Built:
-    return GroupKernel(signature, level).build()
+def build(signature: Signature, level: str, tuned: Tunables | None = None) -> Built:
+    return GroupKernel(signature, level, tuned=tuned).build()
 
 
 class GroupKernel(ProductKernel):
     """The entry of a product by the weights of experts."""
 
-    def __init__(self, signature: Signature, level: str, kept: KeptRows | None = None) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        level: str,
+        kept: KeptRows | None = None,
+        tuned: Tunables | None = None,
+    ) -> None:
         parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
         layout = weight_layout(signature.operands[1].shaped, parts)
-        super().__init__(signature, level, layout, kept)
+        super().__init__(signature, level, layout, kept, tuned)
         self.inputs = inputs_of(signature.op, signature.operands)
         self.experts = signature.operands[1].shaped.shape[0]
         self.table_elements = 3 * round_up(self.experts + 1, LANES)

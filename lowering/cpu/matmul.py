@@ -18,10 +18,8 @@ run.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.direct import build_direct
 from qfuse.lowering.cpu.emit import Function, Index
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
@@ -32,10 +30,12 @@ from qfuse.lowering.cpu.product_kernel import (
     Rows,
     Tile,
     Totals,
+    product_key,
     refuse_product,
 )
 from qfuse.lowering.cpu.rowwise import entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature, weight_layout
+from qfuse.lowering.cpu.tunables import Tunables
 
 OPS = ("qfuse.matmul",)
 
@@ -44,10 +44,10 @@ def refuse(op: ir.Operation) -> str | None:
     return refuse_product(op)
 
 
-def build(signature: Signature, level: str) -> Built:
+def build(signature: Signature, level: str, tuned: Tunables | None = None) -> Built:
     parts = tuple(ir.DenseI64ArrayAttr(signature.op.attributes["parts"]))
     layout = weight_layout(signature.operands[1].shaped, parts)
-    kernel = _Kernel(signature, level, layout)
+    kernel = _Kernel(signature, level, layout, tuned=tuned)
     p = kernel.product
     direct = {rows: build_direct(p, rows, kernel.tile) for rows in p.direct_rows}
     entries = [kernel.direct_entry(rows, product) for rows, product in direct.items()]
@@ -59,7 +59,7 @@ def build(signature: Signature, level: str) -> Built:
     return Built(
         [*functions, *(function for function, _ in entries)],
         assign_rows([entry for _, entry in entries], p),
-        f"{replace(x, shape=(DYNAMIC, x.shape[-1]))} by {w}, parts {list(parts)}",
+        product_key(x, w, parts),
     )
 
 

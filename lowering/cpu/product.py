@@ -17,13 +17,12 @@ from qfuse.lowering.cpu.codes import KINDS, Codes
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, buffer, vector
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout
+from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout, ceil_div
 from qfuse.lowering.cpu.scales import ScaleSource, StripScale
+from qfuse.lowering.cpu.tunables import DEFAULTS, Tunables
 
 LANES = STRIP
 STRIPS = GROUP // STRIP
-
-_QUARTERS = 4  # of the steps of a block that is one run; those are a multiple of 16
 
 _INTEGERS = ("i8", "i4", "i6", "f4E2M1FN")
 _MAX_EXACT = 1 << 17  # columns whose products of codes add up to less than 2^31
@@ -39,6 +38,8 @@ class Product:
     x_dtype: str
     x_group: int | None = None
     """Columns that share a scale of x, where x has scales."""
+    tuned: Tunables | None = None
+    """What was measured to be best; None: the defaults."""
 
     @property
     def kind(self) -> str:
@@ -135,39 +136,42 @@ class Product:
         return self.block_elements(rows) * self.layout.k_blocks
 
     @property
+    def tunables(self) -> Tunables:
+        """What its loops take at once, and how far ahead they fetch."""
+        return self.tuned or DEFAULTS[self.level]
+
+    @property
     def tile_rows(self) -> tuple[int, ...]:
-        """Rows of x that the tiled loop takes at once; the first is its usual number."""
-        return (8, 4, 2) if self.level == "avx512" else (4, 2)
+        return self.tunables.tile_rows
 
     @property
     def tile_strips(self) -> int:
-        """Strips of the weight that the tiled loop takes at once."""
-        return 2 if self.level == "avx512" else 1
+        return self.tunables.tile_strips
+
+    @property
+    def tile_height(self) -> int:
+        """Rows that the tiled loop multiplies by at once."""
+        return max(1, self.tunables.tile_sums // self.tile_strips)
 
     @property
     def direct_rows(self) -> tuple[int, ...]:
-        """Numbers of rows for which decoded weights go straight into the products."""
-        return {"avx512": (1, 4, 8, 16), "avx2": (1, 4), "generic": (1,)}[self.level]
+        return self.tunables.direct_rows
 
     @property
     def parts(self) -> int:
         """Stretches of a block in the tiled loop, each with a share of the prefetching."""
-        return self.runs if self.runs > 1 else _QUARTERS
+        return self.runs if self.runs > 1 else self.tunables.tile_parts
 
     @property
     def shares(self) -> int:
         """Into how many stretches the tiled loop divides a block of one group."""
-        return STRIPS // self.tile_strips * self.parts
+        unit, height = self.tile_rows[0], self.tile_height
+        return STRIPS // self.tile_strips * ceil_div(unit, height) * self.parts
 
     def scale_serves(self, columns: int) -> bool:
         """Whether rows of x have one scale for a block, and `columns` of w have another."""
         by_block = self.layout.by_block and self.layout.bn % columns == 0
         return by_block and self.x_group is not None and self.runs == 1 and not self.scaled_once
-
-    @property
-    def prefetches(self) -> bool:
-        """Whether the memory, and not arithmetic, may be the limit."""
-        return self.level != "generic"
 
     def error(self) -> str | None:
         """Why there is no code for it, or None."""

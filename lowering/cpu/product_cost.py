@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qfuse.lowering.cpu.kernel import Entry
+from qfuse.lowering.cpu.layout import ceil_div
 from qfuse.lowering.cpu.product import Product
 
 UNITS_ROWS = 128
@@ -39,7 +40,7 @@ _MINIMUMS = 4.5
 """Taking minimums off each row of a run of q4_k, at each pass."""
 
 _NARROW, _NARROW_DECODE, _NARROW_LEAST = 5.0, 1.5, 58.0
-"""More rows than a unit leave registers for one strip at a time: what that costs more, how many
+"""Sixteen rows leave registers for one strip at a time: what that costs more, how many
 times decoding costs, and the least that sixteen rows take, whose elements are loaded more often."""
 
 _CLEARLY = 0.98
@@ -49,8 +50,9 @@ _CLEARLY = 0.98
 def assign_rows(entries: Sequence[Entry], p: Product) -> list[Entry]:
     """The entries of a product with the rows that each serves, one after the other.
 
-    Those that decode in registers serve what they can in one pass, if more rows than a unit are
-    not cheaper otherwise; `run_units` as many as are cheaper than by `run`, which serves the rest.
+    Those that decode in registers serve what they can in one pass, if rows that leave registers for
+    one strip only are not cheaper otherwise; `run_units` as many as are cheaper than by `run`,
+    which serves the rest.
     """
     assigned, low = [], 1
     for entry in entries:
@@ -67,9 +69,9 @@ def _most_rows(entry: Entry, p: Product) -> int | None:
     unit = p.tile_rows[0]
     if entry.symbol == "run_units":
         return unit * most_units(p)
-    if entry.limit is None or entry.limit <= unit:
+    if entry.limit is None or entry.limit <= unit or 2 * entry.limit <= p.tunables.direct_sums:
         return entry.limit
-    units = entry.limit // unit
+    units = ceil_div(entry.limit, unit)
     narrow = at_once(p, entry.limit)
     return entry.limit if narrow < min(in_units(p, units), staged(p, units)) else 0
 
@@ -81,7 +83,7 @@ def most_units(p: Product) -> int:
 
 
 def at_once(p: Product, rows: int) -> float:
-    """Picoseconds for each element of the weight, for more rows than a unit in one pass."""
+    """Picoseconds for each element of the weight, for one strip at a time in one pass."""
     decode = _NARROW_DECODE * _decode(p)
     return max(_NARROW + decode + _minimums(p) + rows * _row(p), rows / 16 * _NARROW_LEAST)
 

@@ -5,8 +5,8 @@ rows, by the weight of one expert where there are several.  Its totals [areas][r
 the thread's scratch, from where the epilogue takes them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qfuse.dialects.bindings import ir
@@ -31,12 +31,10 @@ from qfuse.lowering.cpu.quantized import activation_error, qtensor_error
 from qfuse.lowering.cpu.region import region_error
 from qfuse.lowering.cpu.signature import Signature, weight_layout
 from qfuse.lowering.cpu.tiled import build_decode, build_products, build_scale, build_tile
+from qfuse.lowering.cpu.tunables import Tunables
 
 MULTIPLICATIONS_PER_BYTE = 16
 """Multiplications done in the time of one byte of memory traffic."""
-
-_WIDE = 1024
-_CHUNK_ROWS = 512  # rows that one decoding of a block serves
 
 
 def refuse_product(op: ir.Operation) -> str | None:
@@ -66,8 +64,17 @@ def refuse_product(op: ir.Operation) -> str | None:
     return None
 
 
-def product_of(x: Shaped, w: Shaped, level: str, layout: WeightLayout) -> Product:
-    return Product(level, layout, w.dtype, x.dtype, x.scheme.group if x.scheme else None)
+def product_of(
+    x: Shaped, w: Shaped, level: str, layout: WeightLayout, tuned: Tunables | None = None
+) -> Product:
+    group = x.scheme.group if x.scheme else None
+    return Product(level, layout, w.dtype, x.dtype, group, tuned)
+
+
+def product_key(x: Shaped, w: Shaped, parts: Sequence[int]) -> str:
+    """What tables of measurements find a product by: any rows of x are rows, experts are alike."""
+    x, w = replace(x, shape=(DYNAMIC, x.shape[-1])), replace(w, shape=w.shape[-2:])
+    return f"{x} by {w}, parts {list(parts)}"
 
 
 @dataclass(frozen=True)
@@ -110,20 +117,20 @@ class ProductKernel:
         level: str,
         layout: WeightLayout,
         kept: KeptRows | None = None,
+        tuned: Tunables | None = None,
     ) -> None:
         """With `kept`, the one result of the region goes there."""
         x, w = signature.operands[:2]
         self.signature = signature
         self.level = level
         self.layout = layout
-        self.product = product_of(x.shaped, w.shaped, level, layout)
+        self.product = product_of(x.shaped, w.shaped, level, layout, tuned)
         self.unit = self.product.tile_rows[0]
         self.groups = width_groups(signature, layout.parts)
         quantized = {*finding_scales(signature.op)}
         wide = any(GROUP % signature.results[i].target().group for i in quantized)
         self.tile = 2 * GROUP if wide else GROUP
-        # A wider tile reads the packed x less often, but leaves fewer tasks.
-        many = max(g.width for g in self.groups) >= _WIDE
+        many = max(g.width for g in self.groups) >= self.product.tunables.wide_part
         self.wide_tile = 2 * GROUP if many else self.tile
         self.areas = max(
             1, *(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
@@ -229,7 +236,7 @@ class ProductKernel:
             "run",
             before=("pack",),
             tiles=self.tiles(self.wide_tile),
-            rows=_CHUNK_ROWS // self.areas // self.unit * self.unit,
+            rows=p.tunables.chunk_rows // self.areas // self.unit * self.unit,
             rows_multiple=self.unit,
             shared_row_bytes=4 * p.packed_elements(self.unit) // self.unit,
             slot_bytes=slot_bytes,

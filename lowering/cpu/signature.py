@@ -62,6 +62,13 @@ class Built:
     product: str = ""
     """What tables of measurements find it by."""
 
+    def only(self, symbol: str) -> "Built":
+        """Its entry `symbol` alone, and what that takes."""
+        (entry,) = (e for e in self.entries if e.symbol == symbol)
+        phases = [f for f in self.functions if f.symbol in entry.phases]
+        needed = {f.symbol: f for phase in phases for f in phase.reached()}
+        return Built(list(needed.values()), [entry], self.product)
+
 
 def weight_layout(w: Shaped, parts: tuple[int, ...]) -> WeightLayout:
     """How a weight, [N, K] or of experts [E, N, K], of such parts is packed."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value
-from qfuse.lowering.cpu.layout import GROUP, LINE
+from qfuse.lowering.cpu.layout import GROUP, LINE, ceil_div
 from qfuse.lowering.cpu.product import (
     LANES,
     STRIPS,
@@ -88,6 +88,8 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
     at slots[w_at], behind it what `build_products` made if it has to, the totals [rows][stride] at
     slots[out_at].
 
+    More rows than there are accumulators for with so many strips go by in turn.
+
     The block was decoded from w[from]; the next one is prefetched meanwhile, spread over the
     calls, so that the memory works while the multipliers do: each column of strips fetches
     `lines` cache lines in each part of its steps, and this is call number `turn`.
@@ -112,33 +114,39 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
             for row, product in zip(of_rows, each, strict=True)
         ]
     per_group = GROUP // width
+    height = min(rows, p.tile_height)
     with f.loop(0, f.imul(groups, per_group)) as columns:
         group, place = (g(columns.iv, per_group) for g in (f.idiv, f.imod))
         next_block = f.address(from_, (group, p.layout.group_bytes), p.layout.block_bytes)
-        share = f.imul(f.address((turn, per_group), place), p.parts)
+        share = f.imul(f.address((turn, per_group), place), p.parts * ceil_div(unit, p.tile_height))
         weights_at = f.address(w_at, (columns.iv, p.block_steps * width))
         at_column = f.iadd(column, f.imul(columns.iv, width))
         source = scale_source(p, f, w_scale, scale_row, last, at_column)
         out, start = f.address(out_at, (columns.iv, width)), f.imul(kb, p.layout.block)
-        sums = first_sums(p, f, of_rows, strips)
-        with f.loop(0, p.parts, carried=sums) as part:
-            if p.prefetches:
-                ahead = f.imul(f.iadd(share, part.iv), f.imul(lines, LINE))
-                with f.loop(0, lines) as line:
-                    f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
-            x_part = f.address(x_at, (part.iv, x_stride))
-            w_part = f.address(weights_at, (part.iv, steps * width))
+        for first in range(0, rows, height):
+            those = slice(first, first + height)
+            out_rows = f.iadd(out, first * stride)
+            sums = first_sums(p, f, of_rows[those], strips)
+            with f.loop(0, p.parts, carried=sums) as part:
+                if p.tunables.tile_fetches:
+                    number = f.iadd(share, f.iadd(part.iv, first // height * p.parts))
+                    ahead = f.imul(number, f.imul(lines, LINE))
+                    with f.loop(0, lines) as line:
+                        f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
+                x_part = f.address(x_at, (part.iv, x_stride))
+                x_rows = f.iadd(x_part, first)
+                w_part = f.address(weights_at, (part.iv, steps * width))
+                if one_run:
+                    part.yielded = _multiply_steps(p, f, x, x_rows, slots, w_part, part.carried)
+                else:
+                    of_part = load_rows(p, f, x, x_part, unit, rows)[those]
+                    sums = first_sums(p, f, of_part, strips)
+                    sums = _multiply_steps(p, f, x, x_rows, slots, w_part, sums)
+                    scales = source.of_strips(strips, f.address(start, (part.iv, p.run)))
+                    add_run(p, f, scales, of_part, sums, slots, out_rows, stride)
             if one_run:
-                part.yielded = _multiply_steps(p, f, x, x_part, slots, w_part, part.carried)
-            else:
-                of_rows = load_rows(p, f, x, x_part, unit, rows)
-                sums = first_sums(p, f, of_rows, strips)
-                sums = _multiply_steps(p, f, x, x_part, slots, w_part, sums)
-                scales = source.of_strips(strips, f.address(start, (part.iv, p.run)))
-                add_run(p, f, scales, of_rows, sums, slots, out, stride)
-        if one_run:
-            scales = source.of_strips(strips, start)
-            add_run(p, f, scales, of_rows, part.results, slots, out, stride)
+                scales = source.of_strips(strips, start)
+                add_run(p, f, scales, of_rows[those], part.results, slots, out_rows, stride)
     return f
 
 

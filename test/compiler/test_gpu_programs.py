@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qfuse.compiler import compile, load
-from qfuse.compiler.compilation import compile_imported, compile_kernels
+from qfuse.compiler.compilation import compile_imported, lower
 from qfuse.compiler.frontend.dynamo import import_functional
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.runtime.plan import KernelStep
@@ -100,7 +100,7 @@ def test_an_operation_without_a_gpu_kernel_is_refused():
         load_all()
         module = ir.Module.parse(text)
         with pytest.raises(QfuseError, match=r"qfuse\.rms_norm at .*65536 elements"):
-            compile_kernels(module, CompileOptions.make("cuda:sm_90"))
+            lower(module, CompileOptions.make("cuda:sm_90"))
 
 
 def graph_on_a_gpu() -> torch.fx.GraphModule:

@@ -56,6 +56,6 @@ def test_options_of_torch_compile():
     )
     assert options.disable == {"gate-up", "qkv"}
     assert (options.blas, options.quantize_rounding) == ("off", "f32")
-    known = "target, disable, blas, quantize_rounding"
+    known = "target, disable, blas, quantize_rounding, tune"
     with pytest.raises(QfuseError, match=f"no compile option 'fuse'; there are {known}"):
         CompileOptions.from_mapping({"fuse": True})

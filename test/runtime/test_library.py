@@ -88,7 +88,9 @@ def compiled(text: str, parameters: dict[str, torch.Tensor], blas: str = "on") -
         module = ir.Module.parse(text)
         stages = [pipeline.Stage(p.name, p) for p in (Dispatch(TARGET, blas), ConvertToBlas())]
         pipeline.run(module, stages)
-        kernels = compilation.compile_kernels(module, CompileOptions.make(TARGET))
+        options = CompileOptions.make(TARGET)
+        functions = compilation.lower(module, options)
+        kernels = compilation.compile_kernels(functions, options)
         with context:
             plan = build_plan(module, kernels)
     program = Program.prepare(plan, parameters, kernels, target=TARGET)

@@ -20,6 +20,7 @@ from qfuse.lowering.cpu.cache import compile_cached
 from qfuse.lowering.cpu.cpu import LEVELS, missing_flags
 from qfuse.lowering.cpu.kernel import CompiledKernel
 from qfuse.lowering.cpu.launcher import LoadedKernel
+from qfuse.lowering.cpu.tunables import Tunables
 
 TESTED_LEVELS = [level for level in LEVELS if not missing_flags(level)]
 """Those that this CPU can run; each is compiled for its own instructions, and no others."""
@@ -187,14 +188,14 @@ def parsed(text: str) -> Iterator[func.FuncOp]:
     yield next(iter(module.body.operations))
 
 
-def compiled(text: str, level: str | None = None) -> CompiledKernel:
+def compiled(text: str, level: str | None = None, tuned: Tunables | None = None) -> CompiledKernel:
     with parsed(text) as kernel:
-        return compile_cached(kernel, CACHE, level=level)
+        return compile_cached(kernel, CACHE, level=level, tuned=tuned)
 
 
 @lru_cache(maxsize=64)
-def loaded(text: str, level: str | None = None) -> LoadedKernel:
-    return LoadedKernel(compiled(text, level))
+def loaded(text: str, level: str | None = None, tuned: Tunables | None = None) -> LoadedKernel:
+    return LoadedKernel(compiled(text, level, tuned))
 
 
 def run(
@@ -206,6 +207,7 @@ def run(
     rows: Sequence[int] | None = None,
     threads: int = 1,
     place: int | None = None,
+    tuned: Tunables | None = None,
 ) -> list[Tensor | Quantized]:
     """Run a kernel on `m` rows; results have leading extents `rows`, by default [m].
 
@@ -215,7 +217,7 @@ def run(
     it on both sides, as scratch is: a kernel that writes too little or too much is noticed.  One
     that reads beyond an argument ends the process, for no memory follows.
     """
-    kernel = loaded(text, level)
+    kernel = loaded(text, level, tuned)
     rows = [m] if rows is None else rows
     held = [t for a in arguments for t in (a if isinstance(a, tuple) else (a,))]
     held = [
