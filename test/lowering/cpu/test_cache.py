@@ -1,14 +1,18 @@
 """Compiled kernels on disk."""
 
+import errno
 import multiprocessing
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cpu_kernels import kernel_text, parsed, plain
+from cpu_kernels import kernel_text, matmul_text, parsed, plain
 
 from qfuse.lowering.cpu import cache
 from qfuse.lowering.cpu.cpu import choose_level
 from qfuse.lowering.cpu.kernel import CompiledKernel
+from qfuse.lowering.cpu.tunables import DEFAULTS
 
 ROW = plain(-1, 8)
 TEXT = kernel_text("relu", [ROW], [ROW])
@@ -67,6 +71,45 @@ def test_unwritable_directory_is_no_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     assert compile_once(file / "below").code
+
+
+def test_a_directory_that_only_can_be_read(tmp_path: Path, compilations: list[str]) -> None:
+    """What is there is read; what is not is compiled each time, and nothing is left behind."""
+    first = compile_once(tmp_path)
+    os.chmod(tmp_path, 0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        assert compile_once(tmp_path) == first and compilations == ["k"]
+        for _ in range(2):
+            assert compile_once(tmp_path, TEXT.replace("relu", "silu")).code
+        assert compilations == ["k"] * 3 and len(list(tmp_path.iterdir())) == 1
+    finally:
+        os.chmod(tmp_path, 0o700)
+
+
+def test_a_full_disk_is_no_error(
+    tmp_path: Path, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for whoever may write everywhere, where permissions show nothing."""
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        assert compile_once(tmp_path).code and not list(tmp_path.iterdir())
+    assert compile_once(tmp_path).code and compilations == ["k", "k"]
+
+
+def test_tuned_kernels_are_others(tmp_path: Path, compilations: list[str]) -> None:
+    level = choose_level()
+    text = matmul_text(plain(-1, 128), plain(64, 128), [plain(-1, 64)])
+    near = replace(DEFAULTS[level], prefetch_bytes=64)
+    for tuned in (None, near, None, near):
+        with parsed(text) as kernel:
+            assert cache.compile_cached(kernel, tmp_path, tuned=tuned).code
+    assert compilations == ["k", "k"] and len(list(tmp_path.iterdir())) == 2
 
 
 def test_no_directory(compilations: list[str]) -> None:
