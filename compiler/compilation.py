@@ -130,7 +130,10 @@ def compile_imported(
     progress: Progress | None = None,
 ) -> Executable:
     """Compile what a front end imported.  The module is changed in place."""
+    from qfuse.compiler.frontend.equal_scales import share_equal_scales
+
     module = imported.module
+    share_equal_scales(imported)
     verification = _verification(options)
     fused = fuse(module, options, progress, verification)
     decided = dispatch(module, options, verification)

@@ -5,7 +5,7 @@
 | bindings.py | the MLIR bindings; the only file that names their package |
 | types.py | `!qfuse.qtensor`, `#qfuse.scheme`, and both as plain Python values |
 | quantization_ops.py | pack, unpack, quantize, tensor_scale, dequantize, concat, append_expert |
-| matmul_op.py | matmul with its epilogue region, yield |
+| matmul_op.py | matmul with its epilogue region, with_scale, yield |
 | glu.py | gated linear units as data, and what they compute; needs no MLIR |
 | elementwise_ops.py | add, sub, mul, div, activations and other unary operations, glu |
 | arithmetic.py, activations.py | what each of those computes, GLUs too, as scalar arithmetic |

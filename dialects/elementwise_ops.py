@@ -3,14 +3,15 @@
 `arithmetic.py` says what each computes; all of them compute in f32 and round once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, isnan
+from typing import TypeVar
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
 from qfuse.dialects.glu import ACTIVATIONS as ACTIVATIONS
 from qfuse.dialects.glu import Glu
-from qfuse.dialects.quantization_ops import quantize_error
+from qfuse.dialects.quantization_ops import given_scale_error, quantize_error
 from qfuse.dialects.types import FLOATS, QTensorType, Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import (
     DYNAMIC,
@@ -19,6 +20,9 @@ from qfuse.dialects.verify import (
     shapes_agree,
     unknown_attribute,
 )
+
+
+T = TypeVar("T")
 
 
 class _Unary(Op):
@@ -159,13 +163,17 @@ class CastOp(_Unary, name="cast", traits=[ext.Pure]):
     """
 
 
+GLU_OUTPUTS = ("value", "quantized")
+
+
 class GluOp(Op, name="glu", traits=[ext.Pure]):
     """act(gate) * up, or what gpt-oss makes of the two; both may be clamped first.
 
-        %y = "qfuse.glu"(%gate, %up) {act = "silu", resultSegmentSizes = array<i32: 1, 0>}
+        %y = "qfuse.glu"(%gate, %up) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>,
+            resultSegmentSizes = array<i32: 1, 0>}
            : (tensor<?x1400xbf16>, tensor<?x1400xbf16>) -> tensor<?x1400xbf16>
         %y = "qfuse.glu"(%gate, %up) {act = "swiglu_oai", limit = 7.0 : f64, alpha = 1.702 : f64,
-            resultSegmentSizes = array<i32: 1, 0>}
+            operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>}
            : (tensor<?x2880xbf16>, tensor<?x2880xbf16>) -> tensor<?x2880xbf16>
 
     `act`, `limit` (by default none) and `alpha` (of swiglu_oai alone; by default 1.702) are those
@@ -173,7 +181,7 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
     type, and so is the result, as separate operations would; a NaN in either operand makes a NaN.
     With one operand, its first half is the gate and its second half is up.  The results are any
     subset of the value and the quantized value: the rounded result, quantized as `qfuse.quantize`
-    would.
+    would, by `scale` where that is given.
     """
 
     gate: ext.Operand[ir.RankedTensorType]
@@ -181,9 +189,11 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
     value: ext.Result[ir.RankedTensorType] | None = None
     quantized: ext.Result[QTensorType] | None = None
     up: ext.Operand[ir.RankedTensorType] | None = None
+    scale: ext.Operand[ir.RankedTensorType] | None = None
 
     def violation(self) -> str | None:
-        operands = [shaped(v.type) for v in self.operation.operands]
+        factors, scale = glu_operands(self.operation, self.operation.operands)
+        operands = [shaped(v.type) for v in factors]
         gate = operands[0]
         if why := _glu_attributes_error(self.operation) or glu_of(self.operation).error():
             return why
@@ -199,7 +209,7 @@ class GluOp(Op, name="glu", traits=[ext.Pure]):
         elif operands[-1] != gate:
             return f"gate is {gate} but up is {operands[1]}"
         value = Shaped((*gate.shape[:-1], width), gate.dtype)
-        return outputs_error(self, ("value", "quantized"), value)
+        return outputs_error(self, GLU_OUTPUTS, value, {"quantized": scale})
 
 
 _GLU_NUMBERS = ("limit", "alpha")
@@ -215,6 +225,13 @@ def _glu_attributes_error(op: ir.Operation) -> str | None:
     return None
 
 
+def glu_operands(op: ir.Operation, operands: Sequence[T]) -> tuple[list[T], T | None]:
+    """Of `operands`, one for each of a GLU's: gate and perhaps up, and the scale if there is one"""
+    *factors, scale = ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"])
+    count = sum(factors)
+    return list(operands[:count]), operands[count] if scale else None
+
+
 def glu_of(op: ir.Operation) -> Glu:
     """What a `qfuse.glu` computes."""
     given = {name: op.attributes[name] for name in _GLU_NUMBERS if name in op.attributes}
@@ -227,15 +244,19 @@ def create_glu(
     operands: Sequence[ir.Value],
     value: ir.Type | None,
     quantized: ir.Type | None = None,
+    scale: ir.Value | None = None,
     loc: ir.Location | None = None,
 ) -> ir.Operation:
-    """A `qfuse.glu` at the insertion point; `value` and `quantized` are its results' types."""
+    """A `qfuse.glu` of gate and perhaps up, at the insertion point.
+
+    `value` and `quantized` are its results' types; `scale` is what to quantize by, if given.
+    """
     default = Glu(glu.act)
     numbers = {name: getattr(glu, name) for name in _GLU_NUMBERS}
     return ir.Operation.create(
         GluOp.OPERATION_NAME,
         results=[type_ for type_ in (value, quantized) if type_ is not None],
-        operands=list(operands),
+        operands=[*operands, *([] if scale is None else [scale])],
         attributes={
             "act": ir.StringAttr.get(glu.act),
             **{
@@ -243,6 +264,9 @@ def create_glu(
                 for name, number in numbers.items()
                 if number != getattr(default, name)
             },
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get(
+                [1, len(operands) - 1, int(scale is not None)]
+            ),
             "resultSegmentSizes": ir.DenseI32ArrayAttr.get(
                 [int(value is not None), int(quantized is not None)]
             ),
@@ -251,15 +275,26 @@ def create_glu(
     )
 
 
-def outputs_error(op: ir.OpView, names: tuple[str, ...], value: Shaped) -> str | None:
-    """Check the optional results `names` of an operation that computes `value`."""
+def outputs_error(
+    op: ir.OpView, names: Sequence[str], value: Shaped, scales: Mapping[str, ir.Value | None]
+) -> str | None:
+    """Check the optional results `names` of an operation that computes `value`.
+
+    `scales` are the operands, by the name of the result, that give a scale beforehand.
+    """
     present = [n for n, there in zip(names, segments(op, "result"), strict=True) if there]
     results = [shaped(r.type) for r in op.operation.results]
     if not results:
         return f"needs at least one of the results {', '.join(names)}"
+    for name, scale in scales.items():
+        if scale is not None and name not in present:
+            return f"has a scale for the result {name}, which is not there"
     for name, result in zip(present, results, strict=True):
         if result.quantized:
             if why := scheme_error(result) or quantize_error(result):
+                return f"result {name}: {why}"
+            scale = scales.get(name)
+            if scale is not None and (why := given_scale_error(shaped(scale.type), result)):
                 return f"result {name}: {why}"
         elif result.dtype != value.dtype:
             return f"result {name} is {result.dtype}; it follows the input, {value.dtype}"

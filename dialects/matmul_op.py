@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
-from qfuse.dialects.quantization_ops import MAX_PARTS, concat_rows, quantize_error
+from qfuse.dialects.quantization_ops import MAX_PARTS, concat_rows, given_scale_error, quantize_error
 from qfuse.dialects.types import Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import (
     DYNAMIC,
@@ -30,6 +30,21 @@ class YieldOp(Op, name="yield", traits=[ir.IsTerminatorTrait]):
     """
 
     values: Sequence[ext.Operand[ir.F32Type]]
+
+
+class WithScaleOp(Op, name="with_scale", traits=[ext.Pure]):
+    """In an epilogue region: a value for a quantized result whose scale is given beforehand.
+
+        %v = "qfuse.with_scale"(%y, %s) : (f32, f32) -> f32
+        "qfuse.yield"(%v) : (f32) -> ()
+
+    The result that %v is yielded for becomes %y, quantized as `qfuse.quantize` does with a scale.
+    That scale is the argument %s of an extra operand, a tensor<1xf32> of map "[]".
+    """
+
+    value: ext.Operand[ir.F32Type]
+    scale: ext.Operand[ir.F32Type]
+    out: ext.Result[ir.F32Type]
 
 
 class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]):
@@ -61,7 +76,8 @@ class MatmulOp(Op, name="matmul", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
     each rounded to its result's element type; any other rounding is written out, as above, so a
     fused program computes exactly what the separate operations did.  A result is as wide as a
     part; where the parts differ in width it may depend only on accumulators of its own width.
-    A yielded value that belongs to a quantized result is quantized as `qfuse.quantize` would.
+    A yielded value that belongs to a quantized result is quantized as `qfuse.quantize` would, by a
+    scale that it finds or by that of a `qfuse.with_scale`.
     """
 
     x: ext.Operand[Any]
@@ -127,7 +143,7 @@ def epilogue_error(
     return (
         _extra_error(rows, parts, extra, maps, experts)
         or _result_error(rows, parts, outs)
-        or _region_error(op.regions[0], parts, extra, outs)
+        or _region_error(op.regions[0], parts, extra, maps, outs)
     )
 
 
@@ -239,7 +255,11 @@ def _result_error(rows: Sequence[int], parts: list[int], outs: list[Shaped]) -> 
 
 
 def _region_error(
-    region: ir.Region, parts: list[int], extra: list[Shaped], outs: list[Shaped]
+    region: ir.Region,
+    parts: list[int],
+    extra: list[Shaped],
+    maps: list[str],
+    outs: list[Shaped],
 ) -> str | None:
     if len(region.blocks) != 1:
         return "the epilogue region must be one block"
@@ -255,11 +275,15 @@ def _region_error(
     if not ops or ops[-1].operation.name != YieldOp.OPERATION_NAME:
         return "the epilogue region must end with qfuse.yield"
     for op in ops[:-1]:
+        if op.operation.name == WithScaleOp.OPERATION_NAME:
+            continue
         if op.operation.name.split(".")[0] not in EPILOGUE_DIALECTS:
             return f"'{op.operation.name}' may not stand in an epilogue; use arith and math"
     yielded = len(ops[-1].operation.operands)
     if yielded != len(outs):
         return f"yields {yielded} values for {len(outs)} results"
+    if why := _given_scales_error(block, len(parts), extra, maps, outs):
+        return why
     if len(set(parts)) > 1:
         for i, (value, out) in enumerate(zip(ops[-1].operation.operands, outs, strict=True)):
             for j in accumulators_of(value, len(parts)):
@@ -269,6 +293,54 @@ def _region_error(
                         f"which is {parts[j]} wide"
                     )
     return None
+
+
+def _given_scales_error(
+    block: ir.Block, num_parts: int, extra: list[Shaped], maps: list[str], outs: list[Shaped]
+) -> str | None:
+    """Why a `qfuse.with_scale` of an epilogue block is not legal, or None."""
+    *body, terminator = (op.operation for op in block.operations)
+    for op in filter(_gives_scale, body):
+        if any(use.owner.operation != terminator for use in op.result.uses):
+            return f"a value of {op.name} may only be yielded"
+        scale = op.operands[1]
+        number = scale.arg_number - num_parts if isinstance(scale, ir.BlockArgument) else -1
+        if number < 0 or maps[number] != "[]":
+            return f'the scale of {op.name} is no argument of an extra operand of map "[]"'
+    for i, (value, out) in enumerate(zip(terminator.operands, outs, strict=True)):
+        number = given_scale(value, num_parts)
+        if number is None:
+            continue
+        if not out.quantized:
+            return f"result {i} has a scale, but is {out}"
+        if why := given_scale_error(extra[number], out):
+            return f"result {i}: {why}"
+    return None
+
+
+def given_scale(yielded: ir.Value, num_parts: int) -> int | None:
+    """Which extra operand is the scale that a yielded value is quantized by; None without one."""
+    if isinstance(yielded, ir.BlockArgument) or not _gives_scale(yielded.owner.operation):
+        return None
+    return ir.BlockArgument(yielded.owner.operation.operands[1]).arg_number - num_parts
+
+
+def given_scales(product: ir.Operation) -> list[int | None]:
+    """For each result, which extra operand is its scale."""
+    parts = len(ir.DenseI64ArrayAttr(product.attributes["parts"]))
+    terminator = list(product.regions[0].blocks[0].operations)[-1].operation
+    return [given_scale(value, parts) for value in terminator.operands]
+
+
+def build_with_scale(value: ir.Value, scale: ir.Value) -> ir.Value:
+    """A `qfuse.with_scale` at the insertion point."""
+    return ir.Operation.create(
+        WithScaleOp.OPERATION_NAME, results=[ir.F32Type.get()], operands=[value, scale]
+    ).result
+
+
+def _gives_scale(op: ir.Operation) -> bool:
+    return bool(op.name == WithScaleOp.OPERATION_NAME)
 
 
 def accumulators_of(value: ir.Value, num_parts: int) -> set[int]:

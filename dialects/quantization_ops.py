@@ -98,7 +98,7 @@ class QuantizeOp(Op, name="quantize", traits=[ext.Pure]):
                 f"result shape {shape_text(out.shape)} differs from the input's "
                 f"{shape_text(x.shape)}"
             )
-        return _static_error(given[0], out) if given else None
+        return given_scale_error(given[0], out) if given else None
 
 
 class TensorScaleOp(Op, name="tensor_scale", traits=[ext.Pure]):
@@ -269,7 +269,7 @@ def quantize_error(out: Shaped) -> str | None:
     return None
 
 
-def _static_error(scale: Shaped, out: Shaped) -> str | None:
+def given_scale_error(scale: Shaped, out: Shaped) -> str | None:
     """Why an activation cannot be quantized to `out` with one scale for all of it, or None."""
     assert out.scheme is not None
     if scale != Shaped((1,), "f32"):

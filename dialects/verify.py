@@ -35,7 +35,7 @@ def shapes_agree(a: Sequence[int], b: Sequence[int]) -> bool:
     return len(a) == len(b) and all(map(dims_agree, a, b))
 
 
-def segments(op: ir.OpView, kind: str) -> list[bool]:
+def segments(op: ir.Operation | ir.OpView, kind: str) -> list[bool]:
     """Which optional operands or results are there; `kind` is "operand" or "result".
 
     IRDL gives every member of a variadic group one type, so operations whose operands or results

@@ -1,18 +1,25 @@
 """`qfuse-fuse-act-quantize`: the GLU that makes a value also quantizes it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qfuse.compiler import remarks
 from qfuse.compiler.benefit import savings
-from qfuse.compiler.epilogue import extend_epilogue, places
+from qfuse.compiler.epilogue import extend_epilogue, extras_of, places
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.epilogue_stages import reads_a_product, runs_as_often
-from qfuse.compiler.passes.predicates import readers, run_equally_often
+from qfuse.compiler.passes.predicates import (
+    given_scale,
+    has_room_for_operand,
+    readers,
+    run_equally_often,
+    scale_comes_in_time,
+)
 from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import create_glu, glu_of
-from qfuse.dialects.matmul_op import MAX_RESULTS
+from qfuse.dialects.elementwise_ops import GluOp, create_glu, glu_of, glu_operands
+from qfuse.dialects.matmul_op import MAX_RESULTS, build_with_scale, given_scales
 from qfuse.dialects.types import shaped
 
 
@@ -32,79 +39,89 @@ class FuseActQuantize(Pass):
     A product of experts (`qfuse.group_matmul`) does the same.  With other readers the value stays
     a result, as the other results of a product do.  A plain product, one whose epilogue is no
     activation, keeps its quantization apart (vLLM PR 36689 measured 0.70 to 1.00 of the unfused
-    speed for it); so does a producer that quantizes already, or has no room for a fifth result,
-    and a quantization by a scale given beforehand.  All leave a remark.
+    speed for it); so does a producer that quantizes already, or has no room for a fifth result.
+    All leave a remark.
+
+    A scale given beforehand is an operand of the GLU, or of the product, whose epilogue names it:
+
+        %q = "qfuse.matmul"(%x, %w, %scale) ({... "qfuse.with_scale"(%rounded, %s) ...})
+
+    There is no scale to find then, so any width will do, and a plain product quantizes as well.  A
+    scale of the whole value (`qfuse.tensor_scale`) keeps it apart, with a remark.
     """
 
     name: ClassVar[str] = "qfuse-fuse-act-quantize"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([glu_quantize, product_quantize, *_WITH_GIVEN_SCALE]).apply(module)
+        patterns = [make(given) for make in (_glu_quantize, _product_quantize) for given in (0, 1)]
+        Patterns(patterns).apply(module)
 
 
-def glu_quantize(p: Pattern) -> None:
-    glu = p.op("qfuse.glu", p.values(), many=True)
-    quantize = p.op("qfuse.quantize", p.result(glu))
-    p.require(run_equally_often, quantize, glu)
-    p.require(quantizes_nothing_yet, quantize, glu)
-    p.rewrite(quantize, quantize_in_glu, glu)
+def _glu_quantize(given: int) -> Callable[[Pattern], None]:
+    """The quantization has `given` operands beside the value: its scale, or none"""
+
+    def glu_quantize(p: Pattern) -> None:
+        glu = p.op("qfuse.glu", p.values(), many=True)
+        quantize = p.op("qfuse.quantize", p.result(glu), *(p.value() for _ in range(given)))
+        p.require(run_equally_often, quantize, glu)
+        p.require(scale_comes_in_time, quantize, glu)
+        p.require(quantizes_nothing_yet, quantize, glu)
+        p.rewrite(quantize, quantize_in_glu, glu)
+
+    return glu_quantize
 
 
-def product_quantize(p: Pattern) -> None:
-    y = p.value()
-    quantize = p.op("qfuse.quantize", y)
-    p.require(reads_a_product, quantize, y)
-    p.require(runs_as_often, quantize, y)
-    p.require(product_quantizes_nothing_yet, quantize, y)
-    p.require(has_room_for_result, quantize, y)
-    p.require(ends_in_activation, quantize, y)
-    p.require(groups_fit_tiles, quantize)
-    p.rewrite(quantize, quantize_in_product, y)
+def _product_quantize(given: int) -> Callable[[Pattern], None]:
+    """The same for a product, whose epilogue needs an operand more for a scale"""
+
+    def product_quantize(p: Pattern) -> None:
+        y = p.value()
+        quantize = p.op("qfuse.quantize", y, *(p.value() for _ in range(given)))
+        p.require(reads_a_product, quantize, y)
+        p.require(runs_as_often, quantize, y)
+        p.require(products_scale_comes_in_time, quantize, y)
+        p.require(product_quantizes_nothing_yet, quantize, y)
+        p.require(has_room_for_result, quantize, y)
+        for predicate in (has_room_for_scale,) if given else (ends_in_activation, groups_fit_tiles):
+            p.require(predicate, quantize, y)
+        p.rewrite(quantize, quantize_in_product, y)
+
+    return product_quantize
 
 
-def glu_with_given_scale(p: Pattern) -> None:
-    """Matches only to say why it stays; so does the next one."""
-    glu = p.op("qfuse.glu", p.values(), many=True)
-    quantize = p.op("qfuse.quantize", p.result(glu), p.value())
-    p.require(finds_its_scale, quantize)
-    p.rewrite(quantize, _never)
-
-
-def product_with_given_scale(p: Pattern) -> None:
-    y = p.value()
-    quantize = p.op("qfuse.quantize", y, p.value())
-    p.require(reads_a_product, quantize, y)
-    p.require(finds_its_scale, quantize)
-    p.rewrite(quantize, _never)
-
-
-_WITH_GIVEN_SCALE = (glu_with_given_scale, product_with_given_scale)
-glu_with_given_scale.__name__ = "glu_quantize"  # the patterns that their remarks are about
-product_with_given_scale.__name__ = "product_quantize"
-
-
-def finds_its_scale(_quantize: ir.Operation) -> Verdict:
-    return Refusal(
-        "the scale is given beforehand, and what makes a value only quantizes it by scales that "
-        "it finds itself",
-        "quantize dynamically",
-    )
+def products_scale_comes_in_time(quantize: ir.Operation, y: ir.Value) -> Verdict:
+    return scale_comes_in_time(quantize, y.owner.operation)
 
 
 def quantizes_nothing_yet(quantize: ir.Operation, producer: ir.Operation) -> Verdict:
-    for result in producer.results:
-        if result.type == quantize.results[0].type:
+    wanted, scale = quantize.results[0].type, given_scale(quantize)
+    for result, by in zip(producer.results, _scales_of(producer), strict=True):
+        if result.type == wanted and by == scale:
             return Refusal(f"{producer.name} already yields this very value", "run cse first")
         if shaped(result.type).quantized:
+            other = " by another scale" if result.type == wanted else ""
             return Refusal(
-                f"{producer.name} already yields {shaped(result.type)}",
+                f"{producer.name} already yields {shaped(result.type)}{other}",
                 "quantize all readers of a value to one scheme",
             )
     return None
 
 
+def _scales_of(producer: ir.Operation) -> list[ir.Value | None]:
+    """For each result, the scale that it is quantized by, if that is given beforehand."""
+    if producer.name == GluOp.OPERATION_NAME:
+        _, scale = glu_operands(producer, list(producer.operands))
+        return [scale if shaped(r.type).quantized else None for r in producer.results]
+    extras = extras_of(producer)
+    return [None if i is None else extras[i] for i in given_scales(producer)]
+
+
 def product_quantizes_nothing_yet(quantize: ir.Operation, y: ir.Value) -> Verdict:
     return quantizes_nothing_yet(quantize, y.owner.operation)
+
+
+def has_room_for_scale(_quantize: ir.Operation, y: ir.Value) -> Verdict:
+    return has_room_for_operand(y.owner.operation)
 
 
 def has_room_for_result(quantize: ir.Operation, y: ir.Value) -> Verdict:
@@ -140,7 +157,7 @@ def _yielded(y: ir.Value) -> ir.Value:
     return terminator.operation.operands[list(product.results).index(y)]
 
 
-def groups_fit_tiles(quantize: ir.Operation) -> Verdict:
+def groups_fit_tiles(quantize: ir.Operation, _y: ir.Value) -> Verdict:
     quantized = shaped(quantize.results[0].type)
     assert quantized.scheme is not None
     width, group = quantized.shape[-1], quantized.scheme.block[1]
@@ -166,9 +183,10 @@ def quantize_in_glu(rewriter, quantize: ir.Operation, glu: ir.Operation) -> None
     with ir.InsertionPoint(glu):
         new = create_glu(
             glu_of(glu),
-            list(glu.operands),
+            glu_operands(glu, list(glu.operands))[0],
             value_type if keep else None,
             quantized_type,
+            given_scale(quantize),
             loc=glu.location,
         )
     remarks.fired("glu-quantize", quantize, saves=savings([glu, quantize], [new]))
@@ -180,10 +198,14 @@ def quantize_in_product(rewriter, quantize: ir.Operation, y: ir.Value) -> None:
     number = list(product.results).index(y)
     order = places(product, quantize)
     types = [quantize.results[0].type if i is None else product.results[i].type for i in order]
+    scale = [value for value in (given_scale(quantize),) if value is not None]
+
+    def extend(ys: list[ir.Value], scales: list[ir.Value]) -> list[ir.Value]:
+        quantized = build_with_scale(ys[number], scales[0]) if scales else ys[number]
+        return [quantized if i is None else ys[i] for i in order]
+
     with ir.InsertionPoint(product), product.location:
-        new = extend_epilogue(
-            product, types, lambda ys, _: [ys[number if i is None else i] for i in order]
-        )
+        new = extend_epilogue(product, types, extend, extra=scale, maps=["[]"] * len(scale))
     about = remarks.argument_name(product.operands[1])
     remarks.fired("product-quantize", quantize, about, saves=savings([product, quantize], [new]))
     made = dict(zip(order, new.results, strict=True))
@@ -196,6 +218,3 @@ def _replace(rewriter, quantize: ir.Operation, old: ir.Operation, new: ir.Operat
     rewriter.replace_op(quantize, [new.results[len(new.results) - 1]])
     rewriter.replace_op(old, [new.results[0]])
 
-
-def _never(*_: object) -> None:
-    raise AssertionError("patterns with a given scale only explain")

@@ -15,7 +15,7 @@ from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.activations import build_glu, build_rounding
 from qfuse.dialects.arithmetic import build_elementwise
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import glu_of
+from qfuse.dialects.elementwise_ops import glu_of, glu_operands
 from qfuse.dialects.matmul_op import PRODUCTS, build_matmul, map_of
 from qfuse.dialects.types import shaped
 
@@ -107,6 +107,7 @@ gate_up_of_experts.__name__ = "gate_up"  # one fusion, by one name
 def glu_without_two_products(p: Pattern) -> None:
     """Matches any other GLU, to say why it is none of ours."""
     glu = p.op("qfuse.glu", p.values())
+    p.require(makes_one_plain_value, glu)
     p.require(both_operands_are_products, glu)
     p.rewrite(glu, _never)
 
@@ -149,13 +150,14 @@ def can_be_merged(_glu: ir.Operation, gate: ir.Operation, up: ir.Operation) -> V
 
 
 def both_operands_are_products(glu: ir.Operation) -> Verdict:
-    if len(glu.operands) == 1:
+    operands, _ = glu_operands(glu, list(glu.operands))
+    if len(operands) == 1:
         return Refusal("gate and up are halves of one value", "compute them by two products")
     makers = [
         "an argument" if isinstance(value, ir.BlockArgument) else value.owner.operation.name
-        for value in glu.operands
+        for value in operands
     ]
-    biased = [_is_biased_product(value) for value in glu.operands]
+    biased = [_is_biased_product(value) for value in operands]
     if all(biased):
         return MISMATCH
     for i, side in enumerate(("gate", "up")):

@@ -8,11 +8,11 @@ from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import build_yield
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import defined_before, readers
-from qfuse.compiler.passes.siblings import join_weights, merge_error
+from qfuse.compiler.passes.siblings import join_weights, merge_error, scales_error
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import MatmulOp, build_matmul
-from qfuse.dialects.quantization_ops import MAX_PARTS
+from qfuse.dialects.quantization_ops import MAX_PARTS, QuantizeOp
 from qfuse.dialects.types import shaped
 
 
@@ -32,14 +32,15 @@ class FuseQkv(Pass):
         %q, %k, %v = "qfuse.matmul"(%x, %w) {parts = array<i64: 512, 256, 256>}
 
     Widths may differ.  At most four products are merged.  A sibling whose weight has another
-    scheme, is computed at run time, or that already has an epilogue is left alone, with a remark;
-    so is the only product of a value, without one.
+    scheme, is computed at run time, that already has an epilogue, or that reads the value quantized
+    by another static scale is left alone, with a remark; so is the only product of a value, without
+    one.
     """
 
     name: ClassVar[str] = "qfuse-fuse-qkv"
 
     def run(self, module: ir.Operation) -> None:
-        Patterns([siblings]).apply(module)
+        Patterns([siblings, siblings_by_scales]).apply(module)
 
 
 def siblings(p: Pattern) -> None:
@@ -47,6 +48,36 @@ def siblings(p: Pattern) -> None:
     p.require(has_one_weight, product)
     p.require(leads_its_siblings, product)
     p.rewrite(product, merge_siblings)
+
+
+def siblings_by_scales(p: Pattern) -> None:
+    """Matches only to say why products of one value by several scales stay alone."""
+    product = p.op("qfuse.matmul", p.values(), many=True)
+    p.require(has_one_weight, product)
+    p.require(siblings_have_its_scale, product)
+    p.rewrite(product, _never)
+
+
+siblings_by_scales.__name__ = "siblings"  # the pattern that its remarks are about
+
+
+def siblings_have_its_scale(product: ir.Operation) -> Verdict:
+    """No product reads what `product` does, quantized by another scale; if so, no candidate."""
+    x = product.operands[0]
+    if isinstance(x, ir.BlockArgument) or x.owner.name != QuantizeOp.OPERATION_NAME:
+        return MISMATCH
+    for other in readers(x.owner.operands[0]):
+        if other.name != QuantizeOp.OPERATION_NAME:
+            continue
+        why = scales_error(x, other.results[0])
+        of_products = any(op.name == MatmulOp.OPERATION_NAME for op in readers(other.results[0]))
+        if why is not None and of_products:
+            return why
+    return MISMATCH
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("siblings_by_scales only explains")
 
 
 def has_one_weight(product: ir.Operation) -> Verdict:

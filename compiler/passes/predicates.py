@@ -96,6 +96,25 @@ def defined_before(value: ir.Value, op: ir.Operation) -> bool:
     return owner.block != op.block or owner.is_before_in_block(op)
 
 
+def given_scale(quantize: ir.Operation) -> ir.Value | None:
+    """The scale that a `qfuse.quantize` is given beforehand, if it is."""
+    _, *scale = quantize.operands
+    return scale[0] if scale else None
+
+
+def scale_comes_in_time(quantize: ir.Operation, producer: ir.Operation) -> Verdict:
+    """What makes the value that is quantized can read the scale, if one is given."""
+    scale = given_scale(quantize)
+    if scale is None or defined_before(scale, producer):
+        return None
+    if scale.owner.name == "qfuse.tensor_scale":
+        return Refusal(
+            "the scale is that of the whole value, which is known when all of its rows are made",
+            "use a static scale, or one for each row or group",
+        )
+    return Refusal(f"the scale is made after {producer.name}", "pass the scale as a parameter")
+
+
 def ancestor_in(op: ir.Operation, block: ir.Block) -> ir.Operation | None:
     """What of `block` is `op` or holds it; None where it stands elsewhere."""
     while op.block != block:

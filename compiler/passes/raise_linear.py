@@ -290,7 +290,7 @@ def _quantize_whole(x: ir.Value, stored: Shaped, scale: ir.Value | None) -> ir.V
             attributes={"storage": ir.TypeAttr.get(ir.Type.parse(stored.dtype))},
         ).result
     else:
-        given = to_builtin(scale)
+        given = at_the_top(scale)
     quantized = replace(stored, scheme=Scheme((1, stored.shape[-1]), "f32"))
     return ir.Operation.create(
         QuantizeOp.OPERATION_NAME, results=[quantized.type()], operands=[x, given]

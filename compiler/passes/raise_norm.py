@@ -139,6 +139,7 @@ def _make_norm(
             "eps": ir.FloatAttr.get(f64, constant_of(eps)),
             "offset": ir.FloatAttr.get(f64, 0.0),
             "rounding": ir.StringAttr.get(rounding),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 0, 0, 0]),
             "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
         },
     )

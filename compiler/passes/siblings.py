@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from qfuse.compiler import remarks
 from qfuse.compiler.epilogue import is_identity
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
-from qfuse.compiler.passes.predicates import is_made_once
+from qfuse.compiler.passes.predicates import given_scale, is_made_once
 from qfuse.compiler.pdl import Refusal
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.quantization_ops import build_concat
+from qfuse.dialects.quantization_ops import QuantizeOp, build_concat
 from qfuse.dialects.types import shaped
 
 
@@ -19,6 +20,8 @@ def merge_error(first: ir.Operation, other: ir.Operation) -> Refusal | None:
     `qfuse.concat` begins each part at a block boundary.
     """
     if first.operands[0] != other.operands[0]:
+        if (why := scales_error(first.operands[0], other.operands[0])) is not None:
+            return why
         return Refusal(
             f"the products read different values, {_source(first)} and {_source(other)}",
             "share one quantized input",
@@ -49,6 +52,22 @@ def merge_error(first: ir.Operation, other: ir.Operation) -> Refusal | None:
     if first.results[0].type.element_type != other.results[0].type.element_type:
         return Refusal("the products round their results to different types")
     return None
+
+
+def scales_error(x: ir.Value, other: ir.Value) -> Refusal | None:
+    """That two values are one that was quantized by two scales given beforehand, if they are."""
+    makers = [v.owner.operation for v in (x, other) if not isinstance(v, ir.BlockArgument)]
+    if len(makers) < 2 or any(op.name != QuantizeOp.OPERATION_NAME for op in makers):
+        return None
+    a, b = (given_scale(op) for op in makers)
+    if a is None or b is None or a == b or makers[0].operands[0] != makers[1].operands[0]:
+        return None
+    names = [remarks.argument_name(scale) for scale in (a, b)]
+    return Refusal(
+        "the products read one value quantized by different scales"
+        + (f", {names[0]} and {names[1]}" if all(names) else ""),
+        "quantize it by one scale for both",
+    )
 
 
 def join_weights(products: Sequence[ir.Operation]) -> ir.Value:

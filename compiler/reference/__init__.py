@@ -15,7 +15,7 @@ torch and is meant for small programs; `compiler/verification.py` runs it around
 | interpreter.py | functions, calls, returns; which rule executes which operation |
 | region.py | epilogue regions: scalar arith and math on arrays |
 | activations.py | silu, gelu and the rest |
-| quantization.py | pack, unpack, quantize, dequantize, concat |
+| quantization.py | pack, unpack, quantize, tensor_scale, dequantize, concat |
 | elementwise.py | add, mul, activations, glu |
 | norm.py | rms_norm, rope |
 | product.py | matmul, group_matmul |

@@ -1,16 +1,17 @@
 """Element-wise operations and GLUs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from qfuse.compiler.reference import balls, schemes
 from qfuse.compiler.reference.activations import ACTIVATIONS, clamp, sigmoid
 from qfuse.compiler.reference.balls import Ball
 from qfuse.compiler.reference.values import Tensor, Value
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import glu_of
+from qfuse.dialects.elementwise_ops import GLU_OUTPUTS, glu_of, glu_operands
 from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.types import shaped
+from qfuse.dialects.verify import segments
 
 
 def _elementwise(compute: Callable[..., Ball]) -> Callable[..., list[Value]]:
@@ -22,14 +23,16 @@ def _elementwise(compute: Callable[..., Ball]) -> Callable[..., list[Value]]:
     return rule
 
 
-def glu(op: ir.Operation, gate: Tensor, up: Tensor | None = None) -> list[Value]:
-    if up is None:
+def glu(op: ir.Operation, *operands: Tensor) -> list[Value]:
+    (gate, *up), scale = glu_operands(op, operands)
+    if up:
+        g, u = gate.ball(), up[0].ball()
+    else:
         half = gate.shape[-1] // 2
         g, u = gate[..., :half].ball(), gate[..., half:].ball()
-    else:
-        g, u = gate.ball(), up.ball()
     value = Tensor.of(balls.mul(*glu_factors(glu_of(op), g, u, gate.dtype)), gate.dtype)
-    return outputs(op, value.ball(), value, None)
+    names = [n for n, there in zip(GLU_OUTPUTS, segments(op, "result"), strict=True) if there]
+    return outputs(op, names, {"value": value}, value.ball(), {"quantized": scale})
 
 
 def glu_factors(glu: Glu, g: Ball, u: Ball, dtype: str) -> tuple[Ball, Ball]:
@@ -54,13 +57,22 @@ def _clamp(op: ir.Operation, x: Tensor) -> list[Value]:
     return [Tensor.of(clamp(x.ball(), low, high), result_dtype(op))]
 
 
-def outputs(op: ir.Operation, quantized: Ball, *known: Tensor | None) -> list[Value]:
-    """The results that are there of `known`; in place of None, `quantized` as its type says."""
-    present = list(ir.DenseI32ArrayAttr(op.attributes["resultSegmentSizes"]))
-    wanted = [value for value, there in zip(known, present, strict=True) if there]
+def outputs(
+    op: ir.Operation,
+    names: Sequence[str],
+    known: Mapping[str, Tensor],
+    source: Ball,
+    scales: Mapping[str, Tensor | None],
+) -> list[Value]:
+    """The results of `op`, which have these names: those that are known, and others of `source`.
+
+    The latter are quantized as their types say, by the scales that are given for some.
+    """
     return [
-        schemes.encode(quantized, shaped(result.type)) if value is None else value
-        for value, result in zip(wanted, op.results, strict=True)
+        known[name]
+        if name in known
+        else schemes.encode(source, shaped(result.type), scales.get(name))
+        for name, result in zip(names, op.results, strict=True)
     ]
 
 

@@ -15,7 +15,9 @@ from qfuse.compiler.reference.balls import NUMPY, Array
 from qfuse.compiler.reference.values import Inexecutable, Other, Quantized, Tensor, Value, name_of
 from qfuse.compiler.torch_ir import FROM_BUILTIN, TO_BUILTIN, builtin_type
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import INPUTS, inputs_of
+from qfuse.dialects.elementwise_ops import glu_operands
+from qfuse.dialects.matmul_op import INPUTS, given_scales, inputs_of
+from qfuse.dialects.norm_ops import SCALES, operands_of
 from qfuse.dialects.types import QTensorType, Scheme, Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
 
@@ -25,10 +27,12 @@ _POOL = 1 << 20
 _SCALES = {
     ("qfuse.pack", 1),
     ("torch.qfuse.quantized_linear", 2),
+    ("torch.qfuse.quantized_linear", 9),
+    ("qfuse.quantize", 1),
     ("torch.qfuse.moe_experts", 4),
     ("torch.qfuse.moe_experts", 6),
 }
-"""Operands that are scales of quantized weights: by operation and number."""
+"""Operands that are scales of quantized weights or inputs: by operation and number."""
 
 _STEP = 7
 """How much later: so that no two rows near each other are equal."""
@@ -91,7 +95,7 @@ class RandomInputs:
                 raise Inexecutable(f"the reference has no values of type {dtype}")
             return _codes(random, shape, dtype)
         readers = list(_readers(value))
-        if any((name_of(reader), index) in _SCALES for reader, index in readers):
+        if any(_is_scale(reader, index) for reader, index in readers):
             return _factors(random, shape, dtype)
         return _pooled(random, shape, lambda r, s: _floats(r, s, dtype))
 
@@ -157,6 +161,20 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Operation, int]]:
             yield from _readers(op.results[0])
         else:
             yield op, use.operand_number
+
+
+def _is_scale(op: ir.Operation, index: int) -> bool:
+    """Whether operand `index` is a scale."""
+    numbers = range(len(op.operands))
+    if op.name == "qfuse.rms_norm":
+        names = operands_of(op, numbers)
+        return index in [names.get(name) for name in SCALES]
+    if op.name == "qfuse.glu":
+        return index == glu_operands(op, numbers)[1]
+    if op.name in INPUTS:
+        first = sum(value is not None for value in inputs_of(op, numbers).values())
+        return index - first in given_scales(op)
+    return (name_of(op), index) in _SCALES
 
 
 def _whole(

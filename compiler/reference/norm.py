@@ -9,12 +9,18 @@ from qfuse.compiler.reference.balls import Array, Ball
 from qfuse.compiler.reference.elementwise import outputs
 from qfuse.compiler.reference.values import Tensor, Value
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.norm_ops import quantize_rounding
+from qfuse.dialects.norm_ops import (
+    QUANTIZED,
+    SCALES,
+    operands_of,
+    output_names,
+    quantize_rounding,
+)
 
 
-def rms_norm(
-    op: ir.Operation, x: Tensor, weight: Tensor, residual: Tensor | None = None
-) -> list[Value]:
+def rms_norm(op: ir.Operation, *operands: Tensor) -> list[Value]:
+    given = operands_of(op, operands)
+    x, weight, residual = given["x"], given["weight"], given.get("residual")
     h = x.ball()
     if residual is not None:
         h = balls.rounded(balls.add(h, residual.ball()), x.dtype)
@@ -30,7 +36,9 @@ def rms_norm(
     exact = balls.mul(normed, factor)
     value = Tensor.of(exact, x.dtype)
     source = value.ball() if quantize_rounding(op) == "value" else exact
-    return outputs(op, source, value, None, None, Tensor.of(h, x.dtype))
+    known = {"value": value, "new_residual": Tensor.of(h, x.dtype)}
+    scales = dict(zip(QUANTIZED, map(given.get, SCALES), strict=True))
+    return outputs(op, output_names(op), known, source, scales)
 
 
 def rope(op: ir.Operation, x: Tensor, cos: Tensor, sin: Tensor) -> list[Value]:

@@ -14,7 +14,7 @@ from qfuse.compiler.reference.experts import combine
 from qfuse.compiler.reference.region import run_region
 from qfuse.compiler.reference.values import Misfit, Quantized, Tensor, Value
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import inputs_of
+from qfuse.dialects.matmul_op import given_scales, inputs_of
 from qfuse.dialects.types import SchemeAttr, Shaped, scheme_of, shaped
 from qfuse.dialects.verify import round_up
 
@@ -39,7 +39,7 @@ class Products:
 
     def matmul(self, op: ir.Operation, x: Operand, w: Operand, *extra: Tensor) -> list[Value]:
         x = _quantized_input(op, x, w)
-        return _results(op, _epilogue(op, self.dot(x, w), w, extra), x.shape[:-1])
+        return _results(op, _epilogue(op, self.dot(x, w), w, extra), extra, x.shape[:-1])
 
     def dot(self, x: Operand, w: Operand) -> Ball:
         """x [.., K] times the transpose of w [N, K], as [M, N]."""
@@ -47,19 +47,19 @@ class Products:
         return balls.dot(_numbers(x, columns).map(_flat), _numbers(w, columns))
 
     def group_matmul(self, op: ir.Operation, *operands: Any) -> list[Value]:
-        rows, shape = self._rows_of_experts(op, operands)
-        return _results(op, rows, shape)
+        rows, extra, shape = self._rows_of_experts(op, operands)
+        return _results(op, rows, extra, shape)
 
     def group_matmul_combine(self, op: ir.Operation, *operands: Any) -> list[Value]:
-        (rows,), shape = self._rows_of_experts(op, operands)
+        (rows,), _, shape = self._rows_of_experts(op, operands)
         y = Tensor.of(rows.map(lambda a: a.reshape(*shape, a.shape[-1])), "f32")
         given: dict[str, Any] = inputs_of(op, operands)
         return combine(op, y, given["slots"], given["weights"], given["residual"])
 
     def _rows_of_experts(
         self, op: ir.Operation, operands: Sequence[Any]
-    ) -> tuple[list[Ball], tuple[int, ...]]:
-        """What the epilogue makes of the rows [M, N], and which shape the M have."""
+    ) -> tuple[list[Ball], Sequence[Tensor], tuple[int, ...]]:
+        """What the epilogue makes of the rows [M, N], what it read, and which shape the M have."""
         given: dict[str, Any] = inputs_of(op, operands)
         x, w, indptr, tokens = (given[name] for name in ("x", "w", "indptr", "tokens"))
         extra = operands[sum(value is not None for value in given.values()) :]
@@ -86,7 +86,7 @@ class Products:
                 if slack is not None:
                     slack[begin:end] = total.reach
         expert = np.minimum(np.searchsorted(ends[1:], np.arange(count), "right"), len(ends) - 2)
-        return _epilogue(op, Ball(mid, slack), _expert(w, 0), extra, expert), shape
+        return _epilogue(op, Ball(mid, slack), _expert(w, 0), extra, expert), extra, shape
 
     def _columns(self, depth: int) -> Array:
         if self.terms is None or depth <= self.terms:
@@ -148,14 +148,19 @@ def _epilogue(
     return made
 
 
-def _results(op: ir.Operation, made: Sequence[Ball], rows: tuple[int, ...]) -> list[Value]:
+def _results(
+    op: ir.Operation, made: Sequence[Ball], extra: Sequence[Tensor], rows: tuple[int, ...]
+) -> list[Value]:
     """Stored as the results of `op` are, in their shapes: `rows` and the width of each."""
     results: list[Value] = []
-    for y, result in zip(made, op.results, strict=True):
+    for y, result, number in zip(made, op.results, given_scales(op), strict=True):
         type_ = shaped(result.type)
         value = y.map(lambda a: a.reshape(*rows, a.shape[-1]))
+        scale = None if number is None else extra[number]
         results.append(
-            schemes.encode(value, type_) if type_.quantized else Tensor.of(value, type_.dtype)
+            schemes.encode(value, type_, scale)
+            if type_.quantized
+            else Tensor.of(value, type_.dtype)
         )
     return results
 

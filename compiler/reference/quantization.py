@@ -1,12 +1,15 @@
-"""pack, unpack, quantize, dequantize, concat, append_expert."""
+"""pack, unpack, quantize, tensor_scale, dequantize, concat, append_expert."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from qfuse.compiler.reference import schemes
-from qfuse.compiler.reference.values import Inexecutable, Misfit, Quantized, Tensor, Value, stack
+import numpy as np
+
+from qfuse.compiler.reference import balls, schemes
+from qfuse.compiler.reference.values import Misfit, Quantized, Tensor, Value, stack
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.types import shaped
+from qfuse.dialects.quantization_ops import AMAX_FLOOR
+from qfuse.dialects.types import STORAGE_MAX, shaped
 
 
 def pack(op: ir.Operation, data: Tensor, scale: Tensor, *zero: Tensor) -> list[Value]:
@@ -23,10 +26,17 @@ def unpack(op: ir.Operation, value: Quantized) -> list[Value]:
     return [value.data, value.scale]
 
 
-def quantize(op: ir.Operation, x: Tensor, *scale: Tensor) -> list[Value]:
-    if scale:
-        raise Inexecutable("the reference does not quantize by a given scale")
-    return [schemes.encode(x.ball(), shaped(op.results[0].type))]
+def quantize(op: ir.Operation, x: Tensor, scale: Tensor | None = None) -> list[Value]:
+    return [schemes.encode(x.ball(), shaped(op.results[0].type), scale)]
+
+
+def tensor_scale(op: ir.Operation, x: Tensor) -> list[Value]:
+    limit = STORAGE_MAX[str(ir.TypeAttr(op.attributes["storage"]).value)]
+    flat = balls.absolute(x.ball()).map(lambda a: a.reshape(1, -1))
+    floor = balls.constant(AMAX_FLOOR)
+    amax = balls.maximum(balls.largest(flat), floor) if x.array.size else floor
+    scale = balls.div(amax, balls.constant(limit))
+    return [Tensor.of(scale.map(lambda a: np.reshape(a, (1,))), "f32")]
 
 
 def dequantize(op: ir.Operation, value: Quantized) -> list[Value]:
@@ -55,6 +65,7 @@ RULES: dict[str, Callable[..., list[Value]]] = {
     "qfuse.pack": pack,
     "qfuse.unpack": unpack,
     "qfuse.quantize": quantize,
+    "qfuse.tensor_scale": tensor_scale,
     "qfuse.dequantize": dequantize,
     "qfuse.concat": concat,
     "qfuse.append_expert": append_expert,

@@ -115,6 +115,7 @@ _RULES: dict[str, Callable[..., Ball]] = {
     "math.rsqrt": _of(balls.rsqrt),
     "math.fma": _of(balls.fma),
     "math.copysign": _of(_copysign),
+    "qfuse.with_scale": _of(lambda x, scale: x),  # the scale is that of the result
     "math.exp2": _rising(np.exp2, balls.FUNCTION_ERROR),
     "math.log": _rising(lambda v: np.log(np.maximum(v, 0.0)), balls.FUNCTION_ERROR),
     "math.floor": _rising(np.floor),

@@ -34,11 +34,16 @@ def decode(value: Quantized, columns: Array | None = None) -> Ball:
     return balls.ball(data.mid * scale.mid, slack, data, scale)
 
 
-def encode(x: Ball, type_: Shaped) -> Quantized:
-    """Numbers quantized dynamically to the scheme of `type_`, as `qfuse.quantize` says."""
+def encode(x: Ball, type_: Shaped, given: Tensor | None = None) -> Quantized:
+    """Numbers quantized to the scheme of `type_`, by the scale `given` if there is one.
+
+    As `qfuse.quantize` says.
+    """
     scheme = known(type_)
     if type_.dtype not in STORAGE_MAX:
         raise Inexecutable(f"the reference cannot quantize to {type_.dtype}")
+    if given is not None:
+        return _by_scale(x, given.ball(), type_)
     limit = balls.constant(STORAGE_MAX[type_.dtype])
     width = x.mid.shape[-1]
     group = min(scheme.block[1], width) or 1
@@ -61,6 +66,15 @@ def encode(x: Ball, type_: Shaped) -> Quantized:
     data = codes.map(lambda a: a.reshape(*a.shape[:-2], -1)[..., :width])
     stored = Tensor(_stored(data.mid, type_.dtype), data.slack)
     return Quantized(stored, Tensor.of(numbers, scheme.scale), replace(type_, shape=stored.shape))
+
+
+def _by_scale(x: Ball, scale: Ball, type_: Shaped) -> Quantized:
+    """Numbers over one scale, [1], which each row then has."""
+    codes = _codes(balls.div(x, scale), type_.dtype)
+    data = Tensor(_stored(codes.mid, type_.dtype), codes.slack)
+    stored = replace(type_, shape=data.shape)
+    of_rows = scale.map(lambda a: np.broadcast_to(a, stored.scale_shape))
+    return Quantized(data, Tensor.of(of_rows, "f32"), stored)
 
 
 def join(weights: list[Quantized]) -> Quantized:

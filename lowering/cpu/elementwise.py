@@ -1,17 +1,16 @@
 """Row-wise kernels without a reduction: element-wise operations, glu, rope, (de)quantize."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from qfuse.dialects.activations import build_glu
 from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import glu_of
+from qfuse.dialects.elementwise_ops import glu_of, glu_operands
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC, segments, shape_text
 from qfuse.lowering.cpu.dequantize import dequantize_error, expand_row
-from qfuse.lowering.cpu.emit import LANES, Index, Value
+from qfuse.lowering.cpu.emit import LANES, Function, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.quantized import activation_error
 from qfuse.lowering.cpu.region import emit_scalars
@@ -102,9 +101,9 @@ def _elementwise(signature: Signature) -> tuple[EmitRow, int, int]:
 
 
 def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
-    gate = signature.operands[0]
-    halves = len(signature.operands) == 1
-    up = signature.operands[-1]
+    (gate, *others), scale = glu_operands(signature.op, signature.operands)
+    halves = not others
+    up = gate if halves else others[0]
     width = gate.width // 2 if halves else gate.width
     glu = glu_of(signature.op)
     value, quantized = optional_results(signature)
@@ -124,7 +123,7 @@ def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
             width,
             compute,
             (value.data, value.dtype) if value else None,
-            [quantized.target()] if quantized else [],
+            [quantized.target(load_scale(lanes.f, scale))] if quantized else [],
         )
 
     return emit, width, _TRANSCENDENTAL_COST + (_ENCODE_COST if quantized else 0)
@@ -134,6 +133,11 @@ def optional_results(signature: Signature) -> list[Tensor | None]:
     """The results in the order of the operation's fields, None for those that are absent."""
     present = iter(signature.results)
     return [next(present) if there else None for there in segments(signature.op, "result")]
+
+
+def load_scale(f: Function, scale: Tensor | None) -> Value | None:
+    """The number that an operand gives as a scale beforehand, if there is one."""
+    return None if scale is None else f.load(scale.data, 0, "f32")
 
 
 def _rope_error(x: Shaped, cos: Shaped, sin: Shaped) -> str | None:
@@ -205,8 +209,8 @@ def _quantize(signature: Signature) -> tuple[EmitRow, int, int]:
             at = lanes.f.address((row, x.width), piece.column)
             return lanes.load(x.data, at, x.dtype, piece.mask)
 
-        scale = lanes.f.load(given[0].data, 0, "f32") if given else None
-        emit_outputs(lanes, row, x.width, compute, None, [replace(result.target(), given=scale)])
+        target = result.target(load_scale(lanes.f, given[0] if given else None))
+        emit_outputs(lanes, row, x.width, compute, None, [target])
 
     return emit, x.width, _COPY_COST + _ENCODE_COST
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import accumulators_of
-from qfuse.dialects.types import Shaped
+from qfuse.dialects.matmul_op import accumulators_of, given_scales
+from qfuse.dialects.types import Shaped, shaped
 from qfuse.lowering.cpu.combine import KeptRows
 from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
+from qfuse.lowering.cpu.quantized import given_quantizer
 from qfuse.lowering.cpu.region import emit_region
 from qfuse.lowering.cpu.rowwise import Piece, Segment, emit_quantized, entry_parameters
 from qfuse.lowering.cpu.signature import Signature, Tensor
@@ -36,8 +37,14 @@ def width_groups(signature: Signature, parts: tuple[int, ...]) -> list[WidthGrou
     return groups
 
 
+def finding_scales(op: ir.Operation) -> list[int]:
+    """The quantized results of a product whose scales are found, not given, by number."""
+    given = given_scales(op)
+    return [i for i, r in enumerate(op.results) if shaped(r.type).quantized and given[i] is None]
+
+
 def result_error(value: Shaped) -> str | None:
-    """Why a product cannot quantize its result like this, or None."""
+    """Why a product cannot quantize its result like this, finding the scales, or None."""
     assert value.scheme is not None
     group = value.scheme.block[1]
     if value.shape[-1] <= MAX_TILE or (group % LANES == 0 and MAX_TILE % group == 0):
@@ -73,7 +80,15 @@ def build_epilogue(
     start = f.imul(number, tile)
     columns = f.imin(tile, f.isub(width, start))
     area = f.imul(capacity, tile)
-    quantized = [r for r in group.results if signature.results[r].shaped.quantized]
+    quantized = [r for r in finding_scales(signature.op) if r in group.results]
+    extras, given = _extras(signature), given_scales(signature.op)
+    quantizers = {
+        r: given_quantizer(
+            lanes, signature.results[r].shaped, f.load(extras[scale].data, 0, "f32")
+        )
+        for r in group.results
+        if (scale := given[r]) is not None
+    }
 
     with f.loop(0, count) as rows:
         row = f.iadd(first_row, rows.iv)
@@ -95,12 +110,20 @@ def build_epilogue(
                 result = signature.results[r]
                 if kept is not None:
                     kept.store(lanes, yielded[r], shared, row, column)
+                elif r in quantizers:
+                    at = f.address((row, width), column)
+                    f.store(quantizers[r].encode(yielded[r]), result.data, at, mask)
                 elif r in quantized:
                     at = place(quantized.index(r), vectors.iv)
                     f.store(f.bitcast(yielded[r], I32), slots, at)
                 else:
                     at = f.address((row, width), column)
                     lanes.store(yielded[r], result.data, at, result.dtype, mask)
+
+        if quantizers:
+            with f.when(f.icompare("eq", number, 0)):  # once a row
+                for r, quantizer in quantizers.items():
+                    quantizer.store_scale(signature.results[r].target().scales, row)
 
         for i, r in enumerate(quantized):
 
@@ -122,6 +145,12 @@ def build_epilogue(
                     segment = Segment(begin, width // length, width % length)
                     emit_quantized(lanes, target, row, segment, read)
     return f
+
+
+def _extras(signature: Signature) -> list[Tensor]:
+    """The operands that the epilogue reads."""
+    count = len(ir.ArrayAttr(signature.op.attributes["maps"]))
+    return signature.operands[len(signature.operands) - count :]
 
 
 def _evaluate(
@@ -152,6 +181,5 @@ def _evaluate(
         return lanes.load(extra.data, at, extra.dtype, piece.mask)
 
     arguments = [sums.get(p, nothing) for p in range(parts)]
-    extras = signature.operands[len(signature.operands) - len(maps) :]
-    arguments += [load(extra, kind) for extra, kind in zip(extras, maps, strict=True)]
+    arguments += [load(e, kind) for e, kind in zip(_extras(signature), maps, strict=True)]
     return emit_region(lanes, signature.op.regions[0].blocks[0], arguments)

@@ -10,9 +10,9 @@ same bits whichever results a kernel has.
 from collections.abc import Callable
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.norm_ops import quantize_rounding
+from qfuse.dialects.norm_ops import SCALES, operands_of, quantize_rounding
 from qfuse.dialects.types import shaped
-from qfuse.lowering.cpu.elementwise import optional_results
+from qfuse.lowering.cpu.elementwise import load_scale, optional_results
 from qfuse.lowering.cpu.emit import LANES, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.quantized import activation_error
@@ -35,10 +35,14 @@ def refuse(op: ir.Operation) -> str | None:
 
 
 def build(signature: Signature, level: str) -> Built:
-    x, weight = signature.operands[:2]
-    residual = signature.operands[2] if len(signature.operands) == 3 else None
+    operands = operands_of(signature.op, signature.operands)
+    x, weight, residual = operands["x"], operands["weight"], operands.get("residual")
     value, *formats, new_residual = optional_results(signature)
-    targets = [quantized.target() for quantized in formats if quantized is not None]
+    quantized = [
+        (result, operands.get(scale))
+        for result, scale in zip(formats, SCALES, strict=True)
+        if result is not None
+    ]
     attributes = signature.op.attributes
     eps = ir.FloatAttr(attributes["eps"]).value
     offset = ir.FloatAttr(attributes["offset"]).value
@@ -71,7 +75,7 @@ def build(signature: Signature, level: str) -> Built:
         shifted = f.add(mean, f.scalar(eps))
         root = f.op(f"math.sqrt {shifted} : f32", "f32")
         inverse = f.broadcast(f.div(f.scalar(1.0), root))
-        if value is None and not targets:
+        if value is None and not quantized:
             return
 
         def compute(piece: Piece) -> Value:
@@ -91,9 +95,10 @@ def build(signature: Signature, level: str) -> Built:
             return lanes.round(made, x.dtype) if rounds_last else made
 
         stored = (value.data, value.dtype) if value else None
+        targets = [result.target(load_scale(f, scale)) for result, scale in quantized]
         emit_outputs(lanes, row, width, compute, stored, targets)
 
-    cost = _COST + _ANOTHER_COST * max(0, len(targets) - 1)
+    cost = _COST + _ANOTHER_COST * max(0, len(quantized) - 1)
     function, entry = build_row_entry("run", signature.data, level, width, cost, emit_row)
     return Built([function], [entry])
 

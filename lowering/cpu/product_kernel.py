@@ -15,7 +15,13 @@ from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.combine import KeptRows
 from qfuse.lowering.cpu.cpu import LEVELS
 from qfuse.lowering.cpu.emit import Function, Index, Value
-from qfuse.lowering.cpu.epilogue import WidthGroup, build_epilogue, result_error, width_groups
+from qfuse.lowering.cpu.epilogue import (
+    WidthGroup,
+    build_epilogue,
+    finding_scales,
+    result_error,
+    width_groups,
+)
 from qfuse.lowering.cpu.kernel import Entry
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.layout import GROUP, LINE, WeightLayout
@@ -51,9 +57,11 @@ def refuse_product(op: ir.Operation) -> str | None:
             return why
     if why := region_error(op.regions[0].blocks[0]):
         return f"epilogue: {why}"
-    for result in op.results:
-        value = shaped(result.type)
-        if value.quantized and (why := activation_error(value) or result_error(value)):
+    finding = finding_scales(op)
+    for i, value in enumerate(shaped(r.type) for r in op.results):
+        if not value.quantized:
+            continue
+        if why := activation_error(value) or (result_error(value) if i in finding else None):
             return f"result {value}: {why}"
     return None
 
@@ -111,7 +119,7 @@ class ProductKernel:
         self.product = product_of(x.shaped, w.shaped, level, layout)
         self.unit = self.product.tile_rows[0]
         self.groups = width_groups(signature, layout.parts)
-        quantized = {i for i, r in enumerate(signature.results) if r.shaped.quantized}
+        quantized = {*finding_scales(signature.op)}
         wide = any(GROUP % signature.results[i].target().group for i in quantized)
         self.tile = 2 * GROUP if wide else GROUP
         # A wider tile reads the packed x less often, but leaves fewer tasks.

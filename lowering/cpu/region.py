@@ -80,6 +80,11 @@ def _extf(lanes: Lanes, op: ir.Operation, operands: list[Value]) -> Value:
     return operands[0]
 
 
+def _value(lanes: Lanes, op: ir.Operation, operands: list[Value]) -> Value:
+    """What is to be quantized; epilogue.py does that."""
+    return operands[0]
+
+
 def _negf(lanes: Lanes, op: ir.Operation, operands: list[Value]) -> Value:
     return lanes.f.op(f"arith.negf {operands[0]} : {F32}", F32)
 
@@ -139,4 +144,5 @@ _RULES: dict[str, Rule] = {
     "math.rsqrt": _rsqrt,
     "math.fma": _fma,
     "math.copysign": _copysign,
+    "qfuse.with_scale": _value,
 }

@@ -34,9 +34,10 @@ class Tensor:
         """Extent of the last dimension."""
         return self.shaped.shape[-1]
 
-    def target(self) -> QuantizedTarget:
+    def target(self, given: Value | None = None) -> QuantizedTarget:
+        """Where it is quantized to, by the scale `given` if there is one."""
         assert self.scale is not None
-        return QuantizedTarget(self.data, self.scale, self.shaped)
+        return QuantizedTarget(self.data, self.scale, self.shaped, given)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The epilogue of a product that a library computed: its region on each element, in one launch."""
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.matmul_op import given_scales
 from qfuse.dialects.types import shaped
 from qfuse.lowering.triton.epilogue import emit_region, region_error
 from qfuse.lowering.triton.gpu import Gpu
@@ -18,7 +19,7 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
     widths = {*ir.DenseI64ArrayAttr(op.attributes["parts"]), *(r.shape[-1] for r in results)}
     if len(widths) > 1:
         return f"has parts and results of {len(widths)} widths; one kernel makes one width"
-    return results_error(results) or region_error(op.regions[0].blocks[0])
+    return results_error(results, _finds(op)) or region_error(op.regions[0].blocks[0])
 
 
 def build(signature: Signature, gpu: Gpu) -> list[Variant]:
@@ -36,7 +37,14 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
         ]
         arguments += [tile.load(e, kind) for e, kind in zip(extras, maps, strict=True)]
         yielded = emit_region(b, op.regions[0].blocks[0], arguments)
-        for value, result in zip(yielded, signature.results, strict=True):
-            tile.store(value, result)
+        given = [None if i is None else arguments[len(starts) + i] for i in given_scales(op)]
+        for value, result, scale in zip(yielded, signature.results, given, strict=True):
+            tile.store(value, result, scale)
 
-    return build_rows(signature, gpu, signature.results[0].width, whole_rows=False, body=body)
+    width = signature.results[0].width
+    return build_rows(signature, gpu, width, whole_rows=False, finds=_finds(op), body=body)
+
+
+def _finds(op: ir.Operation) -> list[bool]:
+    """Which results, where they are quantized, find their scales."""
+    return [scale is None for scale in given_scales(op)]

@@ -67,6 +67,11 @@ def _convert(b: Builder, op: ir.Operation, operands: list[ir.Value]) -> ir.Value
     return b.convert(operands[0], str(op.results[0].type))
 
 
+def _value(b: Builder, op: ir.Operation, operands: list[ir.Value]) -> ir.Value:
+    """What is to be quantized; tile.py does that."""
+    return operands[0]
+
+
 def _negf(b: Builder, op: ir.Operation, operands: list[ir.Value]) -> ir.Value:
     """Times -1, which is exact; Triton before 3.9 has no arith.negf, and -0 - x folds to it."""
     return b.mul(operands[0], -1.0)
@@ -136,4 +141,5 @@ _RULES: dict[str, Rule] = {
     "math.rsqrt": _rsqrt,
     "math.fma": _fma,
     "math.copysign": _copysign,
+    "qfuse.with_scale": _value,
 }

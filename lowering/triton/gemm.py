@@ -299,19 +299,22 @@ class ProductKernel:
         yielded = emit_region(b, product.region, arguments)
         for index in self.group.results:
             result, value = product.signature.results[index], yielded[index]
+            given = product.given[index]
+            scale = None if given is None else arguments[len(product.widths) + given]
             if index not in stores:
-                self._store(b, tile, value, result)
+                self._store(b, tile, value, result, scale)
             elif result.shaped.quantized:
-                b.store_block(
-                    stores[index], tile.quantize_rows(value, result), tile.row, tile.column
-                )
+                codes = tile.quantize_rows(value, result, scale)
+                b.store_block(stores[index], codes, tile.row, tile.column)
             else:
                 rounded = b.convert(b.broadcast(value, tile.shape), result.dtype)
                 b.store_block(stores[index], rounded, tile.row, tile.column)
 
-    def _store(self, b: Builder, tile: Tile, value: ir.Value, result: Tensor) -> None:
+    def _store(
+        self, b: Builder, tile: Tile, value: ir.Value, result: Tensor, scale: ir.Value | None
+    ) -> None:
         """Write a tile of what the region yields."""
-        tile.store(value, result)
+        tile.store(value, result, scale)
 
     def _descriptors(self, b: Builder, pointers: Pointers) -> dict[int, ir.Value]:
         """Descriptors of those results that TMA can store."""

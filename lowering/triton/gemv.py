@@ -38,10 +38,9 @@ _MAX_PARTS = 2
 
 def gemv_error(product: Product, group: Group, gpu: Gpu) -> str | None:
     """Why there is no kernel of this kind for one row of `product`, or None."""
-    for index in group.results:
-        result = product.signature.results[index]
-        if result.shaped.quantized and result.group > COLUMNS:
-            return f"a program makes {COLUMNS} columns; result {index} scales {result.group} as one"
+    widest = max(product.quantized_groups(group.results), default=0)
+    if widest > COLUMNS:
+        return f"a program makes {COLUMNS} columns; a result scales {widest} as one"
     if len(group.parts) > _MAX_PARTS:
         return f"it has registers for {_MAX_PARTS} parts of w"
     return None

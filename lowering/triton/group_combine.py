@@ -151,7 +151,9 @@ class GroupCombineKernel(GroupKernel):
 
         b.when(b.equal(before, last), add)
 
-    def _store(self, b: Builder, tile: Tile, value: ir.Value, result: Tensor) -> None:
+    def _store(
+        self, b: Builder, tile: Tile, value: ir.Value, result: Tensor, scale: ir.Value | None
+    ) -> None:
         stored = b.convert(b.broadcast(value, tile.shape), self.scratch_type)
         b.store(tile.at(self._rows(b, tile.pointers)), stored, tile.mask())
 

@@ -1,10 +1,11 @@
 """What a product asks for, and how its work is cut for a GPU."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.matmul_op import accumulators_of, inputs_of
+from qfuse.dialects.matmul_op import accumulators_of, given_scales, inputs_of
 from qfuse.dialects.quantization_ops import concat_rows
 from qfuse.dialects.types import STORAGE_BITS, Shaped
 from qfuse.lowering.triton.epilogue import region_error
@@ -149,9 +150,16 @@ class Product:
                 depth = gcd(depth, tensor.shaped.scheme.block[1])
         return depth
 
-    def quantized_groups(self) -> list[int]:
-        """Group extents of the quantized results."""
-        return [r.group for r in self.signature.results if r.shaped.quantized]
+    @property
+    def given(self) -> list[int | None]:
+        """For each result, which extra operand is the scale that it is quantized by, if given."""
+        return given_scales(self.signature.op)
+
+    def quantized_groups(self, results: Sequence[int] | None = None) -> list[int]:
+        """Group extents of the quantized ones, of all `results` or some, that find their scales."""
+        given, made = self.given, self.signature.results
+        numbers = range(len(made)) if results is None else results
+        return [made[i].group for i in numbers if made[i].shaped.quantized and given[i] is None]
 
 
 def read_product(signature: Signature) -> Product:
@@ -196,11 +204,12 @@ def refuse(op: ir.Operation, x: Shaped, w: Shaped, results: list[Shaped], gpu: G
         return f"w is {w}, which holds no elements"
     if why := _pair_error(x, w):
         return why
+    given = given_scales(op)
     for i, result in enumerate(results):
         if result.scheme is None:
             continue
         group = result.scheme.block[1]
-        if group & (group - 1) or not 16 <= group <= MAX_DEPTH:
+        if given[i] is None and (group & (group - 1) or not 16 <= group <= MAX_DEPTH):
             return (
                 f"result {i} is quantized in groups of {group}; a product quantizes in groups of "
                 "16, 32, 64 or 128: use a separate qfuse.quantize"

@@ -25,13 +25,16 @@ def build_rows(
     width: int,
     *,
     whole_rows: bool,
+    finds: Sequence[bool] | None = None,
     body: Callable[[LaunchBuilder, Tile], None],
 ) -> list[Variant]:
     """One launch for any M whose programs each run `body` on a tile of a [M, width] matrix.
 
-    The tile spans whole rows where asked for, or where a result is quantized per row.
+    The tile spans whole rows where asked for, or where a result is quantized per row.  `finds` is
+    which results, where they are quantized, find their scales: all, or those not given beforehand.
     """
-    quantized = [r for r in signature.results if r.shaped.quantized]
+    made = zip(signature.results, finds or [True] * len(signature.results), strict=True)
+    quantized = [r for r, finds_scale in made if r.shaped.quantized and finds_scale]
     whole_rows |= any(r.group >= width for r in quantized)
     groups = [r.group for r in quantized if r.group < width]
     columns = power_of_two(width)
@@ -103,9 +106,11 @@ def quantized_error(result: Shaped) -> str | None:
     return None
 
 
-def results_error(results: Sequence[Shaped]) -> str | None:
+def results_error(results: Sequence[Shaped], finds: Sequence[bool] | None = None) -> str | None:
+    """Why a row kernel cannot make one of `results`; `finds` as for `build_rows`."""
     for i, result in enumerate(results):
-        if result.quantized and (why := quantized_error(result)):
+        finds_scale = finds is None or finds[i]
+        if result.quantized and finds_scale and (why := quantized_error(result)):
             return f"result {i} has {why}"
     return None
 

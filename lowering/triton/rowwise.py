@@ -1,13 +1,14 @@
 """Element-wise operations, GLU, and quantization on its own."""
 
+from typing import TypeVar
+
 from qfuse.dialects.activations import build_glu
 from qfuse.dialects.arithmetic import ELEMENTWISE, attributes_of, build_elementwise
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.elementwise_ops import glu_of
+from qfuse.dialects.elementwise_ops import glu_of, glu_operands
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.triton.builder import Builder
 from qfuse.lowering.triton.epilogue import emit_scalars
 from qfuse.lowering.triton.fp8 import decode, read_scale
 from qfuse.lowering.triton.gpu import Gpu
@@ -17,6 +18,8 @@ from qfuse.lowering.triton.product import K_QUANTS, SCALE_TYPES
 from qfuse.lowering.triton.rows import build_rows, results_error
 from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor
 from qfuse.lowering.triton.tile import Tile
+
+T = TypeVar("T")
 
 _ELEMENTWISE = {f"qfuse.{name}": name for name in ELEMENTWISE}
 OPS = ("qfuse.quantize", "qfuse.dequantize", "qfuse.glu", *_ELEMENTWISE)
@@ -39,7 +42,7 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
                     f"operand {i} is {operand}, which GPU kernels cannot broadcast to "
                     f"{results[0]}; they take scalars, [N], [M, 1] and the result's own shape"
                 )
-    return results_error(results)
+    return results_error(results, [_given(op, list(op.operands)) is None] * len(results))
 
 
 def build(signature: Signature, gpu: Gpu) -> list[Variant]:
@@ -52,24 +55,26 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
             value = _glu(tile, signature)
         elif op.name == "qfuse.dequantize":
             value = _dequantized(tile, signature.operands[0])
+        elif op.name == "qfuse.quantize":
+            value = tile.load(signature.operands[0], "[M,N]")
         else:
             values = [tile.load(t, _map(t.shaped, result.shaped) or "") for t in signature.operands]
-            if op.name == "qfuse.quantize" and len(values) == 2:
-                tile.store_by(values[0], values[1], result)
-                return
-            value = _computed(b, op, values)
+            name, attributes = _ELEMENTWISE[op.name], attributes_of(op)
+            value = emit_scalars(b, lambda *xs: build_elementwise(name, xs, attributes), *values)
+        scale = None if given is None else tile.load(given, "[]")
         for each in signature.results:
-            tile.store(value, each)
+            tile.store(value, each, scale)
 
-    return build_rows(signature, gpu, result.width, whole_rows=False, body=body)
+    given = _given(op, signature.operands)
+    finds = [given is None] * len(signature.results)
+    return build_rows(signature, gpu, result.width, whole_rows=False, finds=finds, body=body)
 
 
-def _computed(b: Builder, op: ir.Operation, values: list[ir.Value]) -> ir.Value:
-    """The result of an element-wise operation, before it is rounded, or of `qfuse.quantize`."""
-    if op.name not in _ELEMENTWISE:
-        return values[0]
-    name, attributes = _ELEMENTWISE[op.name], attributes_of(op)
-    return emit_scalars(b, lambda *xs: build_elementwise(name, xs, attributes), *values)
+def _given(op: ir.Operation, operands: list[T]) -> T | None:
+    """Of `operands`, the scale that is given beforehand."""
+    if op.name == "qfuse.glu":
+        return glu_operands(op, operands)[1]
+    return operands[1] if op.name == "qfuse.quantize" and len(operands) == 2 else None
 
 
 def _map(operand: Shaped, result: Shaped) -> str | None:
@@ -79,7 +84,7 @@ def _map(operand: Shaped, result: Shaped) -> str | None:
 def _glu(tile: Tile, signature: Signature) -> ir.Value:
     """The GLU, each step of it rounded."""
     b, glu = tile.b, glu_of(signature.op)
-    gate, *up = signature.operands
+    (gate, *up), _ = glu_operands(signature.op, signature.operands)
 
     def load(tensor: Tensor, first: int) -> ir.Value:
         at = tile.at(tile.pointers.data(tensor), tensor.width, first)

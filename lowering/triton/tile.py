@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.tt_dialect import block_of
 from qfuse.dialects.verify import ceil_div
 from qfuse.lowering.triton.builder import Builder, Shape
 from qfuse.lowering.triton.fp8 import quantize, quantize_by, store_scale
@@ -107,23 +108,29 @@ class Tile:
             loaded = b.load(self.at(base), self.mask())
         return b.convert(loaded, "f32")
 
-    def store(self, value: ir.Value, result: Tensor) -> None:
-        """Write a block of f32 as `result` wants it: rounded, or quantized."""
+    def store(self, value: ir.Value, result: Tensor, scale: ir.Value | None = None) -> None:
+        """Write a block of f32 as `result` wants it: rounded, or quantized, by `scale` if given."""
         if result.shaped.quantized:
-            self._store_quantized(value, result)
+            codes = self.quantize_rows(value, result, scale)
+            self.b.store(self.at(self.pointers.data(result)), codes, self.mask())
             return
         rounded = self.b.convert(self.b.broadcast(value, self.shape), result.dtype)
         self.b.store(self.at(self.pointers.data(result)), rounded, self.mask())
 
-    def _store_quantized(self, value: ir.Value, result: Tensor) -> None:
-        codes = self.quantize_rows(value, result)
-        self.b.store(self.at(self.pointers.data(result)), codes, self.mask())
+    def quantize_rows(
+        self, value: ir.Value, result: Tensor, scale: ir.Value | None = None
+    ) -> ir.Value:
+        """The codes of a block of f32; its scales are stored.
 
-    def quantize_rows(self, value: ir.Value, result: Tensor) -> ir.Value:
-        """The codes of a block of f32; its scales are stored."""
+        `scale`, a scalar of f32, is that of the whole tensor, given beforehand.
+        """
         b, scheme = self.b, result.shaped.scheme
         assert scheme is not None
         value = b.broadcast(value, self.shape)
+        if scale is not None:
+            codes = quantize_by(b, value, scale, result.dtype)
+            self._store_given(scale, result)
+            return codes
         inside = self.column_mask()
         if inside is not None:  # what lies beyond the row must not raise a maximum
             value = b.select(inside, value, 0.0)
@@ -140,13 +147,11 @@ class Tile:
             self._store_scale(b.mul(scale, total), groups, result, place=1)
         return b.reshape(codes, self.shape) if groups > 1 else codes
 
-    def store_by(self, value: ir.Value, scale: ir.Value, result: Tensor) -> None:
-        """Write a block of f32 quantized by one scale, f32, that all of its rows then have."""
-        b = self.b
-        codes = quantize_by(b, b.broadcast(value, self.shape), scale, result.dtype)
-        b.store(self.at(self.pointers.data(result)), codes, self.mask())
+    def _store_given(self, scale: ir.Value, result: Tensor) -> None:
+        """Write one scale for each row; every tile of the row writes it."""
+        b, mask = self.b, self.row_mask()
         of_rows = b.offset(b.offset(self.pointers.scale(result), self.row), self.row_range())
-        b.store(of_rows, b.broadcast(scale, (self.rows, 1)), self.row_mask())
+        b.store(of_rows, b.broadcast(scale, block_of(mask).shape), mask)
 
     def _store_scale(self, scale: ir.Value, groups: int, result: Tensor, place: int = 0) -> None:
         """Write a number of each group; `place` is which of those that the group has."""

@@ -137,7 +137,10 @@ class Writer(Program):
         gate = operands[0].type
         width = gate.shape[-1] // (1 if len(operands) == 2 else 2)
         out = Shaped((*gate.rows, width), gate.dtype)
-        attributes = f'act = "{act}", resultSegmentSizes = array<i32: 1, 0>'
+        attributes = (
+            f'act = "{act}", operandSegmentSizes = array<i32: 1, {len(operands) - 1}, 0>, '
+            "resultSegmentSizes = array<i32: 1, 0>"
+        )
         return self._op("glu", operands, [out], None, attributes)[0]
 
 

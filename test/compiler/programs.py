@@ -158,7 +158,10 @@ class Program:
                 return _round(_round(g * sigmoid, dtype) * _round(u + 1, dtype), dtype)
             return _round(_round(ACTIVATIONS[glu.act](g), dtype) * u, dtype)
 
-        attributes = f'act = "{glu.act}", resultSegmentSizes = array<i32: 1, 0>'
+        attributes = (
+            f'act = "{glu.act}", operandSegmentSizes = array<i32: 1, 1, 0>, '
+            "resultSegmentSizes = array<i32: 1, 0>"
+        )
         numbers = {"limit": glu.limit, "alpha": glu.alpha}
         for name, number in numbers.items():
             if number != getattr(Glu(glu.act), name):
@@ -183,6 +186,7 @@ class Program:
 
         attributes = (
             f'eps = {eps:e} : f64, offset = {offset} : f64, rounding = "{rounding}", '
+            "operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, "
             "resultSegmentSizes = array<i32: 1, 0, 0, 0>"
         )
         return self._op("rms_norm", [x, weight], [x.type], compute, attributes)[0]

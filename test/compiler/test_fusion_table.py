@@ -76,12 +76,9 @@ OF_EXPERTS = {
 EXPERTS = "experts: FP8 E4M3, blocks 128x128; per token and 128"
 
 FIRES, PLAIN = "CPU, GPU", "-"
-WIDE, GIVEN = "no: a scale of all columns", "no: static"
-REASONS = {
-    (WIDE, "act-quantize"): f"a group of {N} lies in several of the tiles",
-    (GIVEN, "act-quantize"): "the scale is given beforehand",
-}
-"""What the remark says; a norm looks at no quantization by a scale given beforehand."""
+WIDE = "no: a scale of all columns"
+REASONS = {(WIDE, "act-quantize"): f"a group of {N} lies in several of the tiles"}
+"""What the remark says."""
 
 
 def wanted(scheme: str, fusion: str) -> str:
@@ -90,9 +87,8 @@ def wanted(scheme: str, fusion: str) -> str:
         return FIRES
     if scheme not in X_SCHEMES:
         return PLAIN
-    if scheme.endswith("static"):
-        return GIVEN
-    is_wide = fusion == "act-quantize" and X_SCHEMES[scheme][1] == 0
+    found = X_SCHEMES[scheme][1] == 0 and not scheme.endswith("static")
+    is_wide = fusion == "act-quantize" and found
     return WIDE if is_wide else FIRES
 
 

@@ -91,7 +91,8 @@ def test_an_operation_without_a_gpu_kernel_is_refused():
     text = f"""
       func.func @main(%x: {wide}, %w: tensor<65536xbf16>) -> {wide} {{
         %0 = "qfuse.rms_norm"(%x, %w) {{eps = 1.0e-6 : f64, offset = 0.0 : f64,
-          rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>}}
+          rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>,
+          resultSegmentSizes = array<i32: 1, 0, 0, 0>}}
           : ({wide}, tensor<65536xbf16>) -> {wide}
         return %0 : {wide}
       }}"""

@@ -11,7 +11,7 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.registry import load_all
 
 NORM = """ "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before",
-  resultSegmentSizes = array<i32: """
+  operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: """
 VALUE = NORM + "1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x"
 BOTH = NORM + "1, 1, 0, 0>} : (!x, tensor<512xbf16>) -> (!x, !xq)"
 NORMS = f"""

@@ -666,7 +666,7 @@ func.func @case(%x: !xq, %w: !wq) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<299xbf16>) {
   // expected-error @+1 {{weight is tensor<299xbf16>; expected 300 values of f32, f16 or bf16}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<299xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<299xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -679,7 +679,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<299xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>, %r: tensor<?x300xf32>) {
   // expected-error @+1 {{residual is tensor<?x300xf32> but x is tensor<?x300xbf16>}}
-  %y = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
+  %y = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
   return
 }
 
@@ -692,7 +692,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>, %r: tensor<?x300xf
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{rounding "never" is not one of before, after}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "never", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "never", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -705,7 +705,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{quantize_rounding "bf16" is not one of value, f32}}
-  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantize_rounding = "bf16", resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantize_rounding = "bf16", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
   return
 }
 
@@ -718,7 +718,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{attribute quantise_rounding is not one of eps, offset, rounding, quantize_rounding}}
-  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantise_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantise_rounding = "f32", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
   return
 }
 
@@ -731,7 +731,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{has a result quantized2 but no quantized; a single one is quantized}}
-  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 0, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 0, 0, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq)
   return
 }
 
@@ -744,7 +744,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{quantizes twice to !qfuse.qtensor<tensor<?x300xf8E4M3FN>}}
-  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq, !xq)
+  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xq, !xq)
   return
 }
 
@@ -757,7 +757,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{quantizes twice to !qfuse.qtensor<tensor<?x300xf8E4M3FN>}}
-  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xc, !xq)
+  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xc, !xq)
   return
 }
 
@@ -770,7 +770,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !xc = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{quantized results stand in the order of their formats' text: !qfuse.qtensor<tensor<?x300xf8E4M3FN>}}
-  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xi, !xq)
+  %0, %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> (!xi, !xq)
   return
 }
 
@@ -783,7 +783,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{result value is f32; it follows the input, bf16}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xf32>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x300xf32>
   return
 }
 
@@ -796,7 +796,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
   // expected-error @+1 {{result value has shape [?, 299], not [?, 300]}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x299xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xbf16>) -> tensor<?x299xbf16>
   return
 }
 
@@ -809,7 +809,7 @@ func.func @case(%x: tensor<?x300xbf16>, %w: tensor<300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<4x?xbf16>, %w: tensor<?xbf16>) {
   // expected-error @+1 {{the normalized dimension must be static}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x?xbf16>, tensor<?xbf16>) -> tensor<4x?xbf16>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<4x?xbf16>, tensor<?xbf16>) -> tensor<4x?xbf16>
   return
 }
 
@@ -913,7 +913,7 @@ func.func @case(%x: tensor<?x300xi32>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{act "swoosh" is not one of silu, gelu, gelu_tanh, relu, swiglu_oai}}
-  %y = "qfuse.glu"(%x, %x) {act = "swoosh", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "swoosh", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -926,7 +926,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x300xbf16>, %u: tensor<?x300xf32>) {
   // expected-error @+1 {{gate is tensor<?x300xbf16> but up is tensor<?x300xf32>}}
-  %y = "qfuse.glu"(%x, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xf32>) -> tensor<?x300xbf16>
   return
 }
 
@@ -939,7 +939,7 @@ func.func @case(%x: tensor<?x300xbf16>, %u: tensor<?x300xf32>) {
 !wq = !qfuse.qtensor<tensor<130x300xf8E4M3FN>, #weight>
 func.func @case(%x: tensor<?x301xbf16>) {
   // expected-error @+1 {{cannot halve a width of 301}}
-  %y = "qfuse.glu"(%x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x301xbf16>) -> tensor<?x150xbf16>
+  %y = "qfuse.glu"(%x) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x301xbf16>) -> tensor<?x150xbf16>
   return
 }
 
@@ -1043,7 +1043,7 @@ func.func @case(%x: tensor<4x4xf32>) {
 // The segment attribute counts every result.
 func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
   // expected-error @+1 {{resultSegmentSizes is array<i32: 1>; expected 0 or 1, as i32, for each of value, quantized, quantized2, new_residual, 1 in all}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
   return
 }
 
@@ -1052,7 +1052,7 @@ func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
 // There is one of each.
 func.func @case(%x: tensor<4x4xf32>, %w: tensor<4xf32>) {
   // expected-error @+1 {{resultSegmentSizes is array<i32: 2, -1, 0, 0>}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 2, -1, 0, 0>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 2, -1, 0, 0>} : (tensor<4x4xf32>, tensor<4xf32>) -> tensor<4x4xf32>
   return
 }
 
@@ -1070,7 +1070,7 @@ func.func @case(%x: tensor<4x4xf32>) {
 // Attributes have their type.
 func.func @case(%x: tensor<4x4xf32>) {
   // expected-error @+1 {{attribute act is unit; expected a StringAttr}}
-  %y = "qfuse.glu"(%x) {act, resultSegmentSizes = array<i32: 1, 0>} : (tensor<4x4xf32>) -> tensor<4x2xf32>
+  %y = "qfuse.glu"(%x) {act, operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<4x4xf32>) -> tensor<4x2xf32>
   return
 }
 
@@ -1079,7 +1079,7 @@ func.func @case(%x: tensor<4x4xf32>) {
 // A scalar has no halves.
 func.func @case(%x: tensor<f32>) {
   // expected-error @+1 {{gate is tensor<f32>; it has no last dimension}}
-  %y = "qfuse.glu"(%x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<f32>) -> tensor<f32>
+  %y = "qfuse.glu"(%x) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<f32>) -> tensor<f32>
   return
 }
 
@@ -1088,7 +1088,7 @@ func.func @case(%x: tensor<f32>) {
 // A scalar has no last dimension to normalize.
 func.func @case(%x: tensor<f32>, %w: tensor<1xf32>) {
   // expected-error @+1 {{the normalized dimension must be static}}
-  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<f32>, tensor<1xf32>) -> tensor<f32>
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<f32>, tensor<1xf32>) -> tensor<f32>
   return
 }
 
@@ -1428,7 +1428,7 @@ func.func @case(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %y: tensor<?x1
 // A limit is positive.
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{limit is 0.0; it must be positive}}
-  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 0.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 0.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -1437,7 +1437,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 // Not even a NaN.
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{limit is nan; it must be positive}}
-  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 0x7FF8000000000000 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 0x7FF8000000000000 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -1446,7 +1446,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 // A limit is a number.
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{attribute limit is 7 : i64; expected a FloatAttr}}
-  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 7 : i64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limit = 7 : i64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -1455,7 +1455,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 // Only gpt-oss's GLU has an alpha.
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{alpha is 1.5, but act "silu" has none; swiglu_oai has}}
-  %y = "qfuse.glu"(%x, %x) {act = "silu", alpha = 1.5 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "silu", alpha = 1.5 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -1464,7 +1464,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 // An alpha is finite.
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{alpha is inf; it must be positive and finite}}
-  %y = "qfuse.glu"(%x, %x) {act = "swiglu_oai", alpha = 0x7FF0000000000000 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "swiglu_oai", alpha = 0x7FF0000000000000 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -1473,7 +1473,7 @@ func.func @case(%x: tensor<?x300xbf16>) {
 // A misspelt limit would be none.
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{attribute limits is not one of act, limit, alpha}}
-  %y = "qfuse.glu"(%x, %x) {act = "silu", limits = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %y = "qfuse.glu"(%x, %x) {act = "silu", limits = 7.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return
 }
 
@@ -1630,5 +1630,213 @@ func.func @case(%x: tensor<?x300xbf16>) {
 func.func @case(%x: tensor<?x300xbf16>) {
   // expected-error @+1 {{has no bound; give low, high or both}}
   %y = "qfuse.clamp"(%x) {low = 0xFFF0000000000000 : f64, high = 0x7FF0000000000000 : f64} : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  return
+}
+
+// -----
+
+// A scale belongs to a quantized result.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{has a scale for the result quantized2, which is not there}}
+  %0 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 1>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (!x, !n, !s) -> !xs
+  return
+}
+
+// -----
+
+// One number.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: tensor<2xf32>) {
+  // expected-error @+1 {{the scale is tensor<2xf32>; expected tensor<1xf32>, one for the whole tensor}}
+  %0 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (!x, !n, tensor<2xf32>) -> !xs
+  return
+}
+
+// -----
+
+// It has no groups.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{result quantized: a scale for the whole tensor makes blocks of [1, 300] with f32}}
+  %0 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 0>} : (!x, !n, !s) -> !xq
+  return
+}
+
+// -----
+
+// By one scale there is one value.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{quantizes twice to !qfuse.qtensor}}
+  %0, %1 = "qfuse.rms_norm"(%x, %n, %s, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 1>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (!x, !n, !s, !s) -> (!xs, !xs)
+  return
+}
+
+// -----
+
+// A scale that is found comes before one that is given.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{quantized results stand in the order of their formats' text}}
+  %0, %1 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 0>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (!x, !n, !s) -> (!xs, !xs)
+  return
+}
+
+// -----
+
+// A GLU that quantizes nothing needs no scale.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{has a scale for the result quantized, which is not there}}
+  %0 = "qfuse.glu"(%x, %x, %s) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 1>, resultSegmentSizes = array<i32: 1, 0>} : (!x, !x, !s) -> !x
+  return
+}
+
+// -----
+
+// The scale of a product is one of its operands, a scalar.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{the scale of qfuse.with_scale is no argument of an extra operand of map "[]"}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %acc) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xs
+  return
+}
+
+// -----
+
+// Not one for each row.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: tensor<?x1xf32>) {
+  // expected-error @+1 {{the scale of qfuse.with_scale is no argument of an extra operand of map "[]"}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[M,1]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, tensor<?x1xf32>) -> !xs
+  return
+}
+
+// -----
+
+// What has a scale is the end of the region.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{a value of qfuse.with_scale may only be yielded}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    %u = arith.addf %v, %v : f32
+    "qfuse.yield"(%u) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xs
+  return
+}
+
+// -----
+
+// Plain results have none.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{result 0 has a scale, but is tensor<?x300xbf16>}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !x
+  return
+}
+
+// -----
+
+// Nor have groups.
+#act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
+#whole = #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">
+!x = tensor<?x300xbf16>
+!n = tensor<300xbf16>
+!w = tensor<300x300xbf16>
+!s = tensor<1xf32>
+!xq = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #act>
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #whole>
+func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
+  // expected-error @+1 {{result 0: a scale for the whole tensor makes blocks of [1, 300] with f32}}
+  %0 = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xq
   return
 }

@@ -92,17 +92,36 @@ func.func @plain_parts(%x: tensor<2x?x8xbf16>, %w: tensor<16x8xbf16>) -> (tensor
 // CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 0, 0, 0>
 // CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}) {{.*}}array<i32: 1, 1, 0, 1>
 func.func @norm(%x: tensor<?x300xbf16>, %w: tensor<300xf32>) -> (tensor<?x300xbf16>, tensor<?x300xbf16>, !xq, tensor<?x300xbf16>) {
-  %a = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> tensor<?x300xbf16>
-  %v, %q, %h = "qfuse.rms_norm"(%x, %w, %a) {eps = 1.0e-6 : f64, offset = 1.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 1, 0, 1>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<?x300xbf16>) -> (tensor<?x300xbf16>, !xq, tensor<?x300xbf16>)
+  %a = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> tensor<?x300xbf16>
+  %v, %q, %h = "qfuse.rms_norm"(%x, %w, %a) {eps = 1.0e-6 : f64, offset = 1.0 : f64, rounding = "after", operandSegmentSizes = array<i32: 1, 1, 1, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 1>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<?x300xbf16>) -> (tensor<?x300xbf16>, !xq, tensor<?x300xbf16>)
   return %a, %v, %q, %h : tensor<?x300xbf16>, tensor<?x300xbf16>, !xq, tensor<?x300xbf16>
 }
 
 // CHECK-LABEL: func.func @norm_in_two_formats
-// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}quantize_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 1, 0>
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}) {{.*}}operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, quantize_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 1, 0>
 !x1 = !qfuse.qtensor<tensor<?x300xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
 func.func @norm_in_two_formats(%x: tensor<?x300xbf16>, %w: tensor<300xf32>) -> (!xq, !x1) {
-  %q:2 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantize_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> (!xq, !x1)
+  %q:2 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, quantize_rounding = "f32", resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>) -> (!xq, !x1)
   return %q#0, %q#1 : !xq, !x1
+}
+
+// By scales that are given: the first quantized result finds its own, the second has %s.
+// CHECK-LABEL: func.func @given_scales
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}) {{.*}}operandSegmentSizes = array<i32: 1, 1, 0, 0, 1>
+// CHECK: "qfuse.rms_norm"(%{{.*}}, %{{.*}}, %{{.*}}, %{{.*}}) {{.*}}operandSegmentSizes = array<i32: 1, 1, 0, 1, 1>
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 1>
+// CHECK: "qfuse.with_scale"(%{{.*}}, %{{.*}}) : (f32, f32) -> f32
+!xs = !qfuse.qtensor<tensor<?x300xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 300>, f32, "none", "none", "row_major">>
+func.func @given_scales(%x: tensor<?x300xbf16>, %y: tensor<?x600xbf16>, %n: tensor<300xf32>, %w: tensor<300x300xbf16>, %s: tensor<1xf32>, %t: tensor<1xf32>) -> (!xs, !xs, !xs, !xs, !xs, !xs) {
+  %a:2 = "qfuse.rms_norm"(%x, %n, %s) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 1>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<1xf32>) -> (!xs, !xs)
+  %b:2 = "qfuse.rms_norm"(%x, %n, %s, %t) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 1, 1>, resultSegmentSizes = array<i32: 0, 1, 1, 0>} : (tensor<?x300xbf16>, tensor<300xf32>, tensor<1xf32>, tensor<1xf32>) -> (!xs, !xs)
+  %c = "qfuse.glu"(%y, %s) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 1>, resultSegmentSizes = array<i32: 0, 1>} : (tensor<?x600xbf16>, tensor<1xf32>) -> !xs
+  %d = "qfuse.matmul"(%x, %w, %s) ({
+  ^bb0(%acc: f32, %p: f32):
+    %v = "qfuse.with_scale"(%acc, %p) : (f32, f32) -> f32
+    "qfuse.yield"(%v) : (f32) -> ()
+  }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x300xbf16>, tensor<300x300xbf16>, tensor<1xf32>) -> !xs
+  return %a#0, %a#1, %b#0, %b#1, %c, %d : !xs, !xs, !xs, !xs, !xs, !xs
 }
 
 // CHECK-LABEL: func.func @rotary
@@ -128,8 +147,8 @@ func.func @elementwise(%x: tensor<?x300xbf16>, %b: tensor<300xf32>) -> (tensor<?
   %3 = "qfuse.gelu"(%2) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
   %4 = "qfuse.gelu_tanh"(%3) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
   %5 = "qfuse.relu"(%4) : (tensor<?x300xbf16>) -> tensor<?x300xbf16>
-  %6 = "qfuse.glu"(%5, %x) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
-  %7 = "qfuse.glu"(%6) {act = "gelu", resultSegmentSizes = array<i32: 0, 1>} : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
+  %6 = "qfuse.glu"(%5, %x) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %7 = "qfuse.glu"(%6) {act = "gelu", operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 0, 1>} : (tensor<?x300xbf16>) -> !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
   return %6, %7 : tensor<?x300xbf16>, !qfuse.qtensor<tensor<?x150xf8E4M3FN>, #act>
 }
 
@@ -226,14 +245,14 @@ func.func @library(%x: tensor<?x512xbf16>, %w: tensor<192x512xbf16>, %z: tensor<
 
 // GLUs that clamp gate and up first, gpt-oss's with its own alpha or the usual one, and one that says what is the default.
 // CHECK-LABEL: func.func @clamped_glus
-// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu", limit = 1.000000e+01 : f64, resultSegmentSizes
-// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "swiglu_oai", limit = 7.000000e+00 : f64, resultSegmentSizes
-// CHECK: "qfuse.glu"(%{{.*}}) {act = "swiglu_oai", alpha = 1.500000e+00 : f64, resultSegmentSizes
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "silu", limit = 1.000000e+01 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes
+// CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "swiglu_oai", limit = 7.000000e+00 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes
+// CHECK: "qfuse.glu"(%{{.*}}) {act = "swiglu_oai", alpha = 1.500000e+00 : f64, operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes
 // CHECK: "qfuse.glu"(%{{.*}}, %{{.*}}) {act = "relu", alpha = 1.702000e+00 : f64, limit = 0x7FF0000000000000 : f64
 func.func @clamped_glus(%x: tensor<?x300xbf16>) -> tensor<?x300xbf16> {
-  %0 = "qfuse.glu"(%x, %x) {act = "silu", limit = 10.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
-  %1 = "qfuse.glu"(%0, %x) {act = "swiglu_oai", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
-  %2 = "qfuse.glu"(%1) {act = "swiglu_oai", alpha = 1.5 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>) -> tensor<?x150xbf16>
-  %3 = "qfuse.glu"(%1, %x) {act = "relu", alpha = 1.702 : f64, limit = 0x7FF0000000000000 : f64, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %0 = "qfuse.glu"(%x, %x) {act = "silu", limit = 10.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %1 = "qfuse.glu"(%0, %x) {act = "swiglu_oai", limit = 7.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
+  %2 = "qfuse.glu"(%1) {act = "swiglu_oai", alpha = 1.5 : f64, operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>) -> tensor<?x150xbf16>
+  %3 = "qfuse.glu"(%1, %x) {act = "relu", alpha = 1.702 : f64, limit = 0x7FF0000000000000 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<?x300xbf16>, tensor<?x300xbf16>) -> tensor<?x300xbf16>
   return %3 : tensor<?x300xbf16>
 }

@@ -19,8 +19,8 @@
 // CHECK-NEXT:    return %[[Y]]
 func.func @main(%x: !x, %n: tensor<512xbf16>, %d: tensor<512x512xf8E4M3FN>, %s: tensor<4x4xf32>) -> !x {
   %w = "qfuse.pack"(%d, %s) : (tensor<512x512xf8E4M3FN>, tensor<4x4xf32>) -> !w
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
-  %1 = "qfuse.rms_norm"(%0, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %1 = "qfuse.rms_norm"(%0, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   %2 = "qfuse.quantize"(%1) : (!x) -> !xq
   %3 = "qfuse.matmul"(%2, %w) ({
   ^bb0(%acc: f32):

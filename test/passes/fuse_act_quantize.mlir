@@ -14,7 +14,7 @@
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @glu(%a: !y, %b: !y) -> !yq {
-  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   // expected-remark @+1 {{glu-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!y) -> !yq
   return %1 : !yq
@@ -34,7 +34,7 @@ func.func @glu(%a: !y, %b: !y) -> !yq {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @glu_with_two_readers(%a: !y, %b: !y) -> (!yq, !y) {
-  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   // expected-remark @+1 {{glu-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!y) -> !yq
   return %1, %0 : !yq, !y
@@ -128,7 +128,7 @@ func.func @plain_product(%x: !xq, %w: !w) -> !yq {
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 !yr = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 1400>, f32, "none", "none", "row_major">>
 func.func @quantizes_already(%a: !y, %b: !y) -> (!yq, !yr) {
-  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   // expected-remark @+1 {{glu-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!y) -> !yq
   // expected-remark @+1 {{refused at qfuse.quantize: qfuse.glu already yields}}
@@ -174,7 +174,7 @@ func.func @group_of_a_row(%x: !xq, %w: !w) -> !yr {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @in_a_branch(%a: !y, %b: !y, %p: i1, %q: !yq) -> !yq {
-  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   %1 = scf.if %p -> !yq {
     // expected-remark @+1 {{refused at qfuse.quantize: qfuse.glu stands in another block than qfuse.quantize}}
     %2 = "qfuse.quantize"(%0) : (!y) -> !yq
@@ -197,7 +197,7 @@ func.func @in_a_branch(%a: !y, %b: !y, %p: i1, %q: !yq) -> !yq {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @quantized_twice(%a: !y, %b: !y) -> (!yq, !yq) {
-  %0 = "qfuse.glu"(%a, %b) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %0 = "qfuse.glu"(%a, %b) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   // expected-remark @+1 {{glu-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!y) -> !yq
   // expected-remark @+1 {{refused at qfuse.quantize: qfuse.glu already yields this very value; run cse first}}
@@ -209,12 +209,12 @@ func.func @quantized_twice(%a: !y, %b: !y) -> (!yq, !yq) {
 
 // What the GLU computes does not change.
 // CHECK-LABEL: func.func @clamped_glu
-// CHECK-NEXT:    "qfuse.glu"(%arg0, %arg1) {act = "swiglu_oai", alpha = 1.500000e+00 : f64, limit = 7.000000e+00 : f64, resultSegmentSizes = array<i32: 0, 1>}
+// CHECK-NEXT:    "qfuse.glu"(%arg0, %arg1) {act = "swiglu_oai", alpha = 1.500000e+00 : f64, limit = 7.000000e+00 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 0, 1>}
 #act = #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "row_major">
 !y = tensor<?x1400xbf16>
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 func.func @clamped_glu(%a: !y, %b: !y) -> !yq {
-  %0 = "qfuse.glu"(%a, %b) {act = "swiglu_oai", alpha = 1.5 : f64, limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %0 = "qfuse.glu"(%a, %b) {act = "swiglu_oai", alpha = 1.5 : f64, limit = 7.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   // expected-remark @+1 {{glu-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!y) -> !yq
   return %1 : !yq
@@ -287,28 +287,4 @@ func.func @fifth_result(%x: !x, %w: !w) -> (!y, !y, !y, !y, !yq) {
   // expected-remark @+1 {{refused at qfuse.quantize: others read the value, too, and the product already has 4 results; quantize in the operation that reads it}}
   %1 = "qfuse.quantize"(%0#1) : (!y) -> !yq
   return %0#0, %0#1, %0#2, %0#3, %1 : !y, !y, !y, !y, !yq
-}
-
-// -----
-
-// Scales given beforehand, static ones: neither a GLU nor a product quantizes by them.
-// CHECK-LABEL: func.func @given_scale
-// CHECK-COUNT-2: "qfuse.quantize"
-#static = #qfuse.scheme<array<i64: 1, 1400>, f32, "none", "none", "row_major">
-!x = tensor<?x512xbf16>
-!w = tensor<1400x512xbf16>
-!y = tensor<?x1400xbf16>
-!yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #static>
-func.func @given_scale(%x: !x, %w: !w, %g: !y, %s: tensor<1xf32>) -> (!yq, !yq) {
-  %0 = "qfuse.matmul"(%x, %w) ({
-  ^bb0(%acc: f32):
-    %t = math.tanh %acc : f32
-    "qfuse.yield"(%t) : (f32) -> ()
-  }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
-  // expected-remark @+1 {{product-quantize: refused at qfuse.quantize: the scale is given beforehand, and what makes a value only quantizes it by scales that it finds itself; quantize dynamically}}
-  %1 = "qfuse.quantize"(%0, %s) : (!y, tensor<1xf32>) -> !yq
-  %2 = "qfuse.glu"(%0, %g) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
-  // expected-remark @+1 {{glu-quantize: refused at qfuse.quantize: the scale is given beforehand}}
-  %3 = "qfuse.quantize"(%2, %s) : (!y, tensor<1xf32>) -> !yq
-  return %1, %3 : !yq, !yq
 }

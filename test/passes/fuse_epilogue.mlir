@@ -522,7 +522,7 @@ func.func @glu_of_one_product(%x: !xq, %w: !w, %up: !y) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{epilogue-glu: fired}}
-  %1 = "qfuse.glu"(%0, %up) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %1 = "qfuse.glu"(%0, %up) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %1 : !y
 }
 
@@ -551,7 +551,7 @@ func.func @glu_of_two_schemes(%x: !xq, %g: !w, %u: !v) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !v) -> !y
   // expected-remark @+1 {{epilogue-glu: fired}}
-  %2 = "qfuse.glu"(%0, %1) {act = "gelu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "gelu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -575,6 +575,6 @@ func.func @clamped_glu_of_one_product(%x: !xq, %w: !w, %gate: !y) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{epilogue-glu: fired}}
-  %1 = "qfuse.glu"(%gate, %0) {act = "swiglu_oai", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %1 = "qfuse.glu"(%gate, %0) {act = "swiglu_oai", limit = 7.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %1 : !y
 }

@@ -178,7 +178,7 @@ func.func @glu_of_results(%x: !x, %w: !w) -> !y {
   // expected-remark @+1 {{epilogue-activation: fired at qfuse.clamp}}
   %1 = "qfuse.clamp"(%0#0) {low = 0xFFF0000000000000 : f64, high = 7.0 : f64} : (!y) -> !y
   // expected-remark @+1 {{epilogue-glu: fired at qfuse.glu}}
-  %2 = "qfuse.glu"(%1, %0#1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%1, %0#1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 

@@ -184,8 +184,8 @@ func.func @operand_made_late(%x: !x, %w: !w, %g: tensor<512xbf16>) -> (!y, !y) {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
-  %1 = "qfuse.rms_norm"(%x, %g) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
-  %2 = "qfuse.rms_norm"(%0, %g) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!y, tensor<512xbf16>) -> !y
+  %1 = "qfuse.rms_norm"(%x, %g) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %2 = "qfuse.rms_norm"(%0, %g) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!y, tensor<512xbf16>) -> !y
   // expected-remark @+1 {{epilogue-residual-binary: fired}}
   %3 = "qfuse.add"(%0, %1) : (!y, !x) -> !y
   return %3, %2 : !y, !y

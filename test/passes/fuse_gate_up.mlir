@@ -35,7 +35,7 @@ func.func @ragged(%x: !xq, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches, 11728 B a row}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -62,7 +62,7 @@ func.func @input_read_elsewhere(%x: !xq, %g: !w, %u: !w) -> (!y, !x) {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   %3 = "qfuse.dequantize"(%x) : (!xq) -> !x
   return %2, %3 : !y, !x
 }
@@ -89,7 +89,7 @@ func.func @two_inputs(%x: !xq, %z: !xq, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{refused at qfuse.glu: the products read different values, argument 0 and argument 1; share one quantized input}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -115,7 +115,7 @@ func.func @gate_read_twice(%x: !xq, %g: !w, %u: !w) -> (!y, !y) {
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2, %0 : !y, !y
 }
 
@@ -142,7 +142,7 @@ func.func @other_blocks(%x: !xq, %g: !w, %u: !w2) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w2) -> !y
   // expected-remark @+1 {{weight schemes differ: #qfuse.scheme<array<i64: 128, 128>}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -169,7 +169,7 @@ func.func @other_storage(%x: !xq, %g: !w, %u: !w5) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w5) -> !y
   // expected-remark @+1 {{weights are stored as f8E4M3FN and f8E5M2; quantize both alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -196,7 +196,7 @@ func.func @computed_weight(%x: !xq, %g: !w, %b: tensor<1400x512xbf16>, %v: tenso
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<1400x512xbf16>) -> !y
   // expected-remark @+1 {{a weight is computed at run time, so joining it would cost a copy per call}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -223,7 +223,7 @@ func.func @bias_on_one_side(%x: !xq, %g: !w, %u: !w, %b: tensor<1400xbf16>) -> !
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   %2 = "qfuse.add"(%0, %b) : (!y, tensor<1400xbf16>) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: of gate and up, only gate has a bias; give both one, or none}}
-  %3 = "qfuse.glu"(%2, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %3 = "qfuse.glu"(%2, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %3 : !y
 }
 
@@ -250,7 +250,7 @@ func.func @epilogue_first(%x: !xq, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{an epilogue is already fused into one of the products; run this pass before qfuse-fuse-epilogue}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -276,7 +276,7 @@ func.func @input_scheme(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {qfuse.input_scheme = #act, parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{refused at qfuse.glu: the quantization of an input is still part of the product; run qfuse-expand-quantize first}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -307,7 +307,7 @@ func.func @glu_in_a_loop(%x: !xq, %g: !w, %u: !w, %n: index, %y: !y) -> !y {
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   %3 = scf.for %i = %c0 to %n step %c1 iter_args(%last = %y) -> (!y) {
     // expected-remark @+1 {{refused at qfuse.glu: qfuse.matmul stands in another block than qfuse.glu}}
-    %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+    %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
     scf.yield %2 : !y
   }
   return %3 : !y
@@ -338,7 +338,7 @@ func.func @weight_of_a_loop(%x: !xq, %g: !w, %u: !w, %n: index, %y: !y) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
     // expected-remark @+1 {{a weight is computed at run time}}
-    %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+    %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
     scf.yield %2, %b, %a : !y, !w, !w
   }
   return %3#0 : !y
@@ -362,7 +362,7 @@ func.func @halves(%x: !xq, %w: !w) -> tensor<?x700xbf16> {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: gate and up are halves of one value; compute them by two products}}
-  %1 = "qfuse.glu"(%0) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y) -> tensor<?x700xbf16>
+  %1 = "qfuse.glu"(%0) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y) -> tensor<?x700xbf16>
   return %1 : tensor<?x700xbf16>
 }
 
@@ -388,7 +388,7 @@ func.func @glu_quantizes(%x: !xq, %g: !w, %u: !w) -> (!y, !yq) {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{refused at qfuse.glu: the GLU already quantizes its result; run this pass before qfuse-fuse-act-quantize}}
-  %2:2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 1>} : (!y, !y) -> (!y, !yq)
+  %2:2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 1>} : (!y, !y) -> (!y, !yq)
   return %2#0, %2#1 : !y, !yq
 }
 
@@ -423,6 +423,6 @@ func.func @clamped(%x: !xq, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 1400>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", limit = 7.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }

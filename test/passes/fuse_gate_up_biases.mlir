@@ -34,7 +34,7 @@ func.func @both_sides(%x: !x, %g: !w, %u: !w, %b: tensor<200xbf16>, %c: tensor<2
   %3 = "qfuse.add"(%0, %b) : (!y, tensor<200xbf16>) -> !y
   %4 = "qfuse.add"(%1, %c) : (!y, tensor<200xbf16>) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 4 launches}}
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %5 : !y
 }
 
@@ -60,7 +60,7 @@ func.func @bias_first(%x: !x, %g: !w, %u: !w, %b: tensor<200xbf16>, %c: tensor<2
   %3 = "qfuse.add"(%b, %0) : (tensor<200xbf16>, !y) -> !y
   %4 = "qfuse.add"(%1, %c) : (!y, tensor<200xbf16>) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 4 launches}}
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %5 : !y
 }
 
@@ -86,7 +86,7 @@ func.func @bias_last(%x: !x, %g: !w, %u: !w, %b: tensor<200xbf16>, %c: tensor<20
   %3 = "qfuse.add"(%b, %0) : (tensor<200xbf16>, !y) -> !y
   %4 = "qfuse.add"(%c, %1) : (tensor<200xbf16>, !y) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 4 launches}}
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %5 : !y
 }
 
@@ -114,7 +114,7 @@ func.func @bias_in_f32(%x: !x, %g: !w, %u: !w, %b: tensor<200xf32>, %c: tensor<1
   %3 = "qfuse.add"(%0, %b) : (!y, tensor<200xf32>) -> !z
   %4 = "qfuse.add"(%1, %c) : (!y, tensor<1xf32>) -> !z
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 4 launches}}
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!z, !z) -> !z
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!z, !z) -> !z
   return %5 : !z
 }
 
@@ -140,7 +140,7 @@ func.func @sum_read_elsewhere(%x: !x, %g: !w, %u: !w, %b: tensor<200xbf16>, %c: 
   // expected-remark @+1 {{gate-up: refused at qfuse.add: gate or up has another reader; let the GLU alone read them}}
   %3 = "qfuse.add"(%0, %b) : (!y, tensor<200xbf16>) -> !y
   %4 = "qfuse.add"(%1, %c) : (!y, tensor<200xbf16>) -> !y
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %5, %3 : !y, !y
 }
 
@@ -166,6 +166,6 @@ func.func @residuals(%x: !x, %g: !w, %u: !w, %b: !y, %c: !y) -> (!y) {
   %3 = "qfuse.add"(%0, %b) : (!y, !y) -> !y
   %4 = "qfuse.add"(%1, %c) : (!y, !y) -> !y
   // expected-remark @+1 {{gate is made by qfuse.add, not by a product}}
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %5 : !y
 }

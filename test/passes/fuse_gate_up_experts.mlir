@@ -19,7 +19,7 @@ func.func @fires(%x: !x, %w: !w, %indptr: tensor<5xi32>, %tokens: tensor<?x2xi32
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 40, 40>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w, tensor<5xi32>, tensor<?x2xi32>) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   return %h : !h
 }
 
@@ -33,7 +33,7 @@ func.func @up_is_read_twice(%x: !x, %w: !w, %indptr: tensor<5xi32>, %tokens: ten
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 40, 40>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w, tensor<5xi32>, tensor<?x2xi32>) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   return %h, %u : !h, !h
 }
 
@@ -54,6 +54,6 @@ func.func @biased_and_clamped(%x: !x, %w: !w, %indptr: tensor<5xi32>, %tokens: t
     %1 = arith.addf %b, %d : f32
     "qfuse.yield"(%0, %1) : (f32, f32) -> ()
   }) {parts = array<i64: 40, 40>, maps = ["[E,N]", "[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !w, tensor<5xi32>, tensor<?x2xi32>, tensor<4x40xbf16>, tensor<4x40xbf16>) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "swiglu_oai", limit = 7.0 : f64, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "swiglu_oai", limit = 7.0 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   return %h : !h
 }

@@ -21,7 +21,7 @@ func.func @q4_k_and_q6_k(%x: !x, %g: !g, %u: !u) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !u) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weights are stored as i4 and i6; quantize both alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -45,7 +45,7 @@ func.func @group_sizes(%x: !x, %g: !g, %u: !u) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !u) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weight schemes differ: #qfuse.scheme<array<i64: 1, 32>, bf16, "int4", "none", "row_major"> and #qfuse.scheme<array<i64: 1, 64>, bf16, "int4", "none", "row_major">; quantize both weights alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -69,7 +69,7 @@ func.func @zero_points(%x: !x, %g: !g, %u: !u) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !u) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weight schemes differ: #qfuse.scheme<array<i64: 1, 32>, bf16, "int4", "none", "row_major"> and #qfuse.scheme<array<i64: 1, 32>, bf16, "int4", "int", "row_major">; quantize both weights alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -93,7 +93,7 @@ func.func @scale_types(%x: !x, %g: !g, %u: !u) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !u) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weight schemes differ: #qfuse.scheme<array<i64: 1, 32>, f16, "none", "none", "row_major"> and #qfuse.scheme<array<i64: 1, 32>, bf16, "none", "none", "row_major">; quantize both weights alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -117,7 +117,7 @@ func.func @scale_kinds(%x: !x, %g: !g, %u: !u) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !u) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weight schemes differ: #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major"> and #qfuse.scheme<array<i64: 128, 128>, f8E8M0FNU, "none", "none", "row_major">; quantize both weights alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -141,7 +141,7 @@ func.func @blocks_and_channels(%x: !x, %g: !g, %u: !u) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !u) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weight schemes differ: #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major"> and #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">; quantize both weights alike}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -168,7 +168,7 @@ func.func @activation_schemes(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xt, !w) -> !y
   // expected-remark @+1 {{the products read different values, a qfuse.quantize result and a qfuse.quantize result; share one quantized input}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -192,7 +192,7 @@ func.func @pre_scale(%x: !x, %s: tensor<512xbf16>, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{the products read different values, argument 0 and a qfuse.mul result; share one quantized input}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -217,7 +217,7 @@ func.func @pre_scale_of_both(%x: !x, %s: tensor<512xbf16>, %g: !w, %u: !w) -> !y
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -242,7 +242,7 @@ func.func @result_types(%x: !x, %g: !w, %u: !w) -> !y {
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !z
   %c = "qfuse.cast"(%1) : (!z) -> !y
   // expected-remark @+1 {{up is made by qfuse.cast, not by a product}}
-  %2 = "qfuse.glu"(%0, %c) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %c) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -267,7 +267,7 @@ func.func @layers_differ(%x: !x, %g0: !q4, %u0: !q4, %g1: !q4, %u1: !q6) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !q4) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   %z = "qfuse.quantize"(%2) : (!y) -> !x
   %3 = "qfuse.matmul"(%z, %g1) ({
   ^bb0(%acc: f32):
@@ -278,6 +278,6 @@ func.func @layers_differ(%x: !x, %g0: !q4, %u0: !q4, %g1: !q4, %u1: !q6) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 512>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !q6) -> !y
   // expected-remark @+1 {{gate-up: refused at qfuse.glu: weights are stored as i4 and i6}}
-  %5 = "qfuse.glu"(%3, %4) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %5 = "qfuse.glu"(%3, %4) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %5 : !y
 }

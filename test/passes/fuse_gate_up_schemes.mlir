@@ -22,7 +22,7 @@ func.func @e4m3_blocks(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches, 2576 B a row}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -47,7 +47,7 @@ func.func @e4m3_blocks_ragged(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -72,7 +72,7 @@ func.func @e4m3_e8m0(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -97,7 +97,7 @@ func.func @e4m3_by_channel(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -122,7 +122,7 @@ func.func @e5m2_by_channel(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -147,7 +147,7 @@ func.func @i8_by_channel(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -172,7 +172,7 @@ func.func @i8_by_channel_alone(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -197,7 +197,7 @@ func.func @int4_32(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -222,7 +222,7 @@ func.func @int4_32_zeros(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -247,7 +247,7 @@ func.func @int4_64(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -272,7 +272,7 @@ func.func @int4_64_zeros(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -297,7 +297,7 @@ func.func @int4_128(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -322,7 +322,7 @@ func.func @int4_128_zeros(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -347,7 +347,7 @@ func.func @int4_q8_1(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -372,7 +372,7 @@ func.func @q8_0(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -397,7 +397,7 @@ func.func @q4_0(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -422,7 +422,7 @@ func.func @q4_k(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -447,7 +447,7 @@ func.func @q6_k(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }
 
@@ -472,6 +472,6 @@ func.func @mxfp4(%x: !x, %g: !w, %u: !w) -> !y {
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 200>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w) -> !y
   // expected-remark @+1 {{gate-up: fired at qfuse.glu: saves 2 launches}}
-  %2 = "qfuse.glu"(%0, %1) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
+  %2 = "qfuse.glu"(%0, %1) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!y, !y) -> !y
   return %2 : !y
 }

@@ -14,7 +14,7 @@
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @only_quantized(%x: !x, %n: tensor<512xbf16>) -> !xq {
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   return %1 : !xq
@@ -35,7 +35,7 @@ func.func @only_quantized(%x: !x, %n: tensor<512xbf16>) -> !xq {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @mixed_readers(%x: !x, %n: tensor<512xbf16>) -> (!xq, !x) {
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   return %1, %0 : !xq, !x
@@ -59,7 +59,7 @@ func.func @mixed_readers(%x: !x, %n: tensor<512xbf16>) -> (!xq, !x) {
 func.func @residual_and_quantize(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!xq, !x) {
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   // expected-remark @+1 {{norm-residual: fired}}
-  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   return %1, %h : !xq, !x
@@ -82,7 +82,7 @@ func.func @residual_read_before_the_norm(%x: !x, %r: !x, %n: tensor<512xbf16>) -
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   %s = "qfuse.silu"(%h) : (!x) -> !x
   // expected-remark @+1 {{norm-residual: fired}}
-  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   return %0, %s : !x, !x
 }
 
@@ -102,7 +102,7 @@ func.func @residual_read_before_the_norm(%x: !x, %r: !x, %n: tensor<512xbf16>) -
 func.func @residual_read_by_nobody(%x: !x, %r: !x, %n: tensor<512xbf16>) -> !x {
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   // expected-remark @+1 {{norm-residual: fired}}
-  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   return %0 : !x
 }
 
@@ -120,7 +120,7 @@ func.func @residual_read_by_nobody(%x: !x, %r: !x, %n: tensor<512xbf16>) -> !x {
 !xr = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">>
 !xs = !qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
 func.func @two_formats(%x: !x, %n: tensor<512xbf16>) -> (!xs, !xq) {
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xs
   // expected-remark @+1 {{norm-quantize: fired}}
@@ -144,7 +144,7 @@ func.func @two_formats(%x: !x, %n: tensor<512xbf16>) -> (!xs, !xq) {
 func.func @all_results(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!xq, !xr, !x, !x) {
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   // expected-remark @+1 {{norm-residual: fired}}
-  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   // expected-remark @+1 {{norm-quantize: fired}}
@@ -164,7 +164,7 @@ func.func @all_results(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!xq, !xr, !x, !
 !xr = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">>
 !xs = !qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
 func.func @three_formats(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xr, !xs) {
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   // expected-remark @+1 {{norm-quantize: fired}}
@@ -187,7 +187,7 @@ func.func @three_formats(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xr, !xs) {
 !xs = !qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
 !xc = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 128>, f32, "none", "none", "col_major">>
 func.func @two_layouts(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xc) {
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   // expected-remark @+1 {{differs in the layout of its scales alone; quantize for all readers in one layout}}
@@ -207,7 +207,7 @@ func.func @two_layouts(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xc) {
 !xr = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">>
 !xs = !qfuse.qtensor<tensor<?x512xi8>, #qfuse.scheme<array<i64: 1, 32>, f16, "q8_1", "none", "row_major">>
 func.func @quantizes_what_is_not_rounded(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xr) {
-  %0, %1 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", quantize_rounding = "f32", resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, tensor<512xbf16>) -> (!x, !xq)
+  %0, %1 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, quantize_rounding = "f32", resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, tensor<512xbf16>) -> (!x, !xq)
   // expected-remark @+1 {{the norm already quantizes with quantize_rounding f32, not value; run the pass once, with one rounding}}
   %2 = "qfuse.quantize"(%0) : (!x) -> !xr
   return %1, %2 : !xq, !xr
@@ -228,7 +228,7 @@ func.func @quantizes_what_is_not_rounded(%x: !x, %n: tensor<512xbf16>) -> (!xq, 
 func.func @broadcast_add(%x: !x, %r: tensor<512xbf16>, %n: tensor<512xbf16>) -> !x {
   // expected-remark @+1 {{refused at qfuse.add: the add broadcasts or promotes: tensor<?x512xbf16> and tensor<512xbf16>}}
   %h = "qfuse.add"(%x, %r) : (!x, tensor<512xbf16>) -> !x
-  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   return %0 : !x
 }
 
@@ -248,7 +248,7 @@ func.func @late_weight(%x: !x, %r: !x, %n: tensor<512xbf16>) -> !x {
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   %w = "qfuse.silu"(%n) : (tensor<512xbf16>) -> tensor<512xbf16>
   // expected-remark @+1 {{refused at qfuse.rms_norm: the norm's weight is made after the residual add}}
-  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   return %0 : !x
 }
 
@@ -267,7 +267,7 @@ func.func @late_weight(%x: !x, %r: !x, %n: tensor<512xbf16>) -> !x {
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @quantize_of_the_residual(%x: !x, %r: !x, %n: tensor<512xbf16>) -> (!x, !xq) {
-  %0, %h = "qfuse.rms_norm"(%x, %n, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 1>} : (!x, tensor<512xbf16>, !x) -> (!x, !x)
+  %0, %h = "qfuse.rms_norm"(%x, %n, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 1>} : (!x, tensor<512xbf16>, !x) -> (!x, !x)
   %1 = "qfuse.quantize"(%h) : (!x) -> !xq
   return %0, %1 : !x, !xq
 }
@@ -290,7 +290,7 @@ func.func @norm_in_a_loop(%x: !x, %r: !x, %n: index, %a: tensor<512xbf16>, %b: t
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   %0:3 = scf.for %i = %c0 to %n step %c1 iter_args(%y = %x, %w = %a, %v = %b) -> (!x, tensor<512xbf16>, tensor<512xbf16>) {
     // expected-remark @+1 {{refused at qfuse.rms_norm: qfuse.add stands in another block than qfuse.rms_norm}}
-    %1 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+    %1 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
     scf.yield %1, %v, %w : !x, tensor<512xbf16>, tensor<512xbf16>
   }
   return %0#0 : !x
@@ -308,7 +308,7 @@ func.func @norm_in_a_loop(%x: !x, %r: !x, %n: index, %a: tensor<512xbf16>, %b: t
 !yq = !qfuse.qtensor<tensor<?x1400xf8E4M3FN>, #act>
 !w = !qfuse.qtensor<tensor<1400x512xf8E4M3FN>, #weight>
 func.func @quantized_twice(%h: !x, %w: tensor<512xbf16>) -> (!xq, !xq) {
-  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   // expected-remark @+1 {{norm-quantize: fired}}
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   // expected-remark @+1 {{refused at qfuse.quantize: the norm already yields this very value; run cse first}}
@@ -332,7 +332,7 @@ func.func @quantized_twice(%h: !x, %w: tensor<512xbf16>) -> (!xq, !xq) {
 func.func @two_norms(%x: !x, %r: !x, %w: tensor<512xbf16>) -> (!x, !x) {
   %h = "qfuse.add"(%x, %r) : (!x, !x) -> !x
   // expected-remark @+1 {{norm-residual: fired}}
-  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
-  %1 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %1 = "qfuse.rms_norm"(%h, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "after", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   return %0, %1 : !x, !x
 }

@@ -19,7 +19,7 @@
 // F32:           "qfuse.rms_norm"({{.*}} quantize_rounding = "f32", resultSegmentSizes = array<i32: 1, 1, 1, 0>
 // F32-NEXT:      return
 func.func @main(%x: !x, %n: tensor<512xbf16>) -> (!xq, !xr, !x) {
-  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %n) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xbf16>) -> !x
   %1 = "qfuse.quantize"(%0) : (!x) -> !xq
   %2 = "qfuse.quantize"(%0) : (!x) -> !xr
   return %1, %2, %0 : !xq, !xr, !x

@@ -332,3 +332,37 @@ func.func @layers_differ(%x: !x, %q0: !q4, %k0: !k4, %q1: !q4, %k1: !k6) -> (!z,
   }) {parts = array<i64: 130>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !k6) -> !z
   return %1, %3, %4 : !z, !y, !z
 }
+
+// -----
+
+// By one static scale, the value is quantized once; the other scale leaves its product alone.
+// CHECK-LABEL: func.func @static_scales
+// CHECK:         "qfuse.concat"
+// CHECK:         %[[Y:.+]]:2 = "qfuse.matmul"
+// CHECK:         %[[Q:.+]] = "qfuse.quantize"
+// CHECK:         %[[Z:.+]] = "qfuse.matmul"(%[[Q]]
+#static = #qfuse.scheme<array<i64: 1, 512>, f32, "none", "none", "row_major">
+!x = tensor<?x512xbf16>
+!xq = !qfuse.qtensor<tensor<?x512xf8E4M3FN>, #static>
+!w = !qfuse.qtensor<tensor<256x512xf8E4M3FN>, #static>
+!y = tensor<?x256xbf16>
+!s = tensor<1xf32>
+func.func @static_scales(%x: !x, %wq: !w, %wk: !w, %wv: !w, %s: !s {qfuse.name = "q.input_scale"}, %t: !s {qfuse.name = "v.input_scale"}) -> (!y, !y, !y) {
+  %0 = "qfuse.quantize"(%x, %s) : (!x, !s) -> !xq
+  // expected-remark @+1 {{siblings: fired}}
+  %q = "qfuse.matmul"(%0, %wq) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %k = "qfuse.matmul"(%0, %wk) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  %1 = "qfuse.quantize"(%x, %t) : (!x, !s) -> !xq
+  // expected-remark @+1 {{siblings: refused at qfuse.matmul: the products read one value quantized by different scales, v.input_scale and q.input_scale; quantize it by one scale for both}}
+  %v = "qfuse.matmul"(%1, %wv) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !w) -> !y
+  return %q, %k, %v : !y, !y, !y
+}

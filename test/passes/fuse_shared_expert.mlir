@@ -37,7 +37,7 @@ func.func @fires(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %bot
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -52,7 +52,7 @@ func.func @fires(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %bot
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -92,7 +92,7 @@ func.func @other_order(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -103,7 +103,7 @@ func.func @other_order(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -139,7 +139,7 @@ func.func @plain_activations(%x: !x, %ids: tensor<?x2xi64>, %weights: tensor<?x2
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %y = "qfuse.group_matmul"(%h, %down, %indptr) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
@@ -153,7 +153,7 @@ func.func @plain_activations(%x: !x, %ids: tensor<?x2xi64>, %weights: tensor<?x2
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shared = "qfuse.matmul"(%sh, %last) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
@@ -189,7 +189,7 @@ func.func @no_shared_expert(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -219,7 +219,7 @@ func.func @unquantized(%x: !x, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>,
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!x, tensor<4x160x256xbf16>, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %y = "qfuse.group_matmul"(%h, %down, %indptr) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
@@ -233,7 +233,7 @@ func.func @unquantized(%x: !x, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>,
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<80x256xbf16>) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shared = "qfuse.matmul"(%sh, %last) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()

@@ -31,7 +31,7 @@ func.func @two_shared_experts(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -46,7 +46,7 @@ func.func @two_shared_experts(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 160>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide2) -> !sh2
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh2, !sh2) -> !sh2
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh2, !sh2) -> !sh2
   %shq = "qfuse.quantize"(%sh) : (!sh2) -> !shq2
   // expected-remark @+1 {{shared-expert: refused at qfuse.matmul: the shared expert has 160 hidden features, an expert 80: its down product adds up all of them before it rounds, as several experts would not; use n_shared_experts = 1}}
   %shared = "qfuse.matmul"(%shq, %last) ({
@@ -85,7 +85,7 @@ func.func @other_scheme(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -100,7 +100,7 @@ func.func @other_scheme(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide2) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   // expected-remark @+1 {{shared-expert: refused at qfuse.matmul: a weight of the shared expert is}}
   %shared = "qfuse.matmul"(%shq, %last) ({
@@ -138,7 +138,7 @@ func.func @other_storage(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf3
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -153,7 +153,7 @@ func.func @other_storage(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf3
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   // expected-remark @+1 {{shared-expert: refused at qfuse.matmul: a weight of the shared expert is}}
   %shared = "qfuse.matmul"(%shq, %last) ({
@@ -190,7 +190,7 @@ func.func @other_activation(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -206,7 +206,7 @@ func.func @other_activation(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
   // expected-remark @+1 {{shared-expert: refused at qfuse.glu: the shared expert computes gelu, the experts silu}}
-  %sh = "qfuse.glu"(%sg, %su) {act = "gelu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "gelu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -242,7 +242,7 @@ func.func @other_input(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -258,7 +258,7 @@ func.func @other_input(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -294,7 +294,7 @@ func.func @read_elsewhere(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -309,7 +309,7 @@ func.func @read_elsewhere(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -346,7 +346,7 @@ func.func @slots_read_elsewhere(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -361,7 +361,7 @@ func.func @slots_read_elsewhere(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -398,7 +398,7 @@ func.func @gate_of_shared_expert(%x: !xq, %ids: tensor<?x2xi64>, %weights: tenso
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -413,7 +413,7 @@ func.func @gate_of_shared_expert(%x: !xq, %ids: tensor<?x2xi64>, %weights: tenso
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -451,7 +451,7 @@ func.func @bias(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -466,7 +466,7 @@ func.func @bias(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -504,7 +504,7 @@ func.func @epilogue(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -519,7 +519,7 @@ func.func @epilogue(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -557,7 +557,7 @@ func.func @residual_first(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -572,7 +572,7 @@ func.func @residual_first(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -609,7 +609,7 @@ func.func @quantized_on_one_side(%x: !xq, %ids: tensor<?x2xi64>, %weights: tenso
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -624,7 +624,7 @@ func.func @quantized_on_one_side(%x: !xq, %ids: tensor<?x2xi64>, %weights: tenso
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shared = "qfuse.matmul"(%sh, %last) ({
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
@@ -663,7 +663,7 @@ func.func @static_scales(%v: !x, %s: tensor<1xf32>, %t: tensor<1xf32>, %ids: ten
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -678,7 +678,7 @@ func.func @static_scales(%v: !x, %s: tensor<1xf32>, %t: tensor<1xf32>, %ids: ten
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh, %t) : (!sh, tensor<1xf32>) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -715,7 +715,7 @@ func.func @one_after_the_other(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -731,7 +731,7 @@ func.func @one_after_the_other(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -747,7 +747,7 @@ func.func @one_after_the_other(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh2 = "qfuse.glu"(%sg2, %su2) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh2 = "qfuse.glu"(%sg2, %su2) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq2 = "qfuse.quantize"(%sh2) : (!sh) -> !shq
   %shared2 = "qfuse.matmul"(%shq2, %last) ({
   ^bb0(%acc: f32):
@@ -783,7 +783,7 @@ func.func @in_a_loop(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, 
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -801,7 +801,7 @@ func.func @in_a_loop(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, 
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -841,7 +841,7 @@ func.func @weight_made_at_run_time(%x: !xq, %ids: tensor<?x2xi64>, %weights: ten
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -861,7 +861,7 @@ func.func @weight_made_at_run_time(%x: !xq, %ids: tensor<?x2xi64>, %weights: ten
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> !sh
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
   %shq = "qfuse.quantize"(%sh) : (!sh) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):
@@ -897,7 +897,7 @@ func.func @other_rounding(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf
   ^bb0(%a: f32, %b: f32):
     "qfuse.yield"(%a, %b) : (f32, f32) -> ()
   }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xq, !both, tensor<5xi32>, !slots) -> (!h, !h)
-  %h = "qfuse.glu"(%g, %u) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
   %hq = "qfuse.quantize"(%h) : (!h) -> !hq
   %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
   ^bb0(%acc: f32):
@@ -913,7 +913,7 @@ func.func @other_rounding(%x: !xq, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xq, !wide) -> tensor<1x?x80xf32>
-  %sh = "qfuse.glu"(%sg, %su) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (tensor<1x?x80xf32>, tensor<1x?x80xf32>) -> tensor<1x?x80xf32>
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (tensor<1x?x80xf32>, tensor<1x?x80xf32>) -> tensor<1x?x80xf32>
   %shq = "qfuse.quantize"(%sh) : (tensor<1x?x80xf32>) -> !shq
   %shared = "qfuse.matmul"(%shq, %last) ({
   ^bb0(%acc: f32):

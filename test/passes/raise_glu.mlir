@@ -13,7 +13,7 @@
 !g = !torch.vtensor<[?,200],bf16>
 
 // CHECK-LABEL: func.func @clamped
-// CHECK:         %[[Y:.+]] = "qfuse.glu"(%arg0, %arg1) {act = "silu", limit = 7.000000e+00 : f64, resultSegmentSizes = array<i32: 1, 0>}
+// CHECK:         %[[Y:.+]] = "qfuse.glu"(%arg0, %arg1) {act = "silu", limit = 7.000000e+00 : f64, operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>}
 // CHECK-NEXT:    torch_c.from_builtin_tensor %[[Y]]
 // CHECK-NEXT:    return
 func.func @clamped(%a: !b, %b: !b) -> !g {

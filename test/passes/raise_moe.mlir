@@ -59,7 +59,7 @@ func.func @main(
   %xblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
   %n0 = torch_c.to_builtin_tensor %x : !torch.vtensor<[1,?,256],bf16> -> tensor<1x?x256xbf16>
   %n1 = torch_c.to_builtin_tensor %norm : !torch.vtensor<[256],bf16> -> tensor<256xbf16>
-  %n2 = "qfuse.rms_norm"(%n0, %n1) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x?x256xbf16>, tensor<256xbf16>) -> tensor<1x?x256xbf16>
+  %n2 = "qfuse.rms_norm"(%n0, %n1) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<1x?x256xbf16>, tensor<256xbf16>) -> tensor<1x?x256xbf16>
   %n = torch_c.from_builtin_tensor %n2 : tensor<1x?x256xbf16> -> !torch.vtensor<[1,?,256],bf16>
   %rows = torch.aten.view %n, %flat : !torch.vtensor<[1,?,256],bf16>, !torch.list<int> -> !torch.vtensor<[?,256],bf16>
   %logits = torch.aten.linear %rows, %router, %none : !torch.vtensor<[?,256],bf16>, !torch.vtensor<[16,256],bf16>, !torch.none -> !torch.vtensor<[?,16],bf16>

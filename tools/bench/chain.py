@@ -76,7 +76,8 @@ class Mlp:
             f"func.func private @norm(%x: {row}, %w: {weight}) -> {out} "
             "attributes {qfuse.kernel} {\n"
             f'  %y = "qfuse.rms_norm"(%x, %w) {{eps = {EPS:e} : f64, offset = 0.0 : f64, '
-            'rounding = "before", resultSegmentSizes = array<i32: 0, 1, 0, 0>} : '
+            'rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, '
+            "resultSegmentSizes = array<i32: 0, 1, 0, 0>} : "
             f"({row}, {weight}) -> {out}\n  return %y : {out}\n}}\n"
         )
 

@@ -68,14 +68,16 @@ class Mlp:
         return f"""
 func.func @main(%h: {h}, %norm: {norm}, %wide: {wide}, %narrow: {narrow}) -> {h} {{
   %n = "qfuse.rms_norm"(%h, %norm) {{eps = {EPS:e} : f64, offset = 0.0 : f64,
-    rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>}} : ({h}, {norm}) -> {h}
+    rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>,
+    resultSegmentSizes = array<i32: 1, 0, 0, 0>}} : ({h}, {norm}) -> {h}
   {quantize_x}
   %gate, %up = "qfuse.matmul"({x}, %wide) ({{
   ^bb0(%g: f32, %u: f32):
     "qfuse.yield"(%g, %u) : (f32, f32) -> ()
   }}) {{parts = array<i64: {width}, {width}>, maps = [], {segments},
     resultSegmentSizes = array<i32: 1, 1, 0, 0>}} : ({xq}, {wide}) -> ({act}, {act})
-  %a = "qfuse.glu"(%gate, %up) {{act = "silu", resultSegmentSizes = array<i32: 1, 0>}}
+  %a = "qfuse.glu"(%gate, %up) {{act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>,
+    resultSegmentSizes = array<i32: 1, 0>}}
     : ({act}, {act}) -> {act}
   {quantize_h}
   %y = "qfuse.matmul"({inner}, %narrow) ({{

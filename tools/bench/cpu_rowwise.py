@@ -53,7 +53,8 @@ class RowCase:
             arguments, types = f"%x: {row}, %w: {weight}", f"({row}, {weight}) -> {self.type}"
             op = (
                 f'"qfuse.rms_norm"(%x, %w) {{eps = {EPS:e} : f64, offset = 0.0 : f64, '
-                'rounding = "before", resultSegmentSizes = array<i32: 0, 1, 0, 0>}'
+                'rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, '
+                "resultSegmentSizes = array<i32: 0, 1, 0, 0>}"
             )
         else:
             arguments, types = f"%x: {row}", f"({row}) -> {self.type}"

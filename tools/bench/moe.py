@@ -98,7 +98,8 @@ func.func @main(%x: {x}, %ids: {ids}, %weights: {weights}, %wide: {wide}, %narro
     operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>,
     resultSegmentSizes = array<i32: 1, 1, 0, 0>}}
     : ({xq}, {wide}, {indptr}, {place}) -> ({part}, {part})
-  %h = "qfuse.glu"(%gate, %up) {{act = "silu", resultSegmentSizes = array<i32: 1, 0>}}
+  %h = "qfuse.glu"(%gate, %up) {{act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>,
+    resultSegmentSizes = array<i32: 1, 0>}}
     : ({part}, {part}) -> {part}
   %hq = "qfuse.quantize"(%h) : ({part}) -> {hq}
   %y = "qfuse.group_matmul"(%hq, %narrow, %indptr) ({{

@@ -170,7 +170,7 @@ def test_gate_and_up_with_glu_and_quantize(level: str, kind: str, m: int, n: int
     for w_type, packed in given.alone:
         single = matmul_text(given.x_type, w_type, [row])
         gate_up += run(single, level, [given.x, packed], [row], m)
-    sizes = f"{segment_sizes('operand', [True] * 2)}, {segment_sizes('result', [True, False])}"
+    sizes = segment_sizes("result", [True, False])
     attributes = f'act = "silu", {sizes}'
     (y,) = run(kernel_text("glu", [row, row], [row], attributes), level, gate_up, [row], m)
     (q,) = run(kernel_text("quantize", [row], [q_type]), level, [y], [q_type], m)

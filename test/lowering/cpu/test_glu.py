@@ -77,7 +77,7 @@ def glu_f64(glu: Glu, gate: Tensor, up: Tensor) -> Tensor:
 
 def run_glu(level: str, glu: Glu, gate: Tensor, up: Tensor, dtype: str) -> Tensor:
     row = plain(-1, gate.shape[1], dtype=dtype)
-    sizes = f"{segment_sizes('operand', [True] * 2)}, {segment_sizes('result', [True, False])}"
+    sizes = segment_sizes("result", [True, False])
     text = kernel_text("glu", [row, row], [row], f"{glu_attributes(glu)}, {sizes}")
     (got,) = run(text, level, [gate, up], [row], len(gate))
     assert isinstance(got, Tensor)

@@ -168,9 +168,7 @@ def test_norm_quantizes(level: str, scheme: tuple, width: int) -> None:
     """As a separate quantization of its rounded result does, bit for bit."""
     row, type_ = plain(-1, width), activation(width, scheme)
     x, w = inputs(9, width, "bf16"), torch.rand(width).bfloat16()
-    attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", ' + segment_sizes(
-        "operand", [True, True, False]
-    )
+    attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before"'
     both = f"{attributes}, {segment_sizes('result', [True, True, False, False])}"
     text = kernel_text("rms_norm", [row, plain(width)], [row, type_], both)
     value, q = run(text, level, [x, w], [row, type_], 9)
@@ -186,7 +184,7 @@ def test_glu_quantizes(level: str, scheme: tuple) -> None:
     width = 300
     row, type_ = plain(-1, width), activation(width, scheme)
     gate, up = inputs(9, width, "bf16"), torch.randn(9, width).bfloat16()
-    sizes = f"{segment_sizes('operand', [True] * 2)}, {segment_sizes('result', [True, True])}"
+    sizes = segment_sizes("result", [True, True])
     text = kernel_text("glu", [row, row], [row, type_], f'act = "silu", {sizes}')
     value, q = run(text, level, [gate, up], [row, type_], 9)
     assert same_bits(q, reference(value, type_))

@@ -182,8 +182,6 @@ REFUSED = {
             [plain(-1, 128), plain(128)],
             [scheme(X, scale_layout="col_major")],
             'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
-            + segment_sizes("operand", [True, True, False])
-            + ", "
             + segment_sizes("result", [False, True, False, False]),
         ),
         "scales must lie row_major",

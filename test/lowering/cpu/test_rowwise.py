@@ -91,8 +91,7 @@ def test_glu(level: str, halves: bool, width: int, dtype: str) -> None:
     operand = plain(-1, 2 * width if halves else width, dtype=dtype)
     results = [plain(-1, width, dtype=dtype), quantized(-1, width)]
     operands = [operand] if halves else [operand, operand]
-    given = segment_sizes("operand", [True, not halves])
-    sizes = f"{given}, {segment_sizes('result', [True, True])}"
+    sizes = segment_sizes("result", [True, True])
     text = kernel_text("glu", operands, results, f'act = "silu", {sizes}')
     gate, up = random(7, width, dtype=dtype), random(7, width, dtype=dtype, seed=1)
     arguments = [torch.cat([gate, up], 1)] if halves else [gate, up]
@@ -102,7 +101,7 @@ def test_glu(level: str, halves: bool, width: int, dtype: str) -> None:
     # The activation may round the other way; that moves the product by one unit of its own.
     one_rounding(value, wanted, dtype, slack=1.01 * ULP[dtype])
     assert same_bits(q, quantize_reference(value, (1, 128)))
-    sizes = f"{given}, {segment_sizes('result', [False, True])}"
+    sizes = segment_sizes("result", [False, True])
     only = kernel_text("glu", operands, results[1:], f'act = "silu", {sizes}')
     assert same_bits(run(only, level, arguments, results[1:], 7)[0], q)
 
@@ -128,8 +127,6 @@ def norm_kernel(case: tuple) -> tuple[str, list]:
     results = [row] * value + [quantized(-1, width)] * quant + [row] * new
     attributes = (
         f'eps = 1.0e-6 : f64, offset = {offset} : f64, rounding = "{rounding}", '
-        + segment_sizes("operand", [True, True, residual])
-        + ", "
         + segment_sizes("result", [value, quant, False, new])
     )
     operands = [row, plain(width, dtype=weight)] + [row] * residual

@@ -50,6 +50,10 @@ def quantized(
     return Shaped(plain(*shape).shape, dtype, scheme)
 
 
+FIELDS = {"rms_norm": 5, "glu": 3}
+"""Operations with optional operands, and how many they may have."""
+
+
 def kernel_text(
     op: str,
     operands: Sequence[Shaped],
@@ -57,7 +61,13 @@ def kernel_text(
     attributes: str = "",
     region: str = "",
 ) -> str:
-    """An outlined kernel: one operation on all arguments, returning all results."""
+    """An outlined kernel: one operation on all arguments, returning all results.
+
+    Norms and GLUs have no scales among their operands, unless `attributes` say so.
+    """
+    if op in FIELDS and "operandSegmentSizes" not in attributes:
+        present = [i < len(operands) for i in range(FIELDS[op])]
+        attributes += ", " + segment_sizes("operand", present)
     args = ", ".join(f"%a{i}: {t}" for i, t in enumerate(operands))
     names = ", ".join(f"%a{i}" for i in range(len(operands)))
     outs = ", ".join(f"%r{i}" for i in range(len(results)))

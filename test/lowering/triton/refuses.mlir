@@ -5,7 +5,7 @@
 // TYPES-NOT:  {{.}}
 
 // RUN: sed s/512xi8/512xf8E4M3FN/ %s | not qfuse-translate --to=ttir 2>&1 | filecheck %s --check-prefix REGION
-// REGION:     qfuse-translate: error: qfuse.matmul at loc({{.*}}): 'math.log' has no Triton form; use one of arith.addf, {{.*}}, math.tanh
+// REGION:     qfuse-translate: error: qfuse.matmul at loc({{.*}}): 'math.log' has no Triton form; use one of arith.addf, {{.*}}, math.tanh, qfuse.with_scale
 // REGION-NOT: {{.}}
 
 // RUN: sed 's/512xi8/512xf8E4M3FN/; s/math.log/math.exp/; s/128/48/g' %s | not qfuse-translate --to=ttir 2>&1 | filecheck %s --check-prefix BLOCK

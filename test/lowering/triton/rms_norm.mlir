@@ -25,6 +25,6 @@
 // CHECK:         "tt.store"({{.*}} : (tensor<1x2048x!tt.ptr<f8E4M3FN>>
 // CHECK:         "tt.store"({{.*}} : (tensor<1x2048x!tt.ptr<bf16>>
 func.func @main(%x: !x, %w: tensor<1400xbf16>, %r: !x) -> (!q, !x) {
-  %0:2 = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 0, 1, 0, 1>} : (!x, tensor<1400xbf16>, !x) -> (!q, !x)
+  %0:2 = "qfuse.rms_norm"(%x, %w, %r) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 1, 0, 0>, resultSegmentSizes = array<i32: 0, 1, 0, 1>} : (!x, tensor<1400xbf16>, !x) -> (!q, !x)
   return %0#0, %0#1 : !q, !x
 }

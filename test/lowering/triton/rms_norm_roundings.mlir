@@ -33,7 +33,7 @@
 // CHECK:         %[[Y:.+]] = arith.mulf %[[N]], %{{.+}}
 // CHECK-NEXT:    arith.truncf %[[Y]]
 func.func @main(%x: !x, %w: tensor<512xf16>) -> (!x, !x) {
-  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-5 : f64, offset = 1.0 : f64, rounding = "after", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xf16>) -> !x
-  %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-5 : f64, offset = 0.0 : f64, rounding = "before", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xf16>) -> !x
+  %0 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-5 : f64, offset = 1.0 : f64, rounding = "after", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xf16>) -> !x
+  %1 = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-5 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, tensor<512xf16>) -> !x
   return %0, %1 : !x, !x
 }

@@ -26,7 +26,7 @@
 func.func @main(%x: !x, %b: tensor<4096xbf16>) -> (!x, !h, !x) {
   %q = "qfuse.quantize"(%x) : (!x) -> !q
   %d = "qfuse.dequantize"(%q) : (!q) -> !x
-  %g = "qfuse.glu"(%d) {act = "silu", resultSegmentSizes = array<i32: 1, 0>} : (!x) -> !h
+  %g = "qfuse.glu"(%d) {act = "silu", operandSegmentSizes = array<i32: 1, 0, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!x) -> !h
   %a = "qfuse.add"(%x, %b) : (!x, tensor<4096xbf16>) -> !x
   %t = "qfuse.gelu_tanh"(%x) : (!x) -> !x
   return %a, %g, %t : !x, !h, !x
