@@ -148,10 +148,11 @@ class Tile:
         return b.reshape(codes, self.shape) if groups > 1 else codes
 
     def _store_given(self, scale: ir.Value, result: Tensor) -> None:
-        """Write one scale for each row; every tile of the row writes it."""
-        b, mask = self.b, self.row_mask()
+        """Write one scale for each row; the tile of its first columns does."""
+        b, rows = self.b, self.row_mask()
+        first = b.equal(self.column, 0) if self.columns < self.width else None
         of_rows = b.offset(b.offset(self.pointers.scale(result), self.row), self.row_range())
-        b.store(of_rows, b.broadcast(scale, block_of(mask).shape), mask)
+        b.store(of_rows, b.broadcast(scale, block_of(rows).shape), b.both(rows, first))
 
     def _store_scale(self, scale: ir.Value, groups: int, result: Tensor, place: int = 0) -> None:
         """Write a number of each group; `place` is which of those that the group has."""

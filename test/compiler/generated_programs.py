@@ -59,6 +59,7 @@ class Writer(Program):
         self.draw, self.rows, self.store = draw, rows, store
         self.block = draw(st.sampled_from(BLOCKS))
         self.values = [self.input(*rows, HIDDEN)]
+        self.scales: list[Value] = []
 
     def choose(self, *options):
         return self.draw(st.sampled_from(options))
@@ -97,17 +98,27 @@ class Writer(Program):
         type_ = replace(x.type, dtype=dtype, scheme=Scheme((1, group or self.block[1]), "f32"))
         return self._op("quantize", [x], [type_], None)[0]
 
+    def by_a_scale(self, x: Value) -> Value:
+        """x, quantized by a static scale: its own, or one that another value has, too."""
+        if not self.scales or self.maybe():
+            self.scales.append(self.parameter(1, dtype="f32"))
+        dtype = "i8" if self.store == "i8" else "f8E4M3FN"
+        type_ = replace(x.type, dtype=dtype, scheme=Scheme((1, x.type.shape[-1]), "f32"))
+        return self._op("quantize", [x, self.choose(*self.scales)], [type_], None)[0]
+
     def in_format(self, x: Value, dtype: str, group: int, scale: str, packing: str) -> Value:
         scheme = Scheme((1, group or x.type.shape[-1]), scale, packing)
         return self._op("quantize", [x], [replace(x.type, dtype=dtype, scheme=scheme)], None)[0]
 
     def source(self, x: Value) -> tuple[Value, str]:
         """How products read x: as it is, quantized, or to be quantized; and the attribute."""
-        kind = self.choose("plain", "quantized", "attribute")
+        kind = self.choose("plain", "quantized", "by a scale", "attribute")
         if self.store == "plain" or kind == "plain":
             return x, ""
         if kind == "quantized":
             return self.quantized(x), ""
+        if kind == "by a scale":
+            return self.by_a_scale(x), ""
         return x, f", qfuse.input_scheme = {Scheme((1, self.block[1]), 'f32')}"
 
     def product(
@@ -205,7 +216,7 @@ def _see_quantized(p: Writer) -> None:
     """A value quantized, once or to two schemes, and seen by whoever reads the result."""
     x = p.some()
     for group in p.choose((None,), (16, 64), (None, None)):
-        q = p.quantized(x, group)
+        q = p.quantized(x, group) if p.choose(True, True, False) else p.by_a_scale(x)
         p.values.append(p.dequantize(q))
 
 

@@ -19,12 +19,13 @@ ROWS = (1, 2, 7, 33, 0)
 
 @dataclass(frozen=True)
 class Format:
-    """What an activation is quantized to; a group of 0 is a whole row."""
+    """What an activation is quantized to; a group of 0 is a whole row, `given` its scale."""
 
     dtype: str
     group: int
     scale: str = "f32"
     packing: str = "none"
+    given: float | None = None
 
     def of(self, x: Shaped) -> Shaped:
         scheme = Scheme((1, self.group or x.shape[-1]), self.scale, self.packing)
@@ -41,6 +42,9 @@ FORMATS = {
     "i8 1x128": Format("i8", 128),
     "i8 1x32, as q8_0": Format("i8", 32, "f16"),
     "q8_1": Format("i8", 32, "f16", "q8_1"),
+    "fp8 static": Format("f8E4M3FN", 0, given=0.25),
+    "fp8 static, another scale": Format("f8E4M3FN", 0, given=0.375),
+    "i8 static": Format("i8", 0, given=0.75),
 }
 OTHERS = dict(zip(FORMATS, [*list(FORMATS)[1:], next(iter(FORMATS))], strict=True))
 """A second format for each: each pair of neighbours, of which some nest and some do not."""
@@ -71,7 +75,7 @@ class Norms(Program):
         super().__init__(dtype)
         self.kind = kind
         self.outputs: list[Value] = []
-        self.made: list[tuple[int, Value, Shaped]] = []
+        self.made: list[tuple[int, Value, Shaped, float | None]] = []
         self.fired: Counter[str] = Counter()
 
     def norm(self, x: Value, *formats: Format) -> Value:
@@ -80,13 +84,15 @@ class Norms(Program):
         y = super().rms_norm(x, weight, rounding=k.rounding, offset=k.offset, eps=k.eps)
         for wanted in formats:
             type_ = wanted.of(y.type)
-            (q,) = self._op("quantize", [y], [type_], lambda v: v)
+            scale = [] if wanted.given is None else [self.parameter(1, dtype="f32")]
+            self.parameters |= {s.name: torch.tensor([wanted.given]) for s in scale}
+            (q,) = self._op("quantize", [y, *scale], [type_], lambda v, *_: v)
             parts = [
                 Shaped(type_.data_shape, type_.data_dtype),
                 Shaped(type_.scale_shape, wanted.scale),
             ]
             codes, scale = self._op("unpack", [q], parts, None)
-            self.made.append((len(self.outputs), y, type_))
+            self.made.append((len(self.outputs), y, type_, wanted.given))
             self.outputs += [codes, scale]
             self.fired["norm-quantize"] += 1
         return y
@@ -131,9 +137,9 @@ def test_fused_is_unfused(name: str, kind: str) -> None:
         got = fused(*inputs)
         for i, (a, b) in enumerate(zip(got, unfused(*inputs), strict=True)):
             assert same_bits(a, b), f"M = {m}: result {i} differs, fused and unfused"
-        wanted = p.reference([y for _, y, _ in p.made], inputs)
-        for (at, _, type_), value in zip(p.made, wanted, strict=True):
-            assert_quantized(got[at], got[at + 1], type_, value, dtype)
+        wanted = p.reference([y for _, y, *_ in p.made], inputs)
+        for (at, _, type_, given), value in zip(p.made, wanted, strict=True):
+            assert_quantized(got[at], got[at + 1], type_, value, dtype, given)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -143,19 +149,29 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def assert_quantized(
-    codes: torch.Tensor, scale: torch.Tensor, type_: Shaped, value: torch.Tensor, dtype: str
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    type_: Shaped,
+    value: torch.Tensor,
+    dtype: str,
+    given: float | None,
 ) -> None:
     """Codes times scales are the norm in f64, up to half a step and the roundings of the norm.
 
     The kernel's value may be rounded the other way, once or (rounding "before") twice: 2 ulps.  An
     f16 scale is rounded after codes were made by it.  A scale is the largest magnitude of its
-    group / the largest code, up to the same ulps, or the next power of two.
+    group / the largest code, up to the same ulps, or the next power of two; or the one given, past
+    which values are saturated.
     """
     width, scheme = type_.shape[-1], type_.scheme
     assert scheme is not None
     rows = Shaped((codes.numel() // width, width), type_.dtype, scheme)
     flat = [t.flatten(0, -2) for t in (codes, scale)]
     value = value.flatten(0, -2)
+    if given is not None:
+        assert (scale == given).all()
+        limit = given * STORAGE_MAX[type_.dtype]
+        value = value.clamp(-limit, limit)
     decoded, _ = decode(rows, (flat[0], flat[1]))
     ulps = 2 * torch.finfo(TORCH[dtype]).eps + (2.0**-10 if scheme.scale == "f16" else 0) + 1e-6
     numbers = flat[1].double()[:, :: scheme.numbers]
@@ -166,6 +182,8 @@ def assert_quantized(
         "i8": (0.0, 0.5),
     }[type_.dtype]
     assert ((decoded - value).abs() <= value.abs() * (relative + ulps) + step * absolute).all()
+    if given is not None:
+        return
     padded = torch.nn.functional.pad(value.abs(), (0, -width % scheme.block[1]))
     largest = padded.unflatten(1, (-1, scheme.block[1])).amax(2)
     above = 2 if scheme.scale == "f8E8M0FNU" else 1

@@ -1,6 +1,7 @@
 """Checkpoints of compressed-tensors, written by the library: bits, models and refusals."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import compressed_models
@@ -9,6 +10,7 @@ import torch
 from loading import error, layers, load, logits, reference, refuse, values
 
 from qfuse.compiler.compilation import fuse
+from qfuse.compiler.frontend.equal_scales import share_equal_scales
 from qfuse.compiler.frontend.huggingface import import_checkpoint, import_config
 from qfuse.compiler.frontend.linear import LinearFormat
 from qfuse.compiler.options import CompileOptions
@@ -112,8 +114,40 @@ def test_imported_and_raised(saved, preset):
     fired = [r.pattern for r in remarks if r.outcome == "fired"]
     dynamic = UP_FORMATS[preset].input_block and preset != "FP8"
     assert fired.count("expand-quantized-input") == (14 if dynamic else 0)
-    # a static scale is each layer's own: q, k and v quantize for themselves
-    assert text.count('"qfuse.quantize"') == 14 or preset != "FP8"
+    # a static scale is each layer's own: two of them are formats of one norm, but v's stays apart
+    assert text.count('"qfuse.quantize"') == 4 or preset != "FP8"
+
+
+def test_equal_static_scales_are_one(edited):
+    """As calibration makes them: q, k and v read one quantized value, and so do gate and up."""
+
+    def edit(tensors):
+        for name in [n for n in tensors if n.endswith("input_scale")]:
+            of_norms = any(part in name for part in ("q_proj", "k_proj", "v_proj", "gate", "up"))
+            tensors[name] = torch.full_like(tensors[name], 0.0625 if of_norms else 0.125)
+
+    imported = import_checkpoint(edited("FP8", edit_tensors=edit), max_len=16)
+    share_equal_scales(imported)
+    remarks = fuse(imported.module, CompileOptions.make("cpu", ())).remarks
+    fired = Counter(r.pattern for r in remarks if r.outcome == "fired")
+    patterns = ("siblings", "gate-up", "norm-quantize", "product-quantize")
+    assert [fired[pattern] for pattern in patterns] == [2, 2, 4, 2]
+    assert str(imported.module).count('"qfuse.quantize"') == 2  # what attention makes
+
+
+def test_static_scales_that_differ(edited):
+    def edit(tensors):
+        tensors["model.layers.0.self_attn.k_proj.input_scale"] *= 1.5
+        tensors["model.layers.0.mlp.up_proj.input_scale"] *= 1.5
+
+    imported = import_checkpoint(edited("FP8", edit_tensors=edit), max_len=16)
+    share_equal_scales(imported)
+    remarks = fuse(imported.module, CompileOptions.make("cpu", ())).remarks
+    reasons = {r.pattern: r.cause for r in remarks if r.outcome == "refused"}
+    of_attention = "model.layers.0.self_attn."
+    for pattern in ("gate-up", "siblings"):  # both named by the first that has the number
+        for name in ("q_proj", "k_proj"):
+            assert f"{of_attention}{name}.input_scale" in reasons[pattern]
 
 
 @pytest.mark.parametrize("preset", UP_FORMATS)

@@ -128,11 +128,9 @@ def test_given_scale(level: str, storage: str, width: int, dtype: str) -> None:
     operands = [plain(-1, width, dtype=dtype), plain(1, dtype="f32")]
     x, scale = inputs(9, width, dtype), torch.tensor([0.0123])
     (got,) = run(kernel_text("quantize", operands, [type_]), level, [x, scale], [type_], 9)
-    limit = STORAGE_MAX[storage]
-    scaled = (x.float() / scale).clamp(-limit, limit)
-    codes = (scaled.round() if storage == "i8" else scaled).to(TORCH[storage])
-    assert same_bits(got, (codes, scale.expand(9, 1).contiguous()))
-    assert codes.float().abs().max() == limit
+    wanted = by_scale(x, scale, storage)
+    assert same_bits(got, wanted)
+    assert wanted[0].float().abs().max() == STORAGE_MAX[storage]
 
 
 @levels
@@ -202,6 +200,91 @@ def test_product_quantizes(level: str, scheme: tuple, m: int) -> None:
     text = matmul_text(plain(-1, k), w.type, [row, type_], body, ["%y", "%y"])
     value, q = run(text, level, [x, w.packed()], [row, type_], m)
     assert same_bits(q, reference(value, type_))
+
+
+def by_scale(x: Tensor, scale: Tensor, storage: str) -> Quantized:
+    """x / scale, saturated; every row carries the scale."""
+    limit = STORAGE_MAX[storage]
+    scaled = (x.float() / scale).clamp(-limit, limit)
+    codes = (scaled.round() if storage == "i8" else scaled).to(TORCH[storage])
+    return codes, scale.expand(len(x), 1).contiguous()
+
+
+STORAGES = ["f8E4M3FN", "f8E5M2", "i8"]
+
+
+@levels
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(("m", "width"), [(9, 300), (1, 5), (3, 1000)])
+def test_norm_quantizes_by_given_scales(level: str, storage: str, m: int, width: int) -> None:
+    """Alone and beside all other results, one of them found: the bits are those of the value."""
+    row, type_ = plain(-1, width), activation(width, (storage, 0, "f32", "none"))
+    x, w = inputs(max(m, 3), width, "bf16")[:m], torch.rand(width).bfloat16()
+    r = torch.randn(m, width).bfloat16()
+    scales = torch.tensor([0.0123]), torch.tensor([0.5])
+    operands = [x, w, r]
+    types, one = [row, plain(width), row], plain(1, dtype="f32")
+    attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before"'
+
+    def text(given: list[bool], present: list[bool], results: list[Shaped]) -> str:
+        sizes = segment_sizes("operand", [True] * 3 + given), segment_sizes("result", present)
+        operands = types + [one] * sum(given)
+        return kernel_text("rms_norm", operands, results, ", ".join([attributes, *sizes]))
+
+    every = [row, type_, type_, row]
+    both = text([True, True], [True] * 4, every)
+    value, a, b, h = run(both, level, [*operands, *scales], every, m)
+    assert same_bits(h, (x.float() + r.float()).bfloat16())
+    assert same_bits(a, by_scale(value, scales[0], storage))
+    assert same_bits(b, by_scale(value, scales[1], storage))
+    only = text([True, False], [False, True, False, False], [type_])
+    assert same_bits(run(only, level, [*operands, scales[0]], [type_], m)[0], a)
+    mixed = text([False, True], [False, True, True, False], [type_] * 2)
+    found, given = run(mixed, level, [*operands, scales[1]], [type_] * 2, m)
+    assert same_bits(given, b) and same_bits(found, reference(value, type_))
+
+
+@levels
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("halves", [True, False])
+def test_glu_quantizes_by_a_given_scale(level: str, storage: str, halves: bool) -> None:
+    width, scale = 300, torch.tensor([0.0123])
+    row, type_ = plain(-1, width), activation(width, (storage, 0, "f32", "none"))
+    gate, up = inputs(9, width, "bf16"), torch.randn(9, width).bfloat16()
+    operands = [torch.cat([gate, up], 1)] if halves else [gate, up]
+    types = [plain(-1, 2 * width)] if halves else [row, row]
+    sizes = segment_sizes("operand", [True, not halves, True]), segment_sizes("result", [True] * 2)
+    attributes = ", ".join(['act = "silu"', *sizes])
+    text = kernel_text("glu", [*types, plain(1, dtype="f32")], [row, type_], attributes)
+    value, q = run(text, level, [*operands, scale], [row, type_], 9)
+    assert same_bits(q, by_scale(value, scale, storage))
+
+
+@levels
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(("m", "n"), [(1, 300), (9, 300), (70, 20), (300, 1100)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_product_quantizes_by_a_given_scale(
+    level: str, storage: str, m: int, n: int, threads: int
+) -> None:
+    """Whatever the tiles: all columns have one scale.  Beside it, a result that finds its own."""
+    k, scale = 200, torch.tensor([0.0123])
+    row, type_ = plain(-1, n), activation(n, (storage, 0, "f32", "none"))
+    found = activation(n, ("i8", 32, "f16", "q8_1"))
+    w = int4(n, k, 64, zeros=True)
+    x = torch.randn(m, k, generator=torch.manual_seed(0)).bfloat16()
+    body = """%t = arith.truncf %acc0 : f32 to bf16
+%y = arith.extf %t : bf16 to f32
+%v = "qfuse.with_scale"(%y, %e0) : (f32, f32) -> f32"""
+    extra = [(plain(1, dtype="f32"), "[]")]
+    outs = [row, found, type_]
+    text = matmul_text(plain(-1, k), w.type, outs, body, ["%y", "%y", "%v"], extra)
+    value, a, b = run(text, level, [x, w.packed(), scale], outs, m, threads=threads)
+    assert same_bits(a, reference(value, found))
+    assert same_bits(b, by_scale(value, scale, storage))
+    only = matmul_text(plain(-1, k), w.type, [type_], body, ["%v"], extra)
+    (alone,) = run(only, level, [x, w.packed(), scale], [type_], m, threads=threads)
+    assert same_bits(alone, b)
 
 
 # -- expanding -------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ E4M3_BY_E5M2 = matmul_text(
 FAMILIES: dict[str, tuple[str, str, int]] = {
     "fp8, few rows": ("fp8", PRODUCTS["plain"], 16),
     "fp8, many rows": ("fp8", PRODUCTS["glu quantized"], 4096),
+    "fp8, by a given scale": ("fp8", PRODUCTS["glu quantized by a given scale"], 4096),
     "bf16": ("bf16", OTHERS["bf16"], 4096),
     "W8A16": ("bf16", OTHERS["W8A16"], 4096),
     "i8": ("i8", OTHERS["i8 per row"], 4096),
@@ -48,7 +49,9 @@ FAMILIES: dict[str, tuple[str, str, int]] = {
     "q4_k by q8_1": ("i8", INTEGERS["q4_k"], 16),
     "rms_norm": ("", ROWS["rms_norm"], 1),
     "rms_norm in two formats": ("", ROWS["rms_norm in two formats"], 1),
+    "rms_norm by given scales": ("", ROWS["rms_norm by given scales"], 1),
     "glu": ("", ROWS["glu"], 1),
+    "glu by a given scale": ("", ROWS["glu by a given scale"], 1),
     "clamped glu": ("", ROWS["clamped glu"], 1),
     "rope": ("", ROWS["rope"], 1),
 }

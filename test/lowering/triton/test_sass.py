@@ -54,6 +54,14 @@ def weight(n: int, k: int = 2048):
     return quantized(n, k, block=(128, 128))
 
 
+def by_scale(n: int):
+    """What has one scale for all of it, given beforehand."""
+    return quantized(-1, n, block=(1, n))
+
+
+SCALE = [(plain(1, dtype="f32"), "[]")]
+WITH_SCALE = '%q = "qfuse.with_scale"(%v, %e0) : (f32, f32) -> f32'
+
 PRODUCTS = {
     "plain": matmul_text(X, weight(WIDE), [plain(-1, WIDE)]),
     "four extras": matmul_text(X, weight(WIDE), [plain(-1, WIDE)], MANY_EXTRAS, ["%v"], EXTRAS),
@@ -67,6 +75,9 @@ PRODUCTS = {
         X, weight(1408 + 1404), [plain(-1, 1404)], SILU_GLU, ["%v"], parts=[1404, 1404]
     ),
     "quantized, ragged": matmul_text(X, weight(1400), [quantized(-1, 1400)]),
+    "glu quantized by a given scale": matmul_text(
+        X, weight(2 * WIDE), [by_scale(WIDE)], SILU_GLU + WITH_SCALE, ["%q"], SCALE, [WIDE, WIDE]
+    ),
     "f32 and bf16": matmul_text(
         X, weight(WIDE), [plain(-1, WIDE, dtype="f32"), plain(-1, WIDE)], yields=["%acc0"] * 2
     ),
@@ -171,6 +182,24 @@ ROWS = {
         [plain(-1, 4096)] * 2,
         [quantized(-1, 4096)],
         'act = "swiglu_oai", limit = 7.0 : f64, ' + segment_sizes("result", [False, True]),
+    ),
+    "rms_norm by given scales": kernel_text(
+        "rms_norm",
+        [plain(-1, 4096), plain(4096), plain(-1, 4096), *[plain(1, dtype="f32")] * 2],
+        [plain(-1, 4096), by_scale(4096), by_scale(4096), plain(-1, 4096)],
+        'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", '
+        + segment_sizes("operand", [True] * 5)
+        + ", "
+        + segment_sizes("result", [True] * 4),
+    ),
+    "glu by a given scale": kernel_text(
+        "glu",
+        [plain(-1, 8192), plain(1, dtype="f32")],
+        [by_scale(4096)],
+        'act = "silu", '
+        + segment_sizes("operand", [True, False, True])
+        + ", "
+        + segment_sizes("result", [False, True]),
     ),
     "dequantize": kernel_text("dequantize", [quantized(-1, 4096)], [plain(-1, 4096)]),
     "gelu": kernel_text("gelu", [plain(-1, 4096)], [plain(-1, 4096)]),

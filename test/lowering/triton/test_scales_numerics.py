@@ -3,13 +3,20 @@
 On the interpreter, bit for bit against `qfuse.quantize` and `#qfuse.scheme` in plain numpy.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from gpu_kernels import (
+    SILU_GLU,
     Array,
+    Value,
+    forced,
     kernel_text,
+    lowered,
     matmul_text,
     plain,
+    quantize,
     quantized,
     random,
     run,
@@ -18,7 +25,9 @@ from gpu_kernels import (
 from scheme_values import operand, packed, product
 
 from qfuse.dialects.types import STORAGE_MAX, Shaped
+from qfuse.lowering.triton import gemv
 from qfuse.lowering.triton.interpreter.types import DTYPES
+from qfuse.lowering.triton.tiles import Config
 
 TARGETS = ("cuda:sm_90", "cuda:sm_80", "hip:gfx942")
 ROWS = (1, 5, 70)
@@ -106,10 +115,132 @@ def test_quantize_by_a_given_scale(m: int, dtype: str, target: str) -> None:
     out = quantized(-1, 300, block=(1, 300), dtype=dtype)
     text = kernel_text("quantize", [plain(-1, 300), SCALAR], [out])
     ((codes, scales),) = run(text, [x, np.array([scale])], [out], m, target)
+    assert_by_scale((codes, scales), x, scale, dtype)
+
+
+def assert_by_scale(made: Value, x: Array, scale: np.float32, dtype: str) -> None:
+    """To the bit x / scale, rounded and saturated; all rows have the scale."""
+    codes, scales = made
+    largest = STORAGE_MAX[dtype]
     exact = np.clip(x.astype(np.float32) / scale, -largest, largest)
     expected = np.rint(exact).astype(np.int8) if dtype == "i8" else exact.astype(DTYPES[dtype])
     np.testing.assert_array_equal(codes.astype(np.float32), expected.astype(np.float32))
-    np.testing.assert_array_equal(scales, np.full((m, 1), scale))
+    np.testing.assert_array_equal(scales, np.full((len(x), 1), scale))
+
+
+GIVEN = (np.float32(0.0123), np.float32(0.004))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["f8E4M3FN", "i8"])
+@pytest.mark.parametrize(("m", "width"), [(1, 300), (5, 1376), (3, 5000)])
+def test_norm_quantizes_by_given_scales(m: int, width: int, dtype: str, target: str) -> None:
+    """By two beside all other results, by one alone, and by one beside a scale that is found."""
+    row, out = plain(-1, width), quantized(-1, width, block=(1, width), dtype=dtype)
+    attributes = 'eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before"'
+    types, scales = [row, plain(width), row], [np.array([s]) for s in GIVEN]
+    x = [random((m, width), "bf16", 1), random((width,), "bf16", 2), random((m, width), "bf16", 3)]
+
+    def made(given: list[bool], present: list[bool], outs: list[Shaped]) -> list[Value]:
+        sizes = segment_sizes("operand", [True] * 3 + given), segment_sizes("result", present)
+        more = [s for s, there in zip(scales, given, strict=True) if there]
+        operands = types + [SCALAR] * len(more)
+        text = kernel_text("rms_norm", operands, outs, ", ".join([attributes, *sizes]))
+        return run(text, [*x, *more], outs, m, target)
+
+    value, a, b, _ = made([True, True], [True] * 4, [row, out, out, row])
+    assert_by_scale(a, value, GIVEN[0], dtype)
+    assert_by_scale(b, value, GIVEN[1], dtype)
+    (only,) = made([True, False], [False, True, False, False], [out])
+    assert_by_scale(only, value, GIVEN[0], dtype)
+    found, given = made([False, True], [False, True, True, False], [out, out])
+    assert_by_scale(given, value, GIVEN[1], dtype)
+    codes, scale = quantize(value.astype(np.float32), out)
+    np.testing.assert_array_equal(found[0].astype(np.float32), codes.astype(np.float32))
+    np.testing.assert_array_equal(found[1], scale)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("dtype", ["f8E4M3FN", "f8E5M2", "i8"])
+def test_glu_quantizes_by_a_given_scale(dtype: str, halves: bool, target: str) -> None:
+    """A row of 3000 lies in several tiles, each of which quantizes its own columns."""
+    m, width = 3, 3000
+    row, out = plain(-1, width), quantized(-1, width, block=(1, width), dtype=dtype)
+    sizes = segment_sizes("operand", [True, not halves, True]), segment_sizes("result", [True] * 2)
+    types = [plain(-1, 2 * width)] if halves else [row, row]
+    both = random((m, 2 * width), "bf16", 4)
+    x = [both] if halves else [both[:, :width].copy(), both[:, width:].copy()]
+    text = kernel_text("glu", [*types, SCALAR], [row, out], ", ".join(['act = "silu"', *sizes]))
+    assert lowered(text, target).variant(m).launches[0].grid.of(m)[0] > 1
+    value, codes = run(text, [*x, np.array([GIVEN[0]])], [row, out], m, target)
+    assert_by_scale(codes, value, GIVEN[0], dtype)
+
+
+ROUNDED = """%t = arith.truncf %acc0 : f32 to bf16
+%y = arith.extf %t : bf16 to f32
+%v = "qfuse.with_scale"(%y, %e0) : (f32, f32) -> f32
+"""
+CONFIGS = {
+    "chosen": None,
+    "one row": Config(1, gemv.COLUMNS, gemv.DEPTH, gemv=True),
+    "few rows": Config(16, 128, 128, swap=True, slices=4, num_stages=4),
+    "tiles": Config(128, 64, 128, num_warps=8),
+    "persistent": Config(128, 128, 128, persistent=True),
+    "persistent, two products": Config(128, 128, 128, 2, persistent=True),
+}
+
+
+@pytest.mark.parametrize("dtype", ["f8E4M3FN", "i8"])
+@pytest.mark.parametrize("width", [200, 208])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_product_quantizes_by_a_given_scale(name: str, width: int, dtype: str) -> None:
+    """Whatever the tiles, also stored by TMA, which rows of 208 codes allow."""
+    config = CONFIGS[name]
+    m = 1 if name == "one row" else 13 if name == "few rows" else 140
+    x, w = quantized(-1, 384, block=(1, 384)), quantized(width, 384, block=(1, 384))
+    operands, _ = product(x, w, m)
+    outs = [plain(-1, width), quantized(-1, width, block=(1, width), dtype=dtype)]
+    text = matmul_text(x, w, outs, ROUNDED, ["%y", "%v"], [(SCALAR, "[]")])
+    scale = np.float32(7.0)
+    with forced(config, m) if config else nullcontext():
+        value, codes = run(text, [*operands, np.array([scale])], outs, m)
+    assert np.abs(value.astype(np.float32)).max() > scale
+    assert_by_scale(codes, value, scale, dtype)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gated_product_quantizes_by_a_given_scale(target: str) -> None:
+    """And with the epilogue apart from a product that a library computed: the same bits."""
+    m, width = 20, 200
+    x, w = quantized(-1, 256, block=(1, 256)), quantized(2 * width, 256, block=(1, 256))
+    operands, total = product(x, w, m)
+    operands[0] = (operands[0][0], operands[0][1] / 64)
+    out = quantized(-1, width, block=(1, width))
+    body = SILU_GLU.replace("%v", "%p") + ROUNDED.replace("%acc0", "%p")
+    outs = [plain(-1, width), out]
+    parts, scale = [width, width], np.array([GIVEN[0]])
+    text = matmul_text(x, w, outs, body, ["%y", "%v"], [(SCALAR, "[]")], parts)
+    value, codes = run(text, [*operands, scale], outs, m, target)
+    assert_by_scale(codes, value, GIVEN[0], out.dtype)
+
+    region = (
+        f'^bb0(%acc0: f32, %acc1: f32, %e0: f32):\n{body}\n'
+        '"qfuse.yield"(%y, %v) : (f32, f32) -> ()'
+    )
+    attributes = ", ".join(
+        [
+            f"parts = array<i64: {width}, {width}>, starts = array<i64: 0, {width}>",
+            'maps = ["[]"]',
+            segment_sizes("operand", [True, True] + [False] * 5),
+            segment_sizes("result", [True, True, False, False]),
+        ]
+    )
+    computed = plain(-1, 2 * width)
+    text = kernel_text("epilogue", [computed, SCALAR], outs, attributes, region)
+    y = (total / 64).astype(np.float32).astype(DTYPES["bf16"])
+    value, codes = run(text, [y, scale], outs, m, target)
+    assert_by_scale(codes, value, GIVEN[0], out.dtype)
 
 
 @pytest.mark.parametrize("target", TARGETS)
