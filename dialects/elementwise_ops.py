@@ -21,7 +21,6 @@ from qfuse.dialects.verify import (
     unknown_attribute,
 )
 
-
 T = TypeVar("T")
 
 

@@ -5,7 +5,12 @@ from typing import Any, TypeVar
 
 from qfuse.dialects.bindings import ext, ir
 from qfuse.dialects.dialect import Op
-from qfuse.dialects.quantization_ops import MAX_PARTS, concat_rows, given_scale_error, quantize_error
+from qfuse.dialects.quantization_ops import (
+    MAX_PARTS,
+    concat_rows,
+    given_scale_error,
+    quantize_error,
+)
 from qfuse.dialects.types import Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import (
     DYNAMIC,

@@ -217,4 +217,3 @@ def _replace(rewriter, quantize: ir.Operation, old: ir.Operation, new: ir.Operat
     """The quantized value is the last result of `new`; without another, `old` has no reader."""
     rewriter.replace_op(quantize, [new.results[len(new.results) - 1]])
     rewriter.replace_op(old, [new.results[0]])
-

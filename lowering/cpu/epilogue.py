@@ -83,9 +83,7 @@ def build_epilogue(
     quantized = [r for r in finding_scales(signature.op) if r in group.results]
     extras, given = _extras(signature), given_scales(signature.op)
     quantizers = {
-        r: given_quantizer(
-            lanes, signature.results[r].shaped, f.load(extras[scale].data, 0, "f32")
-        )
+        r: given_quantizer(lanes, signature.results[r].shaped, f.load(extras[scale].data, 0, "f32"))
         for r in group.results
         if (scale := given[r]) is not None
     }

@@ -81,9 +81,7 @@ def program(storage: str, act: str, n: int, k: int, is_read: bool, seed: int) ->
     is_read=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_fused_is_unfused(
-    storage: str, act: str, n: int, k: int, is_read: bool, seed: int
-) -> None:
+def test_fused_is_unfused(storage: str, act: str, n: int, k: int, is_read: bool, seed: int) -> None:
     p = program(storage, act, n, k, is_read, seed)
     joining = ["gate-up", "epilogue"]
     fused = p.compile(p.outputs, [*joining, "act-quantize"])

@@ -225,8 +225,7 @@ def test_gated_product_quantizes_by_a_given_scale(target: str) -> None:
     assert_by_scale(codes, value, GIVEN[0], out.dtype)
 
     region = (
-        f'^bb0(%acc0: f32, %acc1: f32, %e0: f32):\n{body}\n'
-        '"qfuse.yield"(%y, %v) : (f32, f32) -> ()'
+        f'^bb0(%acc0: f32, %acc1: f32, %e0: f32):\n{body}\n"qfuse.yield"(%y, %v) : (f32, f32) -> ()'
     )
     attributes = ", ".join(
         [
