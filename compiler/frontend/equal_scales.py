@@ -26,6 +26,7 @@ def share_equal_scales(imported: Imported) -> None:
         tensor = imported.parameters[argument_name(argument)]
         if tensor.is_meta:
             continue
-        kept = first.setdefault((kind, tensor.view(torch.int32).item()), argument)
+        bits = int(tensor.view(torch.int32).item())
+        kept = first.setdefault((kind, bits), argument)
         if kept != argument:
             argument.replace_all_uses_with(kept)

@@ -24,7 +24,8 @@ def _elementwise(compute: Callable[..., Ball]) -> Callable[..., list[Value]]:
 
 
 def glu(op: ir.Operation, *operands: Tensor) -> list[Value]:
-    (gate, *up), scale = glu_operands(op, operands)
+    factors, scale = glu_operands(op, operands)
+    gate, *up = factors
     if up:
         g, u = gate.ball(), up[0].ball()
     else:

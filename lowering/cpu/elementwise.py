@@ -101,9 +101,9 @@ def _elementwise(signature: Signature) -> tuple[EmitRow, int, int]:
 
 
 def _glu(signature: Signature) -> tuple[EmitRow, int, int]:
-    (gate, *others), scale = glu_operands(signature.op, signature.operands)
-    halves = not others
-    up = gate if halves else others[0]
+    factors, scale = glu_operands(signature.op, signature.operands)
+    gate, up = factors[0], factors[-1]
+    halves = len(factors) == 1
     width = gate.width // 2 if halves else gate.width
     glu = glu_of(signature.op)
     value, quantized = optional_results(signature)

@@ -84,7 +84,8 @@ def _map(operand: Shaped, result: Shaped) -> str | None:
 def _glu(tile: Tile, signature: Signature) -> ir.Value:
     """The GLU, each step of it rounded."""
     b, glu = tile.b, glu_of(signature.op)
-    (gate, *up), _ = glu_operands(signature.op, signature.operands)
+    factors, _ = glu_operands(signature.op, signature.operands)
+    gate, *up = factors
 
     def load(tensor: Tensor, first: int) -> ir.Value:
         at = tile.at(tile.pointers.data(tensor), tensor.width, first)
