@@ -31,7 +31,8 @@ SCALE_DTYPES = {
 }
 """Ways to quantize an input with a scale for each block, and the type of the scales."""
 
-WHOLE = ("tensor", "static")
+STATIC = "static"
+WHOLE = ("tensor", STATIC)
 """Ways to quantize an input with one scale."""
 
 INPUT_FORMATS = (*SCALE_DTYPES, *WHOLE)

@@ -24,7 +24,7 @@ import torch
 from torch.nn.functional import linear
 
 from qfuse.compiler.packed_weights import BITS, NUMBERS
-from qfuse.compiler.quantized_linear import SCALE_DTYPES, quantized_linear
+from qfuse.compiler.quantized_linear import SCALE_DTYPES, STATIC, quantized_linear
 from qfuse.compiler.torch_glu import apply_glu, make_glu
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import Glu
@@ -95,6 +95,8 @@ def moe_experts(
     down_block: Sequence[int] = (),
     down_input: Sequence[int] = (),
     down_packing: str = "",
+    gate_up_input_scale: torch.Tensor | None = None,
+    down_input_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The experts' sum [T, H] for x [T, H], in x's type; see the top of this file.
 
@@ -103,14 +105,17 @@ def moe_experts(
     `gate_up_scale` is [E, 2 ceil(I/bn), ceil(H/bk)].  `down` is [E, H, I], `down_scale`
     [E, ceil(H/bn), ceil(I/bk)].  Elements, scales and zero points of each expert are stored as
     `qfuse::quantized_linear` takes those of a layer; see there for `packing` and `input_format`,
-    of which "tensor" and "static" are none here.  `input_block` [1, g] quantizes the inputs, per
-    row and group of g; [] leaves them as they are.  `down_block`, `down_input` and `down_packing`
+    of which "tensor" is none here.  `input_block` [1, g] quantizes the inputs, per row and group of
+    g; [] leaves them as they are.  "static" takes one scale for the inputs of gate and up and one
+    for those of down, f32 [1], whichever the expert.  `down_block`, `down_input` and `down_packing`
     are those of the down projection where they differ.  Raises QfuseError on what does not fit.
     """
     tensors = (x, ids, weights, gate_up, gate_up_scale, down, down_scale)
     constants = (intermediate, weight_block, input_block, act, limit, alpha)
     zeros = (gate_up_zero_point, down_zero_point)
-    formats: tuple[Any, ...] = (packing, input_format, *zeros, down_block, down_input, down_packing)
+    scales = (gate_up_input_scale, down_input_scale)
+    of_down = (down_block, down_input, down_packing)
+    formats: tuple[Any, ...] = (packing, input_format, *zeros, *of_down, *scales)
     glu = _check_experts(*tensors, *constants, gate_up_bias, down_bias, *formats)
     wide, narrow = stored_as(
         weight_block, input_block, packing, down_block, down_input, down_packing
@@ -122,6 +127,7 @@ def moe_experts(
         of_expert: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         at: int,
         count: int,
+        input_scale: torch.Tensor | None,
     ) -> torch.Tensor:
         height = stored.block[0]
         blocks = slice(at // height, at // height - (-count // height))
@@ -136,17 +142,19 @@ def moe_experts(
             stored.packing,
             input_format,
             None if zero is None else zero[blocks],
+            input_scale,
         )
 
     def expert(e: int, rows: torch.Tensor) -> torch.Tensor:
         zero, down_zero = (None if z is None else z[e] for z in zeros)
         both = (gate_up[e], gate_up_scale[e], zero)
-        gate = product(rows, wide, both, 0, intermediate)
-        up = product(rows, wide, both, padded_rows(intermediate, wide.block[0]), intermediate)
+        at = padded_rows(intermediate, wide.block[0])
+        gate = product(rows, wide, both, 0, intermediate, scales[0])
+        up = product(rows, wide, both, at, intermediate, scales[0])
         if gate_up_bias is not None:
             gate, up = gate + gate_up_bias[e, :intermediate], up + gate_up_bias[e, intermediate:]
         last = (down[e], down_scale[e], down_zero)
-        y = product(apply_glu(glu, gate, up), narrow, last, 0, down.shape[1])
+        y = product(apply_glu(glu, gate, up), narrow, last, 0, down.shape[1], scales[1])
         return y if down_bias is None else y + down_bias[e]
 
     return _weighted_sum(x, ids, weights, gate_up.shape[0], expert)
@@ -222,16 +230,22 @@ def _check_experts(
     down_block: Sequence[int] = (),
     down_input: Sequence[int] = (),
     down_packing: str = "",
+    gate_up_input_scale: torch.Tensor | None = None,
+    down_input_scale: torch.Tensor | None = None,
 ) -> Glu:
     """Raise QfuseError, naming the argument, unless they are as `moe_experts` wants them."""
     stored = stored_as(weight_block, input_block, packing, down_block, down_input, down_packing)
     for name, legal in ((s.packing, BITS) for s in stored):
         if name not in legal:
             raise QfuseError(f'packing "{name}" of the experts is not one of {", ".join(legal)}')
-    if input_format not in SCALE_DTYPES:
-        raise QfuseError(
-            f'input_format "{input_format}" of the experts is not one of {", ".join(SCALE_DTYPES)}'
-        )
+    if input_format not in (*SCALE_DTYPES, STATIC):
+        names = ", ".join((*SCALE_DTYPES, STATIC))
+        raise QfuseError(f'input_format "{input_format}" of the experts is not one of {names}')
+    given = {"gate_up": gate_up_input_scale, "down": down_input_scale}
+    for name, input_scale in given.items() if input_format == STATIC else ():
+        if input_scale is None:
+            raise QfuseError(f'input_format "{STATIC}" of the experts needs {name}_input_scale')
+        _check_shape(f"{name}_input_scale", input_scale, (1,))
     experts, hidden = gate_up.shape[0], x.shape[-1]
     _check_choices(x, ids, weights)
     padded = padded_rows(intermediate, stored[0].block[0])
@@ -323,7 +337,8 @@ OPERATORS = (
         "str act, float? limit=None, float? alpha=None, Tensor? gate_up_bias=None, "
         "Tensor? down_bias=None, str packing='none', str input_format='dynamic', "
         "Tensor? gate_up_zero_point=None, Tensor? down_zero_point=None, int[] down_block=[], "
-        "int[] down_input=[], str down_packing='') -> Tensor",
+        "int[] down_input=[], str down_packing='', Tensor? gate_up_input_scale=None, "
+        "Tensor? down_input_scale=None) -> Tensor",
         moe_experts,
         _fake_experts,
     ),

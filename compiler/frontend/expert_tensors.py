@@ -6,9 +6,15 @@ from functools import partial
 import torch
 
 from qfuse.compiler.frontend.checkpoint import dtype_name
-from qfuse.compiler.frontend.experts import LEAVES, Biased, DenseExperts, Experts
+from qfuse.compiler.frontend.experts import (
+    INPUT_SUFFIX,
+    LEAVES,
+    Biased,
+    DenseExperts,
+    Experts,
+)
 from qfuse.compiler.frontend.lazy_tensors import Entry, Filled
-from qfuse.compiler.frontend.linear import WEIGHT
+from qfuse.compiler.frontend.linear import INPUT_SCALE, WEIGHT
 from qfuse.compiler.frontend.source import Source
 from qfuse.dialects.errors import QfuseError
 
@@ -55,6 +61,8 @@ def load_experts(
                 )
                 # only the codes are so large that a program wants them in their place at once
                 loaded[f"{name}{suffix}"] = filled if leaf == WEIGHT else partial(_made, filled)
+        if getattr(experts, f"{name}{INPUT_SUFFIX}", None) is not None:
+            loaded[f"{name}{INPUT_SUFFIX}"] = _input_scale(read, matrices, places, source)
     for leaf, places in _BIASES.items():
         bias = getattr(experts, leaf)
         if bias is None:
@@ -67,6 +75,29 @@ def load_experts(
         ]
         loaded[leaf] = torch.stack(rows)
     return loaded
+
+
+def _input_scale(
+    read: Sequence[Sequence[Mapping[str, Entry]]],
+    matrices: Sequence[tuple[str, str, str]],
+    places: Sequence[int],
+    source: Source,
+) -> torch.Tensor:
+    """The static scale of the input that all experts' matrices at `places` share.
+
+    Rows are quantized before they are sorted by experts, so it has to be one.
+    """
+    first = _value(read[0][places[0]][INPUT_SCALE])
+    for of_expert, names in zip(read, matrices, strict=True):
+        for i in places:
+            scale = _value(of_expert[i][INPUT_SCALE])
+            if not torch.equal(scale, first):
+                raise QfuseError(
+                    f"tensor {names[i]} of {source.path} has the static input scale "
+                    f"{float(scale):g}, {matrices[0][places[0]]} {float(first):g}; a layer's "
+                    "experts must have one"
+                )
+    return first
 
 
 def _matrix(

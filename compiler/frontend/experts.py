@@ -15,9 +15,8 @@ from torch import nn
 
 from qfuse.compiler import torch_moe, torch_ops
 from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX
-from qfuse.compiler.frontend.linear import SCALE, WEIGHT, ZERO_POINT, LinearFormat
+from qfuse.compiler.frontend.linear import INPUT_SCALE, SCALE, WEIGHT, ZERO_POINT, LinearFormat
 from qfuse.compiler.packed_weights import dequantize_weight
-from qfuse.compiler.quantized_linear import WHOLE
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import SWIGLU_OAI, Glu
 
@@ -49,7 +48,7 @@ _ONLY = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq":
 Biased = tuple[bool, bool]
 """Whether there are biases of gate and up, and of down."""
 
-ZERO_SUFFIX = "_zero_point"
+ZERO_SUFFIX, INPUT_SUFFIX = "_zero_point", "_input_scale"
 LEAVES = {WEIGHT: "", SCALE: SCALE_SUFFIX, ZERO_POINT: ZERO_SUFFIX}
 """Tensors of a linear layer, and what the names of such a stack end in."""
 
@@ -95,7 +94,8 @@ class QuantizedExperts(_Stacked):
 
     The parameters carry the names of transformers' FP8 experts: `gate_up_proj`, `down_proj`, the
     same + `_scale_inv` (multipliers) and, where there are any, + `_zero_point`; their shapes are
-    those the operator asks for, so up rows begin at a block boundary.
+    those the operator asks for, so up rows begin at a block boundary.  Static scales of inputs, the
+    same + `_input_scale`, are one for all experts.
     """
 
     gate_up_proj: nn.Parameter
@@ -128,6 +128,11 @@ class QuantizedExperts(_Stacked):
             rows = rows if leaf == WEIGHT else rows * parts
             empty = torch.empty(self.experts, rows, columns, dtype=dtype, device="meta")
             self.register_parameter(f"{name}{suffix}", nn.Parameter(empty, requires_grad=False))
+        scale = None
+        if INPUT_SCALE in shapes:
+            shape, dtype = shapes[INPUT_SCALE]
+            scale = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), False)
+        self.register_parameter(f"{name}{INPUT_SUFFIX}", scale)
 
     def forward(
         self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -152,6 +157,8 @@ class QuantizedExperts(_Stacked):
             list(down.weight_block),
             list(down.input_block),
             down.packing,
+            getattr(self, f"gate_up_proj{INPUT_SUFFIX}"),
+            getattr(self, f"down_proj{INPUT_SUFFIX}"),
         )
 
     def dequantize(self, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -226,11 +233,10 @@ def replace_experts(
 
 def _format_error(gate: LinearFormat, down: LinearFormat) -> str | None:
     """Why experts of such formats have no operator, or None."""
-    whole = [f.input_format for f in (gate, down) if f.input_block and f.input_format in WHOLE]
-    if whole:
+    if any(f.input_block and f.input_format == "tensor" for f in (gate, down)):
         return (
-            f'quantize their inputs with one scale ("{whole[0]}"), which is not supported; '
-            "supported: a scale for each token or group, or plain inputs"
+            'quantize their inputs with one scale, found anew ("tensor"), which is not supported; '
+            "supported: static scales, a scale for each token or group, or plain inputs"
         )
     if gate.input_format != down.input_format or bool(gate.input_block) != bool(down.input_block):
         return (

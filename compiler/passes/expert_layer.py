@@ -1,10 +1,10 @@
 """What experts are in the dialect: a route, two products by experts, a GLU, and their sum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from qfuse.compiler.epilogue import build_yield
-from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
+from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME, stored_beside
 from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.torch_ir import (
     VIEWS,
@@ -20,6 +20,7 @@ from qfuse.dialects.elementwise_ops import create_glu
 from qfuse.dialects.glu import Glu
 from qfuse.dialects.matmul_op import build_product
 from qfuse.dialects.moe_ops import CombineOp, GroupMatmulOp, RouteOp
+from qfuse.dialects.quantization_ops import QuantizeOp
 from qfuse.dialects.types import Scheme, Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
 
@@ -29,7 +30,7 @@ class Layer:
     """Experts: weights of gate and up [E, N, H], N at least 2 I, and of down [E, H, I].
 
     Biases are torch values, !torch.none for none.  The schemes are those to which the inputs of
-    both products are to be quantized.
+    both products are to be quantized; the scales, those to quantize by if they are static.
     """
 
     wide: ir.Value
@@ -39,6 +40,8 @@ class Layer:
     down_bias: ir.Value
     gate_up_input: Scheme | None = None
     down_input: Scheme | None = None
+    gate_up_scale: ir.Value | None = None
+    down_scale: ir.Value | None = None
 
 
 def replace_by_layer(
@@ -59,12 +62,14 @@ def replace_by_layer(
     part = Shaped((*sorted_rows, width), dtype).type()
     inputs = [value, layer.wide, indptr, tokens]
     biases = _parts_of(layer.gate_up_bias, [width, width])
-    both = _group_product(inputs, [part, part], [width, width], layer.gate_up_input, biases)
+    of_input = layer.gate_up_input, layer.gate_up_scale
+    both = _group_product(inputs, [part, part], [width, width], *of_input, biases)
     hidden = create_glu(layer.glu, both, part).result
     wanted = Shaped((*sorted_rows, features), dtype).type()
     inputs = [hidden, layer.narrow, indptr, None]
     biases = _parts_of(layer.down_bias, [features])
-    (rows,) = _group_product(inputs, [wanted], [features], layer.down_input, biases)
+    of_input = layer.down_input, layer.down_scale
+    (rows,) = _group_product(inputs, [wanted], [features], *of_input, biases)
     _combine(rewriter, root, [rows, slots, to_builtin(weights)])
 
 
@@ -95,9 +100,21 @@ def _group_product(
     results: list[ir.Type],
     parts: list[int],
     scheme: Scheme | None,
+    scale: ir.Value | None,
     biases: list[ir.Value],
 ) -> list[ir.Value]:
-    """A group_matmul that yields its accumulators, each rounded and plus its bias, if any."""
+    """A group_matmul that yields its accumulators, each rounded and plus its bias, if any.
+
+    By a static `scale`, the input is quantized at once; else the product says to which scheme.
+    """
+    x, w, *others = inputs
+    assert x is not None and w is not None
+    if scale is not None:
+        stored = replace(shaped(x.type), dtype=stored_beside(shaped(w.type)), scheme=scheme)
+        x = ir.Operation.create(
+            QuantizeOp.OPERATION_NAME, results=[stored.type()], operands=[x, scale]
+        ).result
+    inputs = [x, w, *others]
     maps = ["[E,N]"] * len(biases)
     product, block = build_product(
         GroupMatmulOp.OPERATION_NAME, inputs, results, parts, biases, maps
@@ -108,7 +125,7 @@ def _group_product(
             rounded = map(build_rounding, sums, (shaped(type_).dtype for type_ in results))
             sums = [arith.addf(*both) for both in zip(rounded, terms, strict=True)]
         build_yield(sums)
-    if scheme is not None:
+    if scheme is not None and scale is None:
         product.attributes[INPUT_SCHEME] = ir.Attribute.parse(str(scheme))
     return list(product.results)
 

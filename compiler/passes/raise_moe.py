@@ -94,17 +94,20 @@ def moe_experts(p: Pattern) -> None:
     packing, input_format = p.value(), p.value()
     zeros = p.value(), p.value()
     of_down = down_block, down_input, down_packing = tuple(p.value() for _ in range(3))
-    last = (*biases, packing, input_format, *zeros, *of_down)
+    input_scales = p.value(), p.value()
+    last = (*biases, packing, input_format, *zeros, *of_down, *input_scales)
     root = p.op("torch.operator", *tensors, *constants, *last)
     p.require(is_moe_experts, root)
     p.require(arguments_are_constant, root, *constants, packing, input_format, *of_down)
     p.require(formats_are_known, root, packing, input_format, down_packing)
+    p.require(static_scales_are_there, root, input_format, *input_scales)
     p.require(is_typed_layer, root, *tensors)
     stored = (*tensors[3:], weight_block, packing, *zeros, down_block, down_packing)
     p.require(weights_are_legal, root, intermediate, *stored)
     p.require(gluis_known, root, *glu)
     p.require(biases_fit, root, tensors[0], down, *biases)
-    p.require(inputs_have_groups_that_nest, root, input_block, down_input, intermediate, *stored)
+    of_inputs = (input_format, input_block, down_input)
+    p.require(inputs_have_groups_that_nest, root, *of_inputs, intermediate, *stored)
     p.rewrite(root, make_layer, *tensors, *constants, *last)
 
 
@@ -122,14 +125,26 @@ def formats_are_known(
     _root: ir.Operation, packing: ir.Value, input_format: ir.Value, down_packing: ir.Value
 ) -> Verdict:
     names = constant_of(packing), constant_of(down_packing) or constant_of(packing)
-    by_row = [name for name, scales in INPUTS.items() if scales is not None]
+    of_inputs = [name for name in INPUTS if name != "tensor"]
     for name, legal in (
         (names[0], STORED),
         (names[1], STORED),
-        (constant_of(input_format), by_row),
+        (constant_of(input_format), of_inputs),
     ):
         if name not in legal:
             return Refusal(f'"{name}" is not one of {", ".join(legal)}')
+    return None
+
+
+def static_scales_are_there(
+    _root: ir.Operation, input_format: ir.Value, *scales: ir.Value
+) -> Verdict:
+    if constant_of(input_format) != "static":
+        return None
+    for name, scale in zip(("gate_up", "down"), scales, strict=True):
+        type_ = None if is_none(scale) else builtin_type(scale.type)
+        if type_ is None or shaped(type_) != Shaped((1,), "f32"):
+            return Refusal(f"{name}_input_scale is {scale.type}", "give a tensor<1xf32>")
     return None
 
 
@@ -220,6 +235,7 @@ def biases_fit(
 
 def inputs_have_groups_that_nest(
     _root: ir.Operation,
+    input_format: ir.Value,
     input_block: ir.Value,
     down_input: ir.Value,
     intermediate: ir.Value,
@@ -234,6 +250,11 @@ def inputs_have_groups_that_nest(
         assert weight.scheme is not None
         if len(block) != 2 or block[0] != 1:
             return Refusal(f"x is to be scaled in blocks of {block}", "use [1, group]")
+        if constant_of(input_format) == "static" and block[1] != weight.shape[2]:
+            return Refusal(
+                f"the input of {name} has one scale, for blocks of {block}",
+                f"use {[1, weight.shape[2]]}",
+            )
         if not groups_nest(block[1], weight.scheme.group, weight.shape[2]):
             return Refusal(
                 f"the input of {name} is to be scaled in blocks of {block}, the weight in groups "
@@ -268,10 +289,13 @@ def make_layer(
     down_block: ir.Value,
     down_input: ir.Value,
     down_packing: ir.Value,
+    *input_scales: ir.Value,
 ) -> None:
     stored = (gate_up, gate_up_scale, down, down_scale, weight_block, packing)
     wide, narrow = _weight_types(*stored, zero, down_zero, down_block, down_packing)
-    scales = INPUTS[constant_of(input_format)]
+    scales = INPUTS[constant_of(input_format)] or ("f32",)
+    is_static = constant_of(input_format) == "static"
+    given = [at_the_top(scale) if is_static else None for scale in input_scales]
     group = constant_of(input_block)
     layer = Layer(
         pack_weight(gate_up, gate_up_scale, wide, zero),
@@ -281,16 +305,16 @@ def make_layer(
         down_bias,
         _input_scheme(group, scales),
         _input_scheme(constant_of(down_input) or group, scales),
+        *given,
     )
     remarks.fired("moe-experts", root, remarks.argument_name(gate_up))
     replace_by_layer(rewriter, root, x, ids, weights, layer)
 
 
-def _input_scheme(block: list[int], scales: tuple[str, ...] | None) -> Scheme | None:
+def _input_scheme(block: list[int], scales: tuple[str, ...]) -> Scheme | None:
     """How the input of a product is quantized, None for not at all."""
     if not block:
         return None
-    assert scales is not None
     return Scheme((block[0], block[1]), *scales)
 
 

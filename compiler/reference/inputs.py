@@ -31,6 +31,8 @@ _SCALES = {
     ("qfuse.quantize", 1),
     ("torch.qfuse.moe_experts", 4),
     ("torch.qfuse.moe_experts", 6),
+    ("torch.qfuse.moe_experts", 22),
+    ("torch.qfuse.moe_experts", 23),
 }
 """Operands that are scales of quantized weights or inputs: by operation and number."""
 

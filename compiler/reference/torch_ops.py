@@ -185,14 +185,15 @@ def _quantized_linear(
     input_scale: Tensor | None = None,
 ) -> Tensor:
     """`qfuse::quantized_linear`; whether it rounds before it adds the bias is open."""
-    if packing != "none" or input_format != "dynamic" or zero_point is not None:
+    formats = ("dynamic", "static")
+    if packing != "none" or input_format not in formats or zero_point is not None:
         _no_rule()
     type_ = Shaped(weight.shape, weight.dtype, Scheme(_pair(weight_block), scale.dtype))
     source: Tensor | Quantized = x
     if input_block:
         stored = "f8E4M3FN" if weight.dtype.startswith("f8") else weight.dtype
         quantized = Shaped(x.shape, stored, Scheme(_pair(input_block), "f32"))
-        source = schemes.encode(x.ball(), quantized)
+        source = schemes.encode(x.ball(), quantized, input_scale)
     y = dot(source, Quantized(weight, scale, type_))
     y = y.map(lambda a: a.reshape(*x.shape[:-1], -1))
     if bias is not None:
@@ -244,16 +245,20 @@ def _moe_experts(
     down_block: Sequence[int] = (),
     down_input: Sequence[int] = (),
     down_packing: str = "",
+    gate_up_input_scale: Tensor | None = None,
+    down_input_scale: Tensor | None = None,
 ) -> Tensor:
     """`qfuse::moe_experts`: for each choice of each token its expert, and their weighted sum."""
     if gate_up_zero_point is not None or down_zero_point is not None:
         _no_rule()
-    wide = (weight_block, input_block, packing, input_format)
+    wide = (weight_block, input_block, packing, input_format, None, gate_up_input_scale)
     narrow = (
         list(down_block) or weight_block,
         list(down_input) or input_block,
         down_packing or packing,
         input_format,
+        None,
+        down_input_scale,
     )
     height = weight_block[0]
     start = -(-width // height)  # the block of rows where up begins

@@ -101,7 +101,7 @@ def test_compressed_tensors(preset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "preset", ["FP8_DYNAMIC", "W8A8", "W4A16", "W4A16_ASYM", "W4A8", "MXFP4A16"]
+    "preset", ["FP8_DYNAMIC", "FP8", "W8A8", "W4A16", "W4A16_ASYM", "W4A8", "MXFP4A16"]
 )
 def test_experts_of_compressed_tensors(preset, tmp_path):
     compressed(tmp_path / "model", preset, "qwen3_moe")
@@ -112,7 +112,7 @@ def test_experts_of_compressed_tensors(preset, tmp_path):
     ("architecture", "kind"),
     [
         *(("qwen3", kind) for kind in ("channel", "static", "ue8m0")),
-        *(("qwen3_moe", kind) for kind in ("channel", "ue8m0")),
+        *(("qwen3_moe", kind) for kind in ("channel", "static", "ue8m0")),
         ("deepseek_v3", "ue8m0"),
     ],
 )

@@ -59,14 +59,24 @@ def test_experts_of_two_types(editable):
     refuse(model.path, f"tensor {name} of ", "is float8_e5m2", "experts must have one type")
 
 
-def test_inputs_with_one_scale(editable):
-    """A calibrated scale for each expert would be one for all rows of it."""
+def test_static_scales_that_differ(editable):
+    """Rows are quantized before anybody knows which expert gets them."""
     model = editable(architecture="qwen3_moe")
     model.quantization(weight_block_size=None, activation_scheme="static")
+    name = keys("qwen3_moe", 5)[1].removesuffix(".weight")
+
+    def edit(tensors):
+        for weight in [n for n in tensors if n.endswith("_scale_inv")]:
+            layer, rows = weight.removesuffix(".weight_scale_inv"), len(tensors[weight[:-10]])
+            tensors[weight] = torch.linspace(1e-4, 3e-4, rows)
+            tensors[f"{layer}.input_scale"] = torch.tensor(0.03 if layer == name else 0.02)
+
+    model.tensors(edit)
     refuse(
         model.path,
-        'experts model.layers.0.mlp.experts quantize their inputs with one scale ("static")',
-        "supported: a scale for each token or group, or plain inputs",
+        f"tensor {name}.weight of ",
+        "has the static input scale 0.03, ",
+        ".gate_proj.weight 0.02; a layer's experts must have one",
     )
 
 

@@ -135,7 +135,7 @@ def test_roundings_are_those_of_separate_operators(biased):
     assert torch.equal(torch.ops.qfuse.moe_experts(*args, *more), expected.bfloat16())
 
 
-@pytest.mark.parametrize("input_format", ["dynamic", "e8m0", "q8_1"])
+@pytest.mark.parametrize("input_format", ["dynamic", "e8m0", "q8_1", "static"])
 def test_formats_are_those_of_linear_layers(input_format):
     """Gate and up of int4 with zero points, down otherwise: each expert as two linear layers."""
     generator = torch.Generator().manual_seed(1)
@@ -150,22 +150,26 @@ def test_formats_are_those_of_linear_layers(input_format):
 
     both, both_scale, zero = ints(2, 96, 32), scales(2, 96, 2), ints(2, 96, 2, most=7)
     down, down_scale = ints(2, 64, 48), scales(2, 64, 1)
-    groups = [1, 32], [1, 16]
+    is_static = input_format == "static"
+    groups = ([1, 64], [1, 48]) if is_static else ([1, 32], [1, 16])
+    given = [torch.tensor([0.02]), torch.tensor([0.05])] if is_static else [None, None]
     linear = torch.ops.qfuse.quantized_linear
     expected = torch.empty_like(x)
     for t, e in enumerate(ids[:, 0].tolist()):
         rows = x[t : t + 1]
         gate, up = (
             linear(rows, both[e, part], both_scale[e, part], None, [1, 32], groups[0], "int4",
-                   input_format, zero[e, part])
+                   input_format, zero[e, part], given[0])
             for part in (slice(0, 48), slice(48, 96))
         )  # fmt: skip
         hidden = nn.functional.silu(gate) * up
-        y = linear(hidden, down[e], down_scale[e], None, [1, 48], groups[1], "none", input_format)
+        y = linear(hidden, down[e], down_scale[e], None, [1, 48], groups[1], "none", input_format,
+                   None, given[1])  # fmt: skip
         expected[t] = (weights[t] * y[0].float()).bfloat16()
     made = torch.ops.qfuse.moe_experts(
         x, ids, weights, both, both_scale, down, down_scale, 48, [1, 32], groups[0], "silu",
         None, None, None, None, "int4", input_format, zero, None, [1, 48], groups[1], "none",
+        *given,
     )  # fmt: skip
     assert torch.equal(made, expected)
 
@@ -289,7 +293,12 @@ def test_shape_rules_agree_with_the_implementations():
         (14, torch.zeros(10).bfloat16(), r"down_bias .* \[10\]; expected \[2, 10\]"),
         (15, "int3", 'packing "int3" of the experts is not one of none, int4, fp4, q4_k, q6_k'),
         (15, "int4", r"gate_up .* expected \[2, 14, 5\]"),
-        (16, "static", 'input_format "static" of the experts is not one of dynamic, e8m0, q8_1'),
+        (
+            16,
+            "tensor",
+            'input_format "tensor" of the experts is not one of dynamic, e8m0, q8_1',
+        ),
+        (16, "static", 'input_format "static" of the experts needs gate_up_input_scale'),
         (17, torch.zeros(2, 4, 2), r"gate_up_zero_point .* expected \[2, 4, 3\]"),
         (18, torch.zeros(2, 3, 1), r"down_zero_point .* expected \[2, 3, 2\]"),
         (19, [1, 6], r"down_scale .* expected \[2, 10, 1\]"),

@@ -54,7 +54,7 @@ func.func @gpt_oss(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %alpha, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.float, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %alpha, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.float, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -82,7 +82,7 @@ func.func @clamped(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -105,7 +105,7 @@ func.func @no_limit(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %limit, %none, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -128,7 +128,7 @@ func.func @no_alpha(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %alpha, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.float, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %alpha, %none, %none, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.float, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -152,7 +152,7 @@ func.func @other_type(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],f32>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[16,384],bf16>, !torch.vtensor<[16,256],f32>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -176,6 +176,6 @@ func.func @one_for_all(
   %same = torch.constant.str ""
   %no = torch.constant.none
   %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
-  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[384],bf16>, !torch.vtensor<[16,256],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%rows, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %act, %none, %none, %gate_up_bias, %down_bias, %plain, %dynamic, %no, %no, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,4],si64>, !torch.vtensor<[?,4],f32>, !torch.vtensor<[16,448,256],f8E4M3FN>, !torch.vtensor<[16,4,2],f32>, !torch.vtensor<[16,256,192],f8E4M3FN>, !torch.vtensor<[16,2,2],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.vtensor<[384],bf16>, !torch.vtensor<[16,256],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }

@@ -28,7 +28,7 @@ func.func @q4_k_m(
   %wide = torch.constant.str "q4_k"
   %narrow = torch.constant.str "q6_k"
   %format = torch.constant.str "q8_1"
-  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %wide, %format, %none, %none, %asbefore, %asbefore, %narrow) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,512,128],si8>, !torch.vtensor<[4,512,16],si8>, !torch.vtensor<[4,256,192],si8>, !torch.vtensor<[4,256,18],si8>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,256],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %wide, %format, %none, %none, %asbefore, %asbefore, %narrow, %none, %none) : (!torch.vtensor<[?,256],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,512,128],si8>, !torch.vtensor<[4,512,16],si8>, !torch.vtensor<[4,256,192],si8>, !torch.vtensor<[4,256,18],si8>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,256],bf16>
   return %y : !torch.vtensor<[?,256],bf16>
 }
 
@@ -58,17 +58,47 @@ func.func @int4_and_int8(
   %wide = torch.constant.str "int4"
   %narrow = torch.constant.str "none"
   %format = torch.constant.str "dynamic"
-  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %whole, %silu, %none, %none, %none, %none, %wide, %format, %zero, %none, %whole, %halves, %narrow) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],bf16>, !torch.vtensor<[4,128,128],si8>, !torch.vtensor<[4,128,1],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.vtensor<[4,256,4],si8>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,128],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %whole, %silu, %none, %none, %none, %none, %wide, %format, %zero, %none, %whole, %halves, %narrow, %none, %none) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],bf16>, !torch.vtensor<[4,128,128],si8>, !torch.vtensor<[4,128,1],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.vtensor<[4,256,4],si8>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,128],bf16>
   return %y : !torch.vtensor<[?,128],bf16>
 }
 
 // -----
 
-// One scale for the input of an expert is none of these.
+// One static scale for the input of gate and up, and one for that of down, whichever the expert.
 // CHECK-LABEL: func.func @static
-// CHECK:         torch.operator "torch.qfuse.moe_experts"
-// REMARK:      moe-experts: refused at {{.*}}"static" is not one of dynamic, e8m0, q8_1
+// CHECK-SAME:    %[[S:[^:]+]]: !torch.vtensor<[1],f32>, %[[T:[^:]+]]: !torch.vtensor<[1],f32>) ->
+// CHECK-DAG:     %[[SB:.+]] = torch_c.to_builtin_tensor %[[S]]
+// CHECK-DAG:     %[[TB:.+]] = torch_c.to_builtin_tensor %[[T]]
+// CHECK:         %[[Q:.+]] = "qfuse.quantize"(%{{[^,]+}}, %[[SB]]) : (tensor<?x128xbf16>, tensor<1xf32>) -> !qfuse.qtensor<tensor<?x128xf8E4M3FN>
+// CHECK:         "qfuse.group_matmul"(%[[Q]]
+// CHECK:         %[[HQ:.+]] = "qfuse.quantize"(%{{[^,]+}}, %[[TB]]) : (tensor<?x2x128xbf16>, tensor<1xf32>)
+// CHECK:         "qfuse.group_matmul"(%[[HQ]]
+// REMARK:      moe-experts: fired
 func.func @static(
+    %x: !torch.vtensor<[?,128],bf16>, %ids: !torch.vtensor<[?,2],si64>, %weights: !torch.vtensor<[?,2],f32>,
+    %gate_up: !torch.vtensor<[4,256,128],f8E4M3FN>, %gate_up_scale: !torch.vtensor<[4,256,1],f32>,
+    %down: !torch.vtensor<[4,128,128],f8E4M3FN>, %down_scale: !torch.vtensor<[4,128,1],f32>,
+    %s: !torch.vtensor<[1],f32>, %t: !torch.vtensor<[1],f32>) -> !torch.vtensor<[?,128],bf16> {
+  %one = torch.constant.int 1
+  %inner = torch.constant.int 128
+  %silu = torch.constant.str "silu"
+  %none = torch.constant.none
+  %whole = torch.prim.ListConstruct %one, %inner : (!torch.int, !torch.int) -> !torch.list<int>
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %packing = torch.constant.str "none"
+  %format = torch.constant.str "static"
+  %same = torch.constant.str ""
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %whole, %whole, %silu, %none, %none, %none, %none, %packing, %format, %none, %none, %asbefore, %asbefore, %same, %s, %t) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,128],f8E4M3FN>, !torch.vtensor<[4,256,1],f32>, !torch.vtensor<[4,128,128],f8E4M3FN>, !torch.vtensor<[4,128,1],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.vtensor<[1],f32>, !torch.vtensor<[1],f32>) -> !torch.vtensor<[?,128],bf16>
+  return %y : !torch.vtensor<[?,128],bf16>
+}
+
+// -----
+
+// A static scale that is missing.
+// CHECK-LABEL: func.func @static_without_scales
+// CHECK:         torch.operator "torch.qfuse.moe_experts"
+// REMARK:      moe-experts: refused at {{.*}}gate_up_input_scale is !torch.none; give a tensor<1xf32>
+func.func @static_without_scales(
     %x: !torch.vtensor<[?,128],bf16>, %ids: !torch.vtensor<[?,2],si64>, %weights: !torch.vtensor<[?,2],f32>,
     %gate_up: !torch.vtensor<[4,256,128],f8E4M3FN>, %gate_up_scale: !torch.vtensor<[4,256,1],f32>,
     %down: !torch.vtensor<[4,128,128],f8E4M3FN>, %down_scale: !torch.vtensor<[4,128,1],f32>) -> !torch.vtensor<[?,128],bf16> {
@@ -81,7 +111,7 @@ func.func @static(
   %packing = torch.constant.str "none"
   %format = torch.constant.str "static"
   %same = torch.constant.str ""
-  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %whole, %whole, %silu, %none, %none, %none, %none, %packing, %format, %none, %none, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,128],f8E4M3FN>, !torch.vtensor<[4,256,1],f32>, !torch.vtensor<[4,128,128],f8E4M3FN>, !torch.vtensor<[4,128,1],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,128],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %whole, %whole, %silu, %none, %none, %none, %none, %packing, %format, %none, %none, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,128],f8E4M3FN>, !torch.vtensor<[4,256,1],f32>, !torch.vtensor<[4,128,128],f8E4M3FN>, !torch.vtensor<[4,128,1],f32>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,128],bf16>
   return %y : !torch.vtensor<[?,128],bf16>
 }
 
@@ -107,6 +137,6 @@ func.func @groups_across(
   %packing = torch.constant.str "int4"
   %format = torch.constant.str "dynamic"
   %same = torch.constant.str ""
-  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %packing, %format, %none, %none, %asbefore, %asbefore, %same) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],bf16>, !torch.vtensor<[4,128,64],si8>, !torch.vtensor<[4,128,4],bf16>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str) -> !torch.vtensor<[?,128],bf16>
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %packing, %format, %none, %none, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],bf16>, !torch.vtensor<[4,128,64],si8>, !torch.vtensor<[4,128,4],bf16>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,128],bf16>
   return %y : !torch.vtensor<[?,128],bf16>
 }
