@@ -9,12 +9,12 @@ from qfuse.compiler.benefit import savings
 from qfuse.compiler.epilogue import build_yield, is_identity
 from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.expand_quantize import INPUT_SCHEME
-from qfuse.compiler.passes.predicates import is_made_once, readers, run_equally_often
+from qfuse.compiler.passes.predicates import given_scale, is_made_once, readers, run_equally_often
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.matmul_op import build_product
 from qfuse.dialects.moe_ops import SHARED, shared_experts
-from qfuse.dialects.quantization_ops import build_append_expert, build_concat
+from qfuse.dialects.quantization_ops import QuantizeOp, build_append_expert, build_concat
 from qfuse.dialects.types import Shaped, shaped
 
 _PARTS = ("qfuse.matmul", "qfuse.glu", "qfuse.quantize")
@@ -53,28 +53,34 @@ class FuseSharedExpert(Pass):
 
     Exact: each row meets the same weights, and is rounded and quantized where it was before.  So
     the shared expert must be as the others are, to the last type: a wider one, which stands for
-    several, adds all of its features up before it rounds, as several experts would not.  It stays
-    a product of its own, with a remark, where that is so, where something is computed besides (a
-    gate of the shared expert, a bias), or where anybody else reads what is in between.  Without a
-    shared expert nothing is done.
+    several, adds all of its features up before it rounds, as several experts would not; one with a
+    static scale of its own would be quantized by the others'.  It stays a product of its own, with a
+    remark, where that is so, where something is computed besides (a gate of the shared expert, a
+    bias), or where anybody else reads what is in between.  Without a shared expert nothing is done.
     """
 
     name: ClassVar[str] = "qfuse-fuse-shared-expert"
 
     def run(self, module: ir.Operation) -> None:
-        patterns = [_fuse(side, quantized) for side in (0, 1) for quantized in (False, True)]
+        patterns = [_fuse(side, quantizes) for side in (0, 1) for quantizes in (None, 0, 1)]
         patterns += [_explain(side) for side in (0, 1)]
         Patterns(patterns).apply(module)
 
 
-def _fuse(side: int, quantized: bool) -> Callable[[Pattern], None]:
-    """The sum over experts, operand `side` of an add; `quantized`: hidden values are."""
+def _fuse(side: int, quantizes: int | None) -> Callable[[Pattern], None]:
+    """The sum over experts, operand `side` of an add.
+
+    Hidden values are quantized by so many scales that are given beforehand; None: they are not.
+    """
 
     def shared_expert(p: Pattern) -> None:
         def mlp(gate: ir.Value, up: ir.Value) -> list[ir.Value]:
             """The operations between the products of an MLP."""
             glu = p.op("qfuse.glu", gate, up)
-            return [glu, p.op("qfuse.quantize", p.result(glu))] if quantized else [glu]
+            if quantizes is None:
+                return [glu]
+            given = [p.value() for _ in range(quantizes)]
+            return [glu, p.op("qfuse.quantize", p.result(glu), *given)]
 
         route = p.op("qfuse.route", p.value(), many=True)
         slots, tokens, indptr = (p.result(route, i) for i in range(3))
@@ -97,6 +103,8 @@ def _fuse(side: int, quantized: bool) -> Callable[[Pattern], None]:
         p.require(read_one_input, gate, up, both)
         p.require(products_are_plain, add, *products)
         p.require(activations_agree, shared_hidden[0], hidden[0])
+        if quantizes is not None:
+            p.require(scales_agree, shared_hidden[1], hidden[1])
         p.require(weights_are_of_one_kind, shared_down, gate, up, both, down)
         p.require(weights_are_made_once, *products)
         p.require(roundings_agree, gate, both)
@@ -199,6 +207,18 @@ def roundings_agree(shared: ir.Operation, expert: ir.Operation) -> Verdict:
     return Refusal(f"the shared expert's {shared.name} makes {one}, the experts' {other}")
 
 
+def scales_agree(shared: ir.Operation, expert: ir.Operation) -> Verdict:
+    one, other = given_scale(shared), given_scale(expert)
+    if one == other:
+        return None
+    names = [remarks.argument_name(scale) for scale in (one, other) if scale is not None]
+    return Refusal(
+        "the shared expert's hidden values are quantized by another scale than the experts'"
+        + (f", {names[0]} and {names[1]}" if all(names) else ""),
+        "quantize them by one",
+    )
+
+
 def sum_has_one_type(add: ir.Operation, combine: ir.Operation) -> Verdict:
     if add.results[0].type == combine.results[0].type:
         return None
@@ -234,13 +254,15 @@ def is_as_experts_are(add: ir.Operation, combine: ir.Operation, other: ir.Value)
             return Refusal(f"{op.name} is part of the shared expert, but of no other expert")
     if (why := products_are_plain(add, both, down, *products)) is not None:
         return why
-    if any(op.name == "qfuse.quantize" and len(op.operands) > 1 for op in shared):
-        return Refusal(
-            "the shared expert's hidden values are quantized by a scale given beforehand, which "
-            "is none of the other experts'",
-            "quantize them dynamically",
-        )
     makers = [value.owner.operation for value in (down.operands[0], products[-1].operands[0])]
+    if {op.name for op in makers} == {QuantizeOp.OPERATION_NAME} and (
+        (given_scale(makers[0]) is None) != (given_scale(makers[1]) is None)
+    ):
+        which = "the shared expert's" if given_scale(makers[0]) is None else "the experts'"
+        return Refusal(
+            f"{which} hidden values alone are quantized by a scale given beforehand",
+            "quantize both alike",
+        )
     if makers[0].name != makers[1].name:
         return Refusal(
             f"the shared expert's last product reads what {makers[1].name} makes, the experts' "
@@ -270,7 +292,7 @@ def append_shared_expert(
     values = _group_product(both, [x, joined, indptr, tokens])
     new = [slots.owner, values[0].owner]
     for op in hidden:
-        values = _again(op, values)
+        values = _again(op, [*values, *_given(op)])
         new.append(values[0].owner)
     narrow = build_append_expert(down.operands[1], shared_down.operands[1])
     (rows,) = _group_product(down, [values[0], narrow, indptr, None])
@@ -280,6 +302,12 @@ def append_shared_expert(
     saved = savings(old, [op.operation for op in new])
     remarks.fired("shared-expert", add, remarks.argument_name(experts), saves=saved)
     rewriter.replace_op(add, out)
+
+
+def _given(op: ir.Operation) -> list[ir.Value]:
+    """The scale by which `op`, one between products, quantizes, if that is given beforehand."""
+    scale = given_scale(op) if op.name == QuantizeOp.OPERATION_NAME else None
+    return [] if scale is None else [scale]
 
 
 def _route_with_shared(route: ir.Operation) -> ir.Operation:

@@ -242,3 +242,58 @@ func.func @unquantized(%x: !x, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>,
   %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
   return %out : !x
 }
+
+// -----
+
+// Hidden values by one static scale: the shared expert's rows are quantized with the others.
+// CHECK-LABEL: func.func @static_scale
+// CHECK:         "qfuse.route"(%arg3) {num_experts = 4 : i64, shared = 1 : i64}
+// CHECK:         %[[H:.+]] = "qfuse.glu"
+// CHECK-NEXT:    %[[HQ:.+]] = "qfuse.quantize"(%[[H]], %arg2) : (tensor<?x3x80xbf16>, tensor<1xf32>)
+// CHECK:         "qfuse.group_matmul"(%[[HQ]]
+// CHECK-NOT:     "qfuse.add"
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<1x?x256xbf16>
+!xs = !qfuse.qtensor<tensor<1x?x256xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 256>, f32, "none", "none", "row_major">>
+!both = !qfuse.qtensor<tensor<4x208x256xf8E4M3FN>, #weight>
+!down = !qfuse.qtensor<tensor<4x256x80xf8E4M3FN>, #weight>
+!h = tensor<?x2x80xbf16>
+!hs = !qfuse.qtensor<tensor<?x2x80xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 80>, f32, "none", "none", "row_major">>
+!y = tensor<?x2x256xbf16>
+!slots = tensor<?x2xi32>
+!wide = !qfuse.qtensor<tensor<80x256xf8E4M3FN>, #weight>
+!narrow = !qfuse.qtensor<tensor<256x80xf8E4M3FN>, #weight>
+!sh = tensor<1x?x80xbf16>
+!shq = !qfuse.qtensor<tensor<1x?x80xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 80>, f32, "none", "none", "row_major">>
+func.func @static_scale(%v: !x, %s: tensor<1xf32>, %t: tensor<1xf32>, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both: !both, %down: !down, %gate: !wide, %up: !wide, %last: !narrow) -> !x {
+  %x = "qfuse.quantize"(%v, %s) : (!x, tensor<1xf32>) -> !xs
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 4 : i64} : (tensor<?x2xi64>) -> (!slots, !slots, tensor<5xi32>)
+  %g, %u = "qfuse.group_matmul"(%x, %both, %indptr, %tokens) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a, %b) : (f32, f32) -> ()
+  }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xs, !both, tensor<5xi32>, !slots) -> (!h, !h)
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %hq = "qfuse.quantize"(%h, %t) : (!h, tensor<1xf32>) -> !hs
+  %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!hs, !down, tensor<5xi32>) -> !y
+  %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!y, !slots, tensor<?x2xf32>) -> !x
+  %sg = "qfuse.matmul"(%x, %gate) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
+  %su = "qfuse.matmul"(%x, %up) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  %shq = "qfuse.quantize"(%sh, %t) : (!sh, tensor<1xf32>) -> !shq
+  %shared = "qfuse.matmul"(%shq, %last) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
+  // expected-remark @+1 {{shared-expert: fired}}
+  %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
+  return %out : !x
+}

@@ -684,7 +684,59 @@ func.func @static_scales(%v: !x, %s: tensor<1xf32>, %t: tensor<1xf32>, %ids: ten
   ^bb0(%acc: f32):
     "qfuse.yield"(%acc) : (f32) -> ()
   }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
-  // expected-remark @+1 {{shared-expert: refused at qfuse.add: the shared expert's hidden values are quantized by a scale given beforehand, which is none of the other experts'; quantize them dynamically}}
+  // expected-remark @+1 {{shared-expert: refused at qfuse.add: the shared expert's hidden values alone are quantized by a scale given beforehand; quantize both alike}}
+  %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
+  return %out : !x
+}
+
+// -----
+
+// A static scale for each, not one for both.
+// CHECK-LABEL: func.func @two_static_scales
+// CHECK:         "qfuse.route"(%arg3) {num_experts = 4 : i64} :
+// CHECK:         "qfuse.add"
+#weight = #qfuse.scheme<array<i64: 128, 128>, f32, "none", "none", "row_major">
+!x = tensor<1x?x256xbf16>
+!xs = !qfuse.qtensor<tensor<1x?x256xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 256>, f32, "none", "none", "row_major">>
+!both = !qfuse.qtensor<tensor<4x208x256xf8E4M3FN>, #weight>
+!down = !qfuse.qtensor<tensor<4x256x80xf8E4M3FN>, #weight>
+!h = tensor<?x2x80xbf16>
+!hs = !qfuse.qtensor<tensor<?x2x80xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 80>, f32, "none", "none", "row_major">>
+!y = tensor<?x2x256xbf16>
+!slots = tensor<?x2xi32>
+!wide = !qfuse.qtensor<tensor<80x256xf8E4M3FN>, #weight>
+!narrow = !qfuse.qtensor<tensor<256x80xf8E4M3FN>, #weight>
+!sh = tensor<1x?x80xbf16>
+!shq = !qfuse.qtensor<tensor<1x?x80xf8E4M3FN>, #qfuse.scheme<array<i64: 1, 80>, f32, "none", "none", "row_major">>
+func.func @two_static_scales(%v: !x, %s: tensor<1xf32>, %t: tensor<1xf32>, %ids: tensor<?x2xi64>, %weights: tensor<?x2xf32>, %both: !both, %down: !down, %gate: !wide, %up: !wide, %last: !narrow) -> !x {
+  %x = "qfuse.quantize"(%v, %s) : (!x, tensor<1xf32>) -> !xs
+  %slots, %tokens, %indptr = "qfuse.route"(%ids) {num_experts = 4 : i64} : (tensor<?x2xi64>) -> (!slots, !slots, tensor<5xi32>)
+  %g, %u = "qfuse.group_matmul"(%x, %both, %indptr, %tokens) ({
+  ^bb0(%a: f32, %b: f32):
+    "qfuse.yield"(%a, %b) : (f32, f32) -> ()
+  }) {parts = array<i64: 80, 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (!xs, !both, tensor<5xi32>, !slots) -> (!h, !h)
+  %h = "qfuse.glu"(%g, %u) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!h, !h) -> !h
+  %hq = "qfuse.quantize"(%h, %s) : (!h, tensor<1xf32>) -> !hs
+  %y = "qfuse.group_matmul"(%hq, %down, %indptr) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!hs, !down, tensor<5xi32>) -> !y
+  %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!y, !slots, tensor<?x2xf32>) -> !x
+  %sg = "qfuse.matmul"(%x, %gate) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
+  %su = "qfuse.matmul"(%x, %up) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 80>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!xs, !wide) -> !sh
+  %sh = "qfuse.glu"(%sg, %su) {act = "silu", operandSegmentSizes = array<i32: 1, 1, 0>, resultSegmentSizes = array<i32: 1, 0>} : (!sh, !sh) -> !sh
+  // expected-remark @+1 {{shared-expert: refused at qfuse.quantize: the shared expert's hidden values are quantized by another scale than the experts'; quantize them by one}}
+  %shq = "qfuse.quantize"(%sh, %t) : (!sh, tensor<1xf32>) -> !shq
+  %shared = "qfuse.matmul"(%shq, %last) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 256>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!shq, !narrow) -> !x
   %out = "qfuse.add"(%sum, %shared) : (!x, !x) -> !x
   return %out : !x
 }
