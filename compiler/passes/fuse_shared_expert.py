@@ -54,8 +54,8 @@ class FuseSharedExpert(Pass):
     Exact: each row meets the same weights, and is rounded and quantized where it was before.  So
     the shared expert must be as the others are, to the last type: a wider one, which stands for
     several, adds all of its features up before it rounds, as several experts would not; one with a
-    static scale of its own would be quantized by the others'.  It stays a product of its own, with a
-    remark, where that is so, where something is computed besides (a gate of the shared expert, a
+    static scale of its own would be quantized by the others'.  It stays a product of its own, with
+    a remark, where that is so, where something is computed besides (a gate of the shared expert, a
     bias), or where anybody else reads what is in between.  Without a shared expert nothing is done.
     """
 
