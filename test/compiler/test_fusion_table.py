@@ -73,7 +73,11 @@ OF_EXPERTS = {
     "combine": {"product-combine"},
     "shared-expert": {"shared-expert"},
 }
-EXPERTS = "experts: FP8 E4M3, blocks 128x128; per token and 128"
+EXPERTS = {
+    "experts: FP8 E4M3, blocks 128x128; per token and 128": False,
+    "the same; one scale, static": True,
+}
+"""Rows of layers of experts, and whether scales of inputs are static."""
 
 FIRES, PLAIN = "CPU, GPU", "-"
 WIDE = "no: a scale of all columns"
@@ -99,7 +103,8 @@ def table() -> str:
     for title, scheme in SCHEMES.items():
         cells = (wanted(scheme, fusion) if fusion in PATTERNS else "" for fusion in columns)
         rows.append([title, *cells])
-    rows.append([EXPERTS, *(FIRES if fusion in OF_EXPERTS else "" for fusion in columns)])
+    for title in EXPERTS:
+        rows.append([title, *(FIRES if fusion in OF_EXPERTS else "" for fusion in columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -143,10 +148,14 @@ def test_for_a_gpu(scheme: str) -> None:
     hold(lowered_for_a_gpu(module), scheme)
 
 
-def test_experts_for_a_gpu() -> None:
-    """On the CPU, test_fusions_off.py runs a model with each of these off."""
+@pytest.mark.parametrize("static", EXPERTS.values())
+def test_experts_for_a_gpu(static: bool) -> None:
+    """On the CPU, test_fusions_off.py runs a model with each of these off.
+
+    Static scales there: test_shared_expert.py.
+    """
     assert set(OF_EXPERTS) <= set(MODELS["deepseek_v3"])
-    layer = layer_of(4, 2, 160, 72, act="silu", width=72)
+    layer = layer_of(4, 2, 160, 72, act="silu", width=72, static=static)
     tokens = torch.export.Dim("tokens", min=1, max=64)
     arguments = torch.randn(5, 160).bfloat16(), torch.randn(5, 4)
     module = import_module(layer, arguments, ({0: tokens}, {0: tokens})).module

@@ -18,11 +18,18 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 class LayerWithSharedExpert(Layer):
-    """Beside the experts, `width` hidden features that every token has."""
+    """Beside the experts, `width` hidden features that every token has.
 
-    def __init__(self, *sizes: int, act: str, width: int) -> None:
+    Inputs are quantized per token and 128, or, where `static`, by one scale each.
+    """
+
+    def __init__(self, *sizes: int, act: str, width: int, static: bool) -> None:
         super().__init__(*sizes, (act, None, None))
-        (_, _, hidden, _), self.act, self.width = sizes, act, width
+        (_, _, hidden, inner), self.act, self.width = sizes, act, width
+        self.input_format = "static" if static else "dynamic"
+        self.groups = {hidden: [1, hidden], inner: [1, inner]} if static else {}
+        for name, scale in {"input": 0.01, "hidden": 0.02}.items():
+            self.register_buffer(f"{name}_scale", torch.tensor([scale]) if static else None)
         for name, rows, columns in (
             ("gate", width, hidden),
             ("up", width, hidden),
@@ -34,7 +41,10 @@ class LayerWithSharedExpert(Layer):
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         weight, scale = self.get_buffer(name), self.get_buffer(f"{name}_scale")
-        return torch.ops.qfuse.quantized_linear(x, weight, scale, None, [128, 128], [1, 128])
+        group = self.groups.get(x.shape[-1], [1, 128])
+        given = self.hidden_scale if name == "last" else self.input_scale
+        formats = ("none", self.input_format, None, given)
+        return torch.ops.qfuse.quantized_linear(x, weight, scale, None, [128, 128], group, *formats)
 
     def forward(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         ids, weights = torch.ops.qfuse.select_experts(
@@ -42,9 +52,12 @@ class LayerWithSharedExpert(Layer):
         )
         experts = (self.both, self.both_scale, self.down, self.down_scale, self.inner)
         normed = self.norm(x)
+        hidden, inner = (self.groups.get(n, [1, 128]) for n in (x.shape[-1], self.inner))
         y = torch.ops.qfuse.moe_experts(
-            normed, ids, weights, *experts, [128, 128], [1, 128], self.act
-        )
+            normed, ids, weights, *experts, [128, 128], hidden, self.act, None, None, None, None,
+            "none", self.input_format, None, None, [], inner, "",
+            self.input_scale, self.hidden_scale,
+        )  # fmt: skip
         approximate = {"silu": None, "gelu_tanh": "tanh"}[self.act]
         gate = self.linear("gate", normed)
         if approximate is None:
@@ -66,9 +79,10 @@ def compiled(layer: LayerWithSharedExpert, **options: Any) -> Any:
     return compile(layer, arguments, dynamic_shapes=({0: tokens}, {0: tokens}), **options)
 
 
-def layer_of(*sizes: int, act: str, width: int) -> LayerWithSharedExpert:
+def layer_of(*sizes: int, act: str, width: int, static: bool = False) -> LayerWithSharedExpert:
     torch.manual_seed(sizes[0])
-    layer = LayerWithSharedExpert(*sizes, act=act, width=width).eval().requires_grad_(False)
+    layer = LayerWithSharedExpert(*sizes, act=act, width=width, static=static)
+    layer = layer.eval().requires_grad_(False)
     layer.norm.bfloat16()
     return layer
 
@@ -89,9 +103,13 @@ def fired(exe: Any, pattern: str) -> int:
     hidden=st.sampled_from([72, 160]),
     inner=st.sampled_from([40, 200]),
     act=st.sampled_from(["silu", "gelu_tanh"]),
+    static=st.booleans(),
 )
-def test_fused_equals_unfused(experts: int, chosen: int, hidden: int, inner: int, act: str) -> None:
-    layer = layer_of(experts, min(chosen, experts), hidden, inner, act=act, width=inner)
+def test_fused_equals_unfused(
+    experts: int, chosen: int, hidden: int, inner: int, act: str, static: bool
+) -> None:
+    sizes = experts, min(chosen, experts), hidden, inner
+    layer = layer_of(*sizes, act=act, width=inner, static=static)
     fused, apart, plain = (compiled(layer, disable=disable) for disable in DISABLED)
     assert [fired(exe, "shared-expert") for exe in (fused, apart, plain)] == [1, 0, 0]
     assert len(apart.program.plan.steps) - len(fused.program.plan.steps) == 2
@@ -102,6 +120,19 @@ def test_fused_equals_unfused(experts: int, chosen: int, hidden: int, inner: int
         assert torch.equal(got, plain(x, logits)[0])
         # bf16 between the steps, 2^-8 relative each, and codes that a rounding moves by one
         assert (got - wanted).float().norm() <= 0.02 * wanted.float().norm()
+
+
+def test_static_scales() -> None:
+    """All that is quantized is quantized where it is made, by the layer's two scales."""
+    layer = layer_of(5, 2, 160, 200, act="silu", width=200, static=True)
+    fused, plain = (compiled(layer, disable=disable) for disable in ([], ["all"]))
+    patterns = ("shared-expert", "norm-quantize", "product-quantize", "product-combine")
+    assert [fired(fused, pattern) for pattern in patterns] == [1] * 4
+    for count in (1, 3, 33):
+        x, logits = torch.randn(count, 160).bfloat16(), torch.randn(count, 5)
+        got, wanted = fused(x, logits)[0], layer(x, logits)
+        assert torch.equal(got, plain(x, logits)[0])
+        assert (got - wanted).float().norm() <= 0.02 * wanted.float().norm()  # as above
 
 
 def test_a_wider_one_stays_alone() -> None:

@@ -141,7 +141,9 @@ def scales_of_the_other_weight(patch: Patch) -> None:
 def residual_is_not_added(patch: Patch) -> None:
     right = fuse_norm_quantize.build_rms_norm
     patch.setattr(
-        fuse_norm_quantize, "build_rms_norm", lambda like, ops, t: right(like, ops[:2], t)
+        fuse_norm_quantize,
+        "build_rms_norm",
+        lambda like, ops, t: right(like, {**ops, "residual": None}, t),
     )
 
 
