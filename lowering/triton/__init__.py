@@ -3,6 +3,7 @@
 signature.py   an outlined kernel as data: its operation, and the parameters that serve it
 lower.py       kernel -> `TritonKernel`: launches of Triton IR, per range of M
 gemm.py, norm.py, rope.py, rowwise.py   families of kernels; epilogue.py, tile.py: shared
+dequantize.py     opening quantized tensors
 tensor_scale.py   the scale of a whole tensor
 product.py, operands.py, gemv.py        a product as data; its main loop; that for one row
 apart.py       the epilogue of a product that a library computed

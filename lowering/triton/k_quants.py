@@ -42,10 +42,11 @@ class Q4KHeader:
         )
         return Q4KHeader(d, dmin, scales, minima)
 
-    def of_group(self, b: Builder, odd: bool) -> tuple[ir.Value, ir.Value]:
-        """The multiplier of a group of the quarter, and what is added."""
+    def of_group(self, b: Builder, odd: bool | ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The multiplier of a group of the quarter, and what is added; `odd` may be i32."""
+        right = b.mul(odd, 8) if isinstance(odd, ir.Value) else 8 * odd
         scale, minimum = (
-            b.cast("sitofp", _bits(b, word, 8 * odd, 63), "f32")
+            b.cast("sitofp", _bits(b, word, right, 63), "f32")
             for word in (self.scales, self.minima)
         )
         return b.mul(self.d, scale), b.sub(0.0, b.mul(self.dmin, minimum))
@@ -62,8 +63,10 @@ def _four_of_six_bits(b: Builder, packed: list[ir.Value], first: ir.Value, place
     return b.select(first, early, late)
 
 
-def _bits(b: Builder, word: ir.Value, right: int, mask: int) -> ir.Value:
-    return b.binary("arith.andi", b.binary("arith.shrui", word, right) if right else word, mask)
+def _bits(b: Builder, word: ir.Value, right: int | ir.Value, mask: int) -> ir.Value:
+    if isinstance(right, ir.Value) or right:
+        word = b.binary("arith.shrui", word, right)
+    return b.binary("arith.andi", word, mask)
 
 
 def q6_k_places(b: Builder, quarter: ir.Value) -> list[ir.Value]:

@@ -9,12 +9,10 @@ from qfuse.dialects.elementwise_ops import glu_of, glu_operands
 from qfuse.dialects.matmul_op import map_of
 from qfuse.dialects.types import Shaped, shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.triton.dequantize import dequantized, stored_error
 from qfuse.lowering.triton.epilogue import emit_scalars
-from qfuse.lowering.triton.fp8 import decode, read_scale
 from qfuse.lowering.triton.gpu import Gpu
 from qfuse.lowering.triton.kernel import Variant
-from qfuse.lowering.triton.packed import HALF, e2m1, pick_half
-from qfuse.lowering.triton.product import K_QUANTS, SCALE_TYPES
 from qfuse.lowering.triton.rows import build_rows, results_error
 from qfuse.lowering.triton.signature import LaunchBuilder, Signature, Tensor
 from qfuse.lowering.triton.tile import Tile
@@ -33,7 +31,7 @@ def refuse(op: ir.Operation, gpu: Gpu) -> str | None:
         return f"the last dimension of {results[0]} must be static"
     if results[0].shape[-1] == 0:
         return f"{results[0]} holds no elements"
-    if op.name == "qfuse.dequantize" and (why := _stored_error(operands[0])):
+    if op.name == "qfuse.dequantize" and (why := stored_error(operands[0])):
         return why
     if op.name in _ELEMENTWISE:
         for i, operand in enumerate(operands):
@@ -54,7 +52,7 @@ def build(signature: Signature, gpu: Gpu) -> list[Variant]:
         if op.name == "qfuse.glu":
             value = _glu(tile, signature)
         elif op.name == "qfuse.dequantize":
-            value = _dequantized(tile, signature.operands[0])
+            value = dequantized(tile, signature.operands[0])
         elif op.name == "qfuse.quantize":
             value = tile.load(signature.operands[0], "[M,N]")
         else:
@@ -95,50 +93,3 @@ def _glu(tile: Tile, signature: Signature) -> ir.Value:
     second = load(up[0], 0) if up else load(gate, tile.width)
     made = emit_scalars(b, lambda g, u: build_glu(glu, g, u, gate.dtype), first, second)
     return b.convert(b.convert(made, gate.dtype), "f32")
-
-
-def _dequantized(tile: Tile, x: Tensor) -> ir.Value:
-    """Codes, less their zero points, times the scale of the block that each is in."""
-    b, scheme = tile.b, x.shaped.scheme
-    assert scheme is not None
-    packed = scheme.packing in ("int4", "fp4")
-    codes = _halves(tile, x) if packed else b.load(tile.at(tile.pointers.data(x)), tile.mask())
-    rows_of_scales = b.ceil_div(tile.pointers.m, scheme.block[0])
-    row_stride, group_stride = x.scale_strides(rows_of_scales)
-    row = b.div(b.add(tile.row_range(), tile.row), scheme.block[0])
-    column = b.div(b.add(tile.column_range(), tile.column), scheme.block[1])
-    at = b.add(b.mul(row, row_stride), b.mul(column, group_stride))
-    scale = b.load(b.offset(tile.pointers.scale(x), at), tile.mask())
-    if scheme.packing == "int4":
-        zero: ir.Value | int = HALF
-        if scheme.zero_point != "none":
-            loaded = b.load(b.offset(tile.pointers.zero(x), at), tile.mask())
-            zero = b.cast("extsi", loaded, "i32")
-        value = b.cast("sitofp", b.sub(codes, zero), "f32")
-    else:
-        value = e2m1(b, codes, "f32") if packed else decode(b, codes, "f32")
-    return b.mul(value, read_scale(b, scale, scheme.scale))
-
-
-def _halves(tile: Tile, x: Tensor) -> ir.Value:
-    """The codes of two to a byte that belong to the columns of a tile, as i32."""
-    b = tile.b
-    column = b.add(tile.column_range(), tile.column)
-    base = b.offset(tile.pointers.data(x), b.mul(b.i64(tile.row), x.stored_width))
-    at = b.add(b.mul(tile.row_range(), x.stored_width), b.div(column, 2))
-    return pick_half(b, b.load(b.offset(base, at), tile.mask()), b.rem(column, 2))
-
-
-def _stored_error(x: Shaped) -> str | None:
-    scheme = x.scheme
-    assert scheme is not None
-    if scheme.packing in K_QUANTS:
-        return (
-            f'stores {x.dtype} packed as "{scheme.packing}", which GPU kernels only multiply by; '
-            "dequantize it where it is loaded"
-        )
-    if scheme.scale not in SCALE_TYPES:
-        return f"has scales of {scheme.scale}; GPU kernels read {', '.join(SCALE_TYPES)}"
-    if scheme.block[0] > 1 and len(x.shape) > 2:
-        return f"blocks of {scheme.block[0]} rows in {len(x.shape)} dimensions; use two dimensions"
-    return None

@@ -28,8 +28,11 @@ class LayerWithSharedExpert(Layer):
         (_, _, hidden, inner), self.act, self.width = sizes, act, width
         self.input_format = "static" if static else "dynamic"
         self.groups = {hidden: [1, hidden], inner: [1, inner]} if static else {}
-        for name, scale in {"input": 0.01, "hidden": 0.02}.items():
-            self.register_buffer(f"{name}_scale", torch.tensor([scale]) if static else None)
+        if static:
+            self.register_buffer("input_scale", torch.tensor([0.01]))
+            self.register_buffer("hidden_scale", torch.tensor([0.02]))
+        else:  # torch.export takes no buffers that are None
+            self.input_scale = self.hidden_scale = None
         for name, rows, columns in (
             ("gate", width, hidden),
             ("up", width, hidden),

@@ -53,6 +53,8 @@ FAMILIES: dict[str, tuple[str, str, int]] = {
     "glu": ("", ROWS["glu"], 1),
     "glu by a given scale": ("", ROWS["glu by a given scale"], 1),
     "clamped glu": ("", ROWS["clamped glu"], 1),
+    "dequantize q4_k": ("", ROWS["dequantize q4_k"], 1),
+    "dequantize q6_k": ("", ROWS["dequantize q6_k"], 1),
     "rope": ("", ROWS["rope"], 1),
 }
 """What is multiplied, the kernel, and a number of rows: one representative of each family."""

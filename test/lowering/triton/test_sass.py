@@ -201,6 +201,12 @@ ROWS = {
         + ", "
         + segment_sizes("result", [False, True]),
     ),
+    **{
+        f"dequantize {packing}": kernel_text(
+            "dequantize", [packed(-1, 4096, packing=packing)], [plain(-1, 4096)]
+        )
+        for packing in ("q4_k", "q6_k")
+    },
     "dequantize": kernel_text("dequantize", [quantized(-1, 4096)], [plain(-1, 4096)]),
     "gelu": kernel_text("gelu", [plain(-1, 4096)], [plain(-1, 4096)]),
     "rope": kernel_text(

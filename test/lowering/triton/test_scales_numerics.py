@@ -273,6 +273,8 @@ def test_the_scale_of_zeros_is_finite() -> None:
         packed(-1, 300, packing="int4", block=128, zero="int", scale="bf16"),
         packed(-1, 300, packing="fp4"),
         packed(-1, 320, packing="q8_1"),
+        packed(-1, 768, packing="q4_k"),
+        packed(-1, 2304, packing="q6_k"),
         quantized(-1, 300, scale="f8E8M0FNU"),
     ],
     ids=str,
