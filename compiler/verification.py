@@ -50,7 +50,6 @@ CRITERIA: dict[str, Criterion | str] = {
     # What torch does in several operations, with a rounding and an order of addition each, becomes
     # one that does it in f32: the same up to what f32 leaves open.
     "qfuse-raise-torch": Criterion(True, "this pass keeps all but the order of f32 arithmetic"),
-    "qfuse-raise-attention": "attention is held against torch in test/lowering/cpu/test_attention.py",
     "qfuse-convert-to-triton": "kernels of a GPU run in lowering/triton/interpreter",
     "qfuse-triton-to-binary": "kernels of a GPU run in lowering/triton/interpreter",
 }
