@@ -26,7 +26,7 @@ from qfuse.tools.bench.cpu_rowwise import (
 from qfuse.tools.bench.cpu_schemes import CpuScheme
 from qfuse.tools.bench.subjects import Prepared
 
-WIDTHS = (4096,)
+WIDTH = 4096
 ROWS = (1, 16, 512)
 
 
@@ -44,7 +44,7 @@ class Copy:
 
 
 def run(
-    widths: Sequence[int], rows: Sequence[int], schemes: Sequence[CpuScheme], compile: bool
+    rows: Sequence[int], schemes: Sequence[CpuScheme], compile: bool, width: int = WIDTH
 ) -> Iterator[dict[str, Any]]:
     """The whole suite: a header, then rows; `compile` has torch.compile take part."""
     threads = torch.get_num_threads()
@@ -53,9 +53,7 @@ def run(
     subjects: list[RowSubject] = [Ours(kernels), *torch_subjects(compile), Copy()]
     reporter = Reporter(threads)
     with torch.inference_mode():
-        for k in widths:
-            for scheme in ways_to_quantize(schemes):
-                if scheme.fits(k):
-                    for m in rows:
-                        case = RowCase(scheme, k, norm=True, residual=True)
-                        yield row_of(case, m, subjects, reporter)
+        for scheme in ways_to_quantize(schemes):
+            for m in rows:
+                case = RowCase(scheme, width, norm=True, residual=True)
+                yield row_of(case, m, subjects, reporter)
