@@ -30,9 +30,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="cut the experts of cpu-moe and gpu-moe (default: what memory allows)",
     )
-    bench.add_argument(
-        "--only", metavar="SCHEME,...", help=f"of {', '.join(_CPU)}; say fp8,q4_k"
-    )
+    bench.add_argument("--only", metavar="SCHEME,...", help=f"of {', '.join(_CPU)}; say fp8,q4_k")
     bench.add_argument("--compile", action="store_true", help="there, torch.compile takes part")
     bench.add_argument("--no-chain", action="store_true", help="gpu-gemm without the fused MLP")
     bench.add_argument("--json", action="store_true", help="print one JSON object on stdout")

@@ -17,9 +17,7 @@ def attention(op: ir.Operation, q: Tensor, k: Tensor, v: Tensor, position: Tenso
     return [attend(q.map(heads_first), k, v, position, scale, window)]
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, position: Tensor, scale: float, window: int
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, position: Tensor, scale: float, window: int) -> Tensor:
     """[B, T, H, E] from q [B, H, T, D], and the rest as `qfuse.attention` has it."""
     _, heads, tokens, _ = q.shape
     own = int(position.array[0]) + np.arange(tokens)[:, None]

@@ -21,7 +21,7 @@ from qfuse.dialects.verify import DYNAMIC
 from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Index, Value, buffer
 from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import LINE, ceil_div, round_up
+from qfuse.lowering.cpu.layout import LINE, round_up
 from qfuse.lowering.cpu.math_functions import exp
 from qfuse.lowering.cpu.rowwise import entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature, Tensor
@@ -105,7 +105,7 @@ class _Kernel:
 
     def entry(self) -> tuple[Function, Entry]:
         f = Function("run", entry_parameters(self.signature.data))
-        _, slots, counters, m, rows = f.params[-5:]
+        counters, m, rows = f.params[-3:]
         tokens = f.idiv(m, self.batch * self.heads)
         per_task = f.idiv(rows, self.group)
         tiles = f.idiv(f.iadd(tokens, f.isub(per_task, 1)), per_task)
@@ -281,7 +281,9 @@ class _Kernel:
         with f.each(rows) as number:
             of_slots = f.address(k, (number, at_once * self.padded))
             with f.loop(0, self.padded, LANES, carried=[f.splat(0.0)] * LANES) as loop:
-                of_rows = [self._f32(f, f.address(q, r * self.padded, loop.iv)) for r in range(rows)]
+                of_rows = [
+                    self._f32(f, f.address(q, r * self.padded, loop.iv)) for r in range(rows)
+                ]
                 for s in range(at_once):
                     of_slot = self._f32(f, f.address(of_slots, s * self.padded, loop.iv))
                     for r in range(rows):

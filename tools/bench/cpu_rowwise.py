@@ -1,6 +1,6 @@
 """Rows for what makes the inputs of products: quantization, after a norm or not.
 
-Those of `cpu-linear` are here; `--suite cpu-norm` has a residual before the norm, too (cpu_norm.py).
+Those of `cpu-linear` are here; `--suite cpu-norm` has a residual before the norm (cpu_norm.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +80,7 @@ class RowCase:
         )
 
     def operands(self, m: int) -> list[torch.Tensor]:
-        """Random ones: x [M, K], the norm's weight [K], a residual [M, K], as far as it has them."""
+        """Random ones: x [M, K], a norm's weight [K] and a residual [M, K]."""
         made = [make_activations(self.scheme, m, self.k).x]
         if self.norm:
             generator = torch.Generator().manual_seed(1)
