@@ -32,6 +32,9 @@ FUSION = (
 GPU = ("qfuse-choose-scale-layout",)
 """What follows the fusions where the target is a GPU."""
 
+CPU = ("qfuse-raise-attention",)
+"""The same for the CPU; for a GPU attention is an operator of torch's, with kernels of its own."""
+
 IMPORT = ("qfuse-raise-torch", "qfuse-expand-quantize")
 """From what the front end hands over to a correct program with nothing fused (phases 1 and 2)."""
 
@@ -96,7 +99,7 @@ def stages_of(names: Sequence[str]) -> list[Stage]:
 
 def fused_stages(fusions: Sequence[str], gpu: bool) -> tuple[list[Stage], list[Stage]]:
     """What imports a program, and what fuses it by these passes, for a GPU or for the CPU."""
-    return stages_of(GPU_IMPORT if gpu else IMPORT), stages_of([*fusions, *(GPU if gpu else ())])
+    return stages_of(GPU_IMPORT if gpu else IMPORT), stages_of([*fusions, *(GPU if gpu else CPU)])
 
 
 def make_stage(name: str, options: str = "") -> Stage:

@@ -44,10 +44,10 @@ def kv_update_(cache: torch.Tensor, new: torch.Tensor, position: torch.Tensor) -
 
     `position` holds consecutive ascending slots, as everywhere in qfuse.
     """
-    if not on_host(cache):
-        return cache.index_copy_(2, position, new)
     tokens = new.shape[2]
-    last = position.item() if tokens == 1 else position[-1].item()
+    if tokens <= 1 or not on_host(cache):
+        return cache.index_copy_(2, position, new)
+    last = position[-1].item()
     cache.narrow(2, int(last) + 1 - tokens, tokens).copy_(new)
     return cache
 

@@ -10,6 +10,7 @@
 | elementwise_ops.py | add, sub, mul, div, activations and other unary operations, glu |
 | arithmetic.py, activations.py | what each of those computes, GLUs too, as scalar arithmetic |
 | norm_ops.py, roundings.py | rms_norm, rope; where a norm rounds, by name |
+| attention_ops.py | attention, over the caches of a decoder |
 | epilogue_op.py | epilogue: that of a product which a library computed |
 | library_ops.py | library_call, choose, result |
 | moe_ops.py | select_experts, route, group_matmul, combine, and the last two as one |

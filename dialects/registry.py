@@ -1,6 +1,7 @@
 """Make every dialect that qfuse programs use known to a context."""
 
 from qfuse.dialects import (
+    attention_ops,
     elementwise_ops,
     epilogue_op,
     library_ops,
@@ -42,6 +43,7 @@ OPS: tuple[type[ir.OpView], ...] = (
     elementwise_ops.GluOp,
     norm_ops.RmsNormOp,
     norm_ops.RopeOp,
+    attention_ops.AttentionOp,
     moe_ops.SelectExpertsOp,
     moe_ops.RouteOp,
     moe_ops.GroupMatmulOp,

@@ -12,9 +12,9 @@ from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
 
-SUITES = ("cpu-linear", "cpu-mlp", "cpu-model", "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
+_CPU = ("cpu-linear", "cpu-mlp", "cpu-norm", "cpu-model")
+SUITES = (*_CPU, "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
 _MOE = ("cpu-moe", "gpu-moe")
-_CPU = ("cpu-linear", "cpu-mlp", "cpu-model")
 
 
 def add(commands: Any) -> None:
@@ -30,9 +30,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="cut the experts of cpu-moe and gpu-moe (default: what memory allows)",
     )
-    bench.add_argument(
-        "--only", metavar="SCHEME,...", help="of cpu-linear, cpu-mlp and cpu-model; say fp8,q4_k"
-    )
+    bench.add_argument("--only", metavar="SCHEME,...", help=f"of {', '.join(_CPU)}; say fp8,q4_k")
     bench.add_argument("--compile", action="store_true", help="there, torch.compile takes part")
     bench.add_argument("--iree", action="store_true", help="IREE takes part in cpu-linear")
     bench.add_argument(
@@ -128,8 +126,8 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[s
 
 
 def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
-    """Header and rows of cpu-linear, cpu-mlp and cpu-model."""
-    from qfuse.tools.bench import cpu_linear, cpu_mlp, cpu_model
+    """Header and rows of the suites of `_CPU`."""
+    from qfuse.tools.bench import cpu_linear, cpu_mlp, cpu_model, cpu_norm
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_schemes import parse_schemes
 
@@ -137,6 +135,11 @@ def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[
         if args.shapes or args.m:
             raise QfuseError("--shapes and --m are not for cpu-model, whose models are given")
         measured = cpu_model.run(cpu_model.parse_models(args.only), args.compile)
+    elif args.suite == "cpu-norm":
+        if args.shapes:
+            raise QfuseError(f"--shapes is not for cpu-norm, whose rows are of {cpu_norm.WIDTH}")
+        schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_norm.ROWS)
+        measured = cpu_norm.run(rows, schemes, args.compile)
     else:
         schemes, rows = parse_schemes(args.only), parse_rows(args.m, cpu_linear.ROWS)
         if args.suite == "cpu-mlp":

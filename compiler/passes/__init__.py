@@ -15,6 +15,7 @@ from qfuse.compiler.passes.fuse_norm_quantize import FuseNormQuantize
 from qfuse.compiler.passes.fuse_qkv import FuseQkv
 from qfuse.compiler.passes.fuse_rope import FuseRope
 from qfuse.compiler.passes.fuse_shared_expert import FuseSharedExpert
+from qfuse.compiler.passes.raise_attention import RaiseAttention
 from qfuse.compiler.passes.raise_torch import RaiseTorch
 from qfuse.compiler.passes.triton_to_binary import TritonToBinary
 
@@ -31,6 +32,7 @@ ALL_PASSES: dict[str, type[Pass]] = {
         FuseCombine,
         FuseNormQuantize,
         FuseActQuantize,
+        RaiseAttention,
         ChooseScaleLayout,
         Dispatch,
         ConvertToBlas,

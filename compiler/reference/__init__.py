@@ -20,6 +20,7 @@ torch and is meant for small programs; `compiler/verification.py` runs it around
 | norm.py | rms_norm, rope |
 | product.py | matmul, group_matmul |
 | experts.py | select_experts, route, combine |
+| attention.py | attention |
 | torch_ops.py | the operations of torch that passes raise or fuse; no others |
 | difference.py | whether two values are the same |
 | inputs.py | random inputs, legal and unpleasant |

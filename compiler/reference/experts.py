@@ -32,7 +32,7 @@ class Router:
         """ids and weights [T, k] of logits [T, E]."""
         x = logits.ball()
         sigmoid = self.scoring == "sigmoid"
-        score = _sigmoid(x) if sigmoid else _softmax(x)
+        score = _sigmoid(x) if sigmoid else softmax(x)
         choice = score if bias is None else balls.add(score, bias.ball())
         if self.used < self.groups:
             choice = _in_groups(choice, self.groups, self.used)
@@ -69,7 +69,8 @@ def no_slack(like: Tensor) -> Array | None:
     return None if like.slack is None else np.zeros(())
 
 
-def _softmax(x: Ball) -> Ball:
+def softmax(x: Ball) -> Ball:
+    """Of the last dimension."""
     e = balls.exp(balls.sub(x, balls.largest(x)))
     return balls.div(e, balls.summed(e))
 

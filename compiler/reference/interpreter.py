@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from qfuse.compiler.reference import elementwise, experts, norm, quantization, torch_ops
+from qfuse.compiler.reference import attention, elementwise, experts, norm, quantization, torch_ops
 from qfuse.compiler.reference.product import Products
 from qfuse.compiler.reference.values import Inexecutable, Misfit, Other, Value, name_of
 from qfuse.dialects.bindings import ir
@@ -20,6 +20,7 @@ _RULES: dict[str, Rule] = {
     **elementwise.RULES,
     **norm.RULES,
     **experts.RULES,
+    **attention.RULES,
 }
 
 

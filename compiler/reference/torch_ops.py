@@ -1,6 +1,6 @@
 """Operations of torch that passes raise or fuse, so that what comes before a pass can run, too.
 
-Anything else of torch (attention, embeddings, views with sizes from outside) has no rule:
+Anything else of torch (embeddings, cache updates, views with sizes from outside) has no rule:
 `execute` answers None, and whoever runs a program says what such an operation yields.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from qfuse.compiler.reference import balls, schemes
 from qfuse.compiler.reference.activations import ACTIVATIONS
+from qfuse.compiler.reference.attention import attend
 from qfuse.compiler.reference.balls import Ball
 from qfuse.compiler.reference.elementwise import glu_factors
 from qfuse.compiler.reference.experts import Router, no_slack
@@ -220,6 +221,16 @@ def _select_experts(
     return [Tensor(ids.astype(np.int64), no_slack(logits)), _float(out, weights)]
 
 
+def _attention(
+    out: Shaped, q: Tensor, k: Tensor, v: Tensor, position: Tensor, scale: float, window: int
+) -> Tensor:
+    """Without bounds alone: with them it stays what cuts a function into pieces, so that what
+    layers leave open does not add up."""
+    if any(x.slack is not None for x in (q, k, v)):
+        raise _NoRule
+    return attend(q, k, v, position, scale, window)
+
+
 def _moe_experts(
     dot: Dot,
     out: Shaped,
@@ -354,6 +365,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "torch.aten.reshape": _reshape,
     "torch.aten._unsafe_view": _reshape,
     "torch.qfuse.select_experts": _select_experts,
+    "torch.qfuse.attention": _attention,
     "torch.aten.transpose.int": _transpose,
     "torch.aten.unsqueeze": _unsqueeze,
     "torch.aten.slice.Tensor": _slice,

@@ -15,6 +15,7 @@
 | rowwise.py | the frame of row-wise kernels, quantizing a row |
 | elementwise.py | element-wise operations, glu, rope, quantize, dequantize |
 | norm.py | rms_norm |
+| attention.py | attention over caches |
 | tensor_scale.py | tensor_scale |
 | select_experts.py | select_experts |
 | routing.py | route, combine |

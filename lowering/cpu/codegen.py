@@ -14,6 +14,7 @@ from qfuse.dialects.bindings import func, ir, passmanager
 from qfuse.dialects.bindings_jit import ExecutionEngine
 from qfuse.dialects.errors import QfuseError
 from qfuse.lowering.cpu import (
+    attention,
     elementwise,
     group_combine,
     group_matmul,
@@ -29,7 +30,7 @@ from qfuse.lowering.cpu.signature import Built, read_signature
 from qfuse.lowering.cpu.tunables import Tunables
 
 _PRODUCTS = (matmul, group_matmul, group_combine)
-_MODULES = (*_PRODUCTS, norm, elementwise, tensor_scale, routing, select_experts)
+_MODULES = (*_PRODUCTS, norm, elementwise, tensor_scale, routing, select_experts, attention)
 
 _FAMILIES: dict[str, ModuleType] = {op: family for family in _MODULES for op in family.OPS}
 

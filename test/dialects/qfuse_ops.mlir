@@ -131,6 +131,13 @@ func.func @rotary(%x: tensor<2x?x8x64xbf16>, %cos: tensor<1x?x64xbf16>, %sin: te
   return %y : tensor<2x?x8x64xbf16>
 }
 
+// CHECK-LABEL: func.func @attention
+// CHECK: "qfuse.attention"(%{{.*}}) {scale = 1.250000e-01 : f64, window = 0 : i64}
+func.func @attention(%q: tensor<1x?x4x64xbf16>, %k: tensor<1x2x?x64xbf16>, %v: tensor<1x2x?x32xbf16>, %p: tensor<?xi64>) -> tensor<1x?x4x32xbf16> {
+  %y = "qfuse.attention"(%q, %k, %v, %p) {scale = 0.125 : f64, window = 0 : i64} : (tensor<1x?x4x64xbf16>, tensor<1x2x?x64xbf16>, tensor<1x2x?x32xbf16>, tensor<?xi64>) -> tensor<1x?x4x32xbf16>
+  return %y : tensor<1x?x4x32xbf16>
+}
+
 // CHECK-LABEL: func.func @elementwise
 // CHECK: "qfuse.add"
 // CHECK: "qfuse.mul"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gpu_fakes import FakeGpu, recorded_kernels
 
-from qfuse.compiler import compile, gpu_attention, torch_ops
+from qfuse.compiler import compile, gpu_attention, pipeline, torch_ops
 from qfuse.compiler.runtime.session import Session
 
 BF16 = torch.bfloat16
@@ -155,6 +155,7 @@ def test_layers_share_what_depends_on_the_position(
 ) -> None:
     monkeypatch.setattr(gpu_attention, "FLASH_FORWARD", flash)
     gpu = FakeGpu()
+    monkeypatch.setattr(pipeline, "CPU", ())  # attention stays torch's, as it does for a GPU
     expected = Session(compile(checkpoints(), max_len=32).program)
     program = compile(checkpoints(), max_len=32).program
     program.load_kernel = recorded_kernels(gpu)

@@ -9,5 +9,6 @@
 // CHECK: qfuse-fuse-epilogue         Fold bias, activation and residual
 // CHECK: qfuse-fuse-norm-quantize    Make one `qfuse.rms_norm`
 // CHECK: qfuse-fuse-act-quantize     Quantize an activation's result
+// CHECK: qfuse-raise-attention       Raise attention whose caches
 // CHECK: qfuse-convert-to-cpu        Outline every qfuse computation
 // CHECK: canonicalize

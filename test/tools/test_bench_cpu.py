@@ -18,6 +18,7 @@ from qfuse.tools.bench import (
     cpu_linear,
     cpu_mlp,
     cpu_model,
+    cpu_norm,
     cpu_peers,
     cpu_report,
     cpu_rounds,
@@ -200,9 +201,10 @@ def test_rows(name: str, norm: bool) -> None:
     case = RowCase(SCHEMES[name], 256, norm)
     x = make_activations(case.scheme, 5, 256).x
     weight = torch.linspace(0.5, 1.5, 256).bfloat16()
-    expected = case.values(*case.compute(x, weight))
-    ours = cpu_rowwise.Ours(kernels()).prepare(case, [x], weight)
-    eager = cpu_rowwise.Torch("torch eager", lambda f: f).prepare(case, [x], weight)
+    operands = [x, weight] if norm else [x]
+    expected = case.values(*case.compute(*operands))
+    ours = cpu_rowwise.Ours(kernels()).prepare(case, [operands])
+    eager = cpu_rowwise.Torch("torch eager", lambda f: f).prepare(case, [operands])
     assert error_of(ours.first_result(), expected) <= 1e-2
     assert torch.equal(eager.first_result(), expected)
     plain = error_of(expected, x.float())
@@ -265,6 +267,19 @@ def test_mlp_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "mlp 128-192" in out and "qfuse unfused" in out
     assert "torch.compile bf16: not asked for; --compile does" in out
+
+
+def test_norm() -> None:
+    header, *rows = cpu_norm.run([1, 20], list(SCHEMES.values()), False, width=256)
+    assert header["suite"] == "cpu-norm"
+    assert [(r["scheme"], r["m"]) for r in rows] == [
+        (name, m) for name in ("fp8", "int8", "q8_0") for m in (1, 20)
+    ]
+    for row in rows:
+        check(row, {"torch eager", "torch.compile", "copy"})
+        assert row["case"] == "residual+norm+quantize 256" and "copy" in row["peers"]
+        size = row["gb_s"] * row["ms"] * 1e6
+        assert 7 * 256 * row["m"] < size < 7.5 * 256 * row["m"] + 2 * 256
 
 
 @pytest.mark.parametrize("name", ["fp8", "int8", "q4_k", "int4-a16"])

@@ -19,10 +19,11 @@ Products on a CPU, by weights of every scheme:
 |---|---|
 | cpu_schemes.py | weights and activations: types, random tensors, values |
 | cpu_rounds.py | rounds on a machine that others use, too |
-| cpu_report.py | rows of the three suites: verified, then measured beside the limits |
+| cpu_report.py | rows of the suites: verified, then measured beside the limits |
 | cpu_linear.py, cpu_rowwise.py | `--suite cpu-linear`: products, and what quantizes their inputs |
 | cpu_peers.py, cpu_iree.py | what they are compared with |
 | cpu_goals.py | what they are to reach, and what is missed |
+| cpu_norm.py | `--suite cpu-norm`: residual, norm and quantization in one kernel |
 | cpu_mlp.py | `--suite cpu-mlp`: the MLP of a transformer, fused and unfused |
 | cpu_model.py, cpu_gguf.py | `--suite cpu-model`: tokens of whole models; one in GGUF |
 

@@ -212,10 +212,15 @@ class _Compiled:
 
         end = self.ids.shape[1]
         cache = StaticCache(config=self.model.config, max_cache_len=end + _ROOM)
-        first = torch.arange(end)
+
+        def step(ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+            for layer in cache.layers:  # which appends: it is told where to go on
+                layer.cumulative_length.fill_(position[0])
+            return function(ids, cache, position)
+
         return {
-            "decode": partial(function, self.ids[:, :1].clone(), cache, torch.tensor([end])),
-            "prefill": partial(function, self.ids, cache, first),
+            "decode": partial(step, self.ids[:, :1].clone(), torch.tensor([end])),
+            "prefill": partial(step, self.ids, torch.arange(end)),
         }
 
     def _step(self, ids: torch.Tensor, cache: Any, position: torch.Tensor) -> torch.Tensor:

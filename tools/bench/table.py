@@ -122,6 +122,7 @@ SHOW = {
     "gpu-gemm": show_gemm,
     "cpu-linear": show_cpu,
     "cpu-mlp": show_cpu,
+    "cpu-norm": show_cpu,
     "cpu-model": show_cpu,
     "cpu-moe": show_moe,
     "gpu-moe": show_moe,
