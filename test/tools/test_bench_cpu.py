@@ -267,7 +267,7 @@ def test_mlp_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch.compile bf16: not asked for; --compile does" in out
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8", "q4_k", "int4-a16"])
+@pytest.mark.parametrize("name", ["fp8", "int8", "q4_k", "int4-a16", "bf16"])
 @pytest.mark.parametrize("m", [1, 20])
 def test_mlp(name: str, m: int) -> None:
     mlp = cpu_mlp.Mlp(SCHEMES[name], 256, 512)
