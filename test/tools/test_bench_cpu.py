@@ -282,7 +282,7 @@ def test_norm() -> None:
         assert 7 * 256 * row["m"] < size < 7.5 * 256 * row["m"] + 2 * 256
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8", "q4_k", "int4-a16"])
+@pytest.mark.parametrize("name", ["fp8", "int8", "q4_k", "int4-a16", "bf16"])
 @pytest.mark.parametrize("m", [1, 20])
 def test_mlp(name: str, m: int) -> None:
     mlp = cpu_mlp.Mlp(SCHEMES[name], 256, 512)
