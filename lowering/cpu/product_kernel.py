@@ -116,7 +116,7 @@ class ProductKernel:
         self.tile = 2 * GROUP if wide else GROUP
         # A wider tile reads the packed x less often, but leaves fewer tasks.
         many = max(g.width for g in self.groups) >= _WIDE
-        self.wide_tile = 2 * GROUP if many else self.tile
+        self.wide_tile = max(self.tile, self.product.wide_groups * GROUP) if many else self.tile
         self.areas = max(
             1, *(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
         )
