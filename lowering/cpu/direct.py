@@ -1,5 +1,6 @@
 """Products for few rows of x: the weight is decoded in registers, straight into the products."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qfuse.lowering.cpu.emit import Function, Index, Value
@@ -50,15 +51,16 @@ def build_direct(p: Product, rows: int, stride: int) -> Function:
             w_run = f.address(base, (run, layout.block_bytes // p.runs))
             x_run = f.address(x_block, (run, p.run_elements(rows)))
             scales = source.of_strips(STRIPS, start)
-            of_rows = load_rows(p, f, x, x_run, rows, rows)
             for first in range(0, STRIPS, at_once):
                 strips = range(first, first + at_once)
                 zeros = [source.zeros(s, start) if p.decodes_zeros else None for s in strips]
                 place = _Run(f.iadd(w_run, first * layout.strip_bytes), x_run, zeros)
-                sums = first_sums(p, f, of_rows, at_once)
-                sums = _multiply_run(p, f, w, x, rows, place, sums)
                 to = f.iadd(out_at, first * LANES)
-                add_run(p, f, [scales[s] for s in strips], of_rows, sums, slots, to, stride)
+                sums = first_sums(p, f, load_rows(p, f, x, x_run, rows, rows), at_once)
+                for r, own in _multiply_run(p, f, w, x, rows, place, sums):
+                    of_row = load_rows(p, f, x, f.iadd(x_run, r), rows, 1)
+                    at = f.iadd(to, r * stride)
+                    add_run(p, f, [scales[s] for s in strips], of_row, own, slots, at, stride)
     if p.scaled_once:
         of_rows = load_rows(p, f, x, x_at, rows, rows)
         scale_totals(f, source.of_strips(STRIPS, 0), of_rows, slots, out_at, stride)
@@ -85,50 +87,57 @@ class _Run:
 
 def _multiply_run(
     p: Product, f: Function, w: Value, x: Value, rows: int, run: _Run, sums: list[Value]
-) -> list[Value]:
-    """sums [rows][strips] plus the products of a run; a few slices for one row stand in line."""
+) -> Iterator[tuple[int, list[Value]]]:
+    """Each row with its sums over a run, which begin as `sums` [rows][strips].
+
+    A few slices for one row stand in line.  Where whole sums have to be scaled, the last one goes
+    by rows, so that what is done with the sums of each stands among the products of the next.
+    """
+    strips = len(sums) // rows
+
+    def decode(number: Index) -> list[list[Value]]:
+        at = f.address(run.w_at, (number, p.layout.slice_bytes))
+        return _decode_slice(p, f, w, at, run.zeros)
 
     def multiply_slice(number: Index, sums: list[Value]) -> list[Value]:
-        at = f.address(run.w_at, (number, p.layout.slice_bytes))
+        steps = decode(number)
         x_at = f.address(run.x_at, (number, p.slice_steps * rows))
-        return _multiply_slice(p, f, w, at, x, x_at, rows, sums, run.zeros)
+        for h in range(p.slice_steps):
+            for r in range(rows):
+                step = load_step(f, x, f.iadd(x_at, h * rows + r))
+                for s in range(strips):
+                    i = r * strips + s
+                    sums[i] = multiply(p, f, sums[i], steps[s][h], step)
+        return sums
 
     count = p.run // p.layout.columns
-    if count == 1 or (rows == 1 and count <= p.tunables.unrolled):
-        for number in range(count):
-            sums = multiply_slice(number, sums)
-        return sums
-    with f.loop(0, count, carried=sums) as loop:
-        loop.yielded = multiply_slice(loop.iv, loop.carried)
-    return loop.results
+    head = count - p.scales_by_rows
+    if head == 1 or (rows == 1 and count <= p.tunables.unrolled):
+        for number in range(head):
+            sums = multiply_slice(number, list(sums))
+    elif head > 0:
+        with f.loop(0, head, carried=sums) as loop:
+            loop.yielded = multiply_slice(loop.iv, list(loop.carried))
+        sums = loop.results
+    steps = decode(head) if p.scales_by_rows else []
+    x_at = f.address(run.x_at, head * p.slice_steps * rows)
+    for r in range(rows):
+        own = sums[r * strips : (r + 1) * strips]
+        for h in range(p.slice_steps if steps else 0):
+            step = load_step(f, x, f.iadd(x_at, h * rows + r))
+            own = [multiply(p, f, own[s], steps[s][h], step) for s in range(strips)]
+        yield r, own
 
 
-def _multiply_slice(
-    p: Product,
-    f: Function,
-    w: Value,
-    at: Index,
-    x: Value,
-    x_at: Index,
-    rows: int,
-    sums: list[Value],
-    zeros: list[Value | None],
-) -> list[Value]:
-    """sums [rows][strips] plus the products of a slice of strips at w[at]."""
-    sums = list(sums)
-    strips = len(sums) // rows
+def _decode_slice(
+    p: Product, f: Function, w: Value, at: Index, zeros: list[Value | None]
+) -> list[list[Value]]:
+    """The steps of each strip of a slice at w[at]; zero points of each strip come off the codes."""
     steps = []
-    for s in range(strips):
+    for s, zero in enumerate(zeros):
         strip_at = f.iadd(at, s * p.layout.strip_bytes)
         if p.tunables.prefetch_bytes:
             for line in range(0, p.layout.strip_bytes, LINE):
                 f.prefetch(w, f.iadd(strip_at, _distance(p) + line), locality=3)
-        strip = load_strip(p, f, w, strip_at)
-        steps.append(p.codes.steps(f, strip, zeros[s]))
-    for h in range(p.slice_steps):
-        for r in range(rows):
-            step = load_step(f, x, f.iadd(x_at, h * rows + r))
-            for s in range(strips):
-                i = r * strips + s
-                sums[i] = multiply(p, f, sums[i], steps[s][h], step)
-    return sums
+        steps.append(p.codes.steps(f, load_strip(p, f, w, strip_at), zero))
+    return steps

@@ -8,6 +8,11 @@ takes the steps in order, then total = fma(accumulator, x scale * w scale, total
 without scales, one that is not quantized, total = accumulator + total.  Where codes are multiplied
 by codes the accumulators are whole numbers; where one scale then serves all of K, the accumulators
 are added up as such, and the total is scaled in the end.
+
+A run of 32 columns is eight vpdpbusd, a product of scales and an fma (one more for minimums), all
+of which share two pipes of Zen 5; conversions to f32, additions and logic take the other two.  So
+such a product reaches 8/10 of the multipliers' peak at most, with minimums 8/11, and q6_k, whose
+runs have 16 columns, 8/12.
 """
 
 from collections.abc import Sequence
@@ -100,6 +105,15 @@ class Product:
         return self.exact and self.layout.whole and self.x_whole
 
     @property
+    def scales_by_rows(self) -> bool:
+        """Whether the direct loop takes the last slice of a run row by row.
+
+        That pays for whole sums, which need more instructions than others to become totals, unless
+        minimums leave no registers for it.
+        """
+        return self.exact and not self.scaled_once and not self.has_minimums
+
+    @property
     def has_minimums(self) -> bool:
         return self.layout.packing == "q4_k"
 
@@ -152,6 +166,15 @@ class Product:
     def tile_height(self) -> int:
         """Rows that the tiled loop multiplies by at once."""
         return max(1, self.tunables.tile_sums // self.tile_strips)
+
+    @property
+    def wide_groups(self) -> int:
+        """Groups of columns that a wide tile of the tiled loop has.
+
+        Where runs have scales of their own, a decoded block of one group and the totals of 64 rows
+        stay in the first cache together; two would not, and reading x once for both saves less.
+        """
+        return 1 if self.runs > 1 else 2
 
     @property
     def direct_rows(self) -> tuple[int, ...]:

@@ -131,7 +131,7 @@ class ProductKernel:
         wide = any(GROUP % signature.results[i].target().group for i in quantized)
         self.tile = 2 * GROUP if wide else GROUP
         many = max(g.width for g in self.groups) >= self.product.tunables.wide_part
-        self.wide_tile = 2 * GROUP if many else self.tile
+        self.wide_tile = max(self.tile, self.product.wide_groups * GROUP) if many else self.tile
         self.areas = max(
             1, *(max(len(g.parts), len(quantized & {*g.results})) for g in self.groups)
         )

@@ -1,6 +1,6 @@
 """Products for many rows of x: one decoded block of the weight serves all of them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value
 from qfuse.lowering.cpu.layout import GROUP, LINE, ceil_div
@@ -19,6 +19,23 @@ from qfuse.lowering.cpu.product import (
     scale_totals,
     source_params,
 )
+from qfuse.lowering.cpu.scales import ScaleSource
+
+_LAST_STEPS = 2
+"""Steps of a run that go row by row: what is done with the sums of each row, conversions, scales
+and loads of totals, then stands among the products of the next one.  In one piece it would be
+longer than what a CPU looks ahead, and its multipliers would wait."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the strips of a column of a tile are."""
+
+    weights: Index
+    """Their decoded block."""
+    source: ScaleSource
+    out: Index
+    """Their totals."""
 
 
 def build_decode(p: Product) -> Function:
@@ -103,9 +120,52 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
     width = strips * LANES
     steps = p.block_steps // p.parts
     unit = p.tile_rows[0]
-    one_run = p.runs == 1
-    x_stride = steps * unit if one_run else p.run_elements(unit)
-    of_rows = load_rows(p, f, x, x_at, unit, rows) if one_run else []
+    per_group = GROUP // width
+    height = min(rows, p.tile_height)
+
+    def fetch(columns: Index, part: Index, first: int) -> None:
+        if not p.tunables.tile_fetches:
+            return
+        group, place = (g(columns, per_group) for g in (f.idiv, f.imod))
+        next_block = f.address(from_, (group, p.layout.group_bytes), p.layout.block_bytes)
+        share = f.imul(f.address((turn, per_group), place), p.parts * ceil_div(unit, p.tile_height))
+        number = f.iadd(share, f.iadd(part, first // height * p.parts))
+        ahead = f.imul(number, f.imul(lines, LINE))
+        with f.loop(0, lines) as line:
+            f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
+
+    def place_of(number: Index) -> _Place:
+        at_column = f.iadd(column, f.imul(number, width))
+        return _Place(
+            f.address(w_at, (number, p.block_steps * width)),
+            scale_source(p, f, w_scale, scale_row, last, at_column),
+            f.address(out_at, (number, width)),
+        )
+
+    start = f.imul(kb, p.layout.block)
+    if p.runs > 1:
+        with f.loop(0, p.runs) as run, f.loop(0, f.imul(groups, per_group)) as columns:
+            x_run = f.address(x_at, (run.iv, p.run_elements(unit)))
+            at = place_of(columns.iv)
+            w_run = f.address(at.weights, (run.iv, steps * width))
+            scales = at.source.of_strips(strips, f.address(start, (run.iv, p.run)))
+            for first in range(0, rows, height):
+                fetch(columns.iv, run.iv, first)
+                x_rows, count = f.iadd(x_run, first), min(height, rows - first)
+                sums = first_sums(p, f, load_rows(p, f, x, x_rows, unit, count), strips)
+                head = steps - _LAST_STEPS
+                sums = _multiply_steps(p, f, x, x_rows, slots, w_run, sums, head)
+                tail = [_load_weights(p, f, slots, w_run, step) for step in range(head, steps)]
+                for r in range(count):
+                    own = sums[r * strips : (r + 1) * strips]
+                    for i, weights in enumerate(tail):
+                        step = load_step(f, x, f.address(x_rows, (head + i) * unit, r))
+                        own = [multiply(p, f, own[s], weights[s], step) for s in range(strips)]
+                    of_row = load_rows(p, f, x, f.iadd(x_rows, r), unit, 1)
+                    out = f.iadd(at.out, (first + r) * stride)
+                    add_run(p, f, scales, of_row, own, slots, out, stride)
+        return f
+    of_rows = load_rows(p, f, x, x_at, unit, rows)
     if p.scale_serves(stride):
         products = f.address(w_at, stride * p.block_steps, (turn, LANES))
         each = [f.load(slots, f.iadd(products, r), "i32") for r in range(rows)]
@@ -113,53 +173,43 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
             replace(row, product=f.bitcast(product, "f32"))
             for row, product in zip(of_rows, each, strict=True)
         ]
-    per_group = GROUP // width
-    height = min(rows, p.tile_height)
     with f.loop(0, f.imul(groups, per_group)) as columns:
-        group, place = (g(columns.iv, per_group) for g in (f.idiv, f.imod))
-        next_block = f.address(from_, (group, p.layout.group_bytes), p.layout.block_bytes)
-        share = f.imul(f.address((turn, per_group), place), p.parts * ceil_div(unit, p.tile_height))
-        weights_at = f.address(w_at, (columns.iv, p.block_steps * width))
-        at_column = f.iadd(column, f.imul(columns.iv, width))
-        source = scale_source(p, f, w_scale, scale_row, last, at_column)
-        out, start = f.address(out_at, (columns.iv, width)), f.imul(kb, p.layout.block)
+        at = place_of(columns.iv)
         for first in range(0, rows, height):
-            those = slice(first, first + height)
-            out_rows = f.iadd(out, first * stride)
-            sums = first_sums(p, f, of_rows[those], strips)
+            those = of_rows[first : first + height]
+            sums = first_sums(p, f, those, strips)
             with f.loop(0, p.parts, carried=sums) as part:
-                if p.tunables.tile_fetches:
-                    number = f.iadd(share, f.iadd(part.iv, first // height * p.parts))
-                    ahead = f.imul(number, f.imul(lines, LINE))
-                    with f.loop(0, lines) as line:
-                        f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
-                x_part = f.address(x_at, (part.iv, x_stride))
-                x_rows = f.iadd(x_part, first)
-                w_part = f.address(weights_at, (part.iv, steps * width))
-                if one_run:
-                    part.yielded = _multiply_steps(p, f, x, x_rows, slots, w_part, part.carried)
-                else:
-                    of_part = load_rows(p, f, x, x_part, unit, rows)[those]
-                    sums = first_sums(p, f, of_part, strips)
-                    sums = _multiply_steps(p, f, x, x_rows, slots, w_part, sums)
-                    scales = source.of_strips(strips, f.address(start, (part.iv, p.run)))
-                    add_run(p, f, scales, of_part, sums, slots, out_rows, stride)
-            if one_run:
-                scales = source.of_strips(strips, start)
-                add_run(p, f, scales, of_rows[those], part.results, slots, out_rows, stride)
+                fetch(columns.iv, part.iv, first)
+                x_part = f.iadd(f.address(x_at, (part.iv, steps * unit)), first)
+                w_part = f.address(at.weights, (part.iv, steps * width))
+                part.yielded = _multiply_steps(p, f, x, x_part, slots, w_part, part.carried, steps)
+            scales = at.source.of_strips(strips, start)
+            out = f.iadd(at.out, first * stride)
+            add_run(p, f, scales, those, part.results, slots, out, stride)
     return f
 
 
+def _load_weights(p: Product, f: Function, slots: Value, w_at: Index, step: Index) -> list[Value]:
+    """A step of all strips of a column, decoded at slots[w_at]."""
+    at = f.address(w_at, (step, p.tile_strips * LANES))
+    return [f.load(slots, f.iadd(at, s * LANES), I32) for s in range(p.tile_strips)]
+
+
 def _multiply_steps(
-    p: Product, f: Function, x: Value, x_at: Index, slots: Value, w_at: Index, sums: list[Value]
+    p: Product,
+    f: Function,
+    x: Value,
+    x_at: Index,
+    slots: Value,
+    w_at: Index,
+    sums: list[Value],
+    count: int,
 ) -> list[Value]:
-    """sums [rows][strips] plus the products of a part of a block, decoded at slots[w_at]."""
+    """sums [rows][strips] plus the products of `count` steps, decoded at slots[w_at]."""
     strips, unit = p.tile_strips, p.tile_rows[0]
-    width = strips * LANES
-    with f.loop(0, p.block_steps // p.parts, carried=sums) as loop:
+    with f.loop(0, count, carried=sums) as loop:
         sums = list(loop.carried)
-        step_at = f.address(w_at, (loop.iv, width))
-        weights = [f.load(slots, f.iadd(step_at, s * LANES), I32) for s in range(strips)]
+        weights = _load_weights(p, f, slots, w_at, loop.iv)
         x_step = f.address(x_at, (loop.iv, unit))
         for i in range(0, len(sums), strips):
             of_row = load_step(f, x, f.iadd(x_step, i // strips))

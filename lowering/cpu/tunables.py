@@ -43,7 +43,7 @@ class Tunables:
     chunk_rows: int
     """Rows that one decoding of a block serves, at most."""
     wide_part: int
-    """Columns of a part from which on its tiles are two groups wide."""
+    """Columns of a part from which on its tiles may be two groups wide."""
 
     def __post_init__(self) -> None:
         for rows, least in ((self.direct_rows, 1), (self.tile_rows[::-1], 2)):
