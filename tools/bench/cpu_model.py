@@ -215,7 +215,8 @@ class _Compiled:
 
         def step(ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
             for layer in cache.layers:  # which appends: it is told where to go on
-                layer.cumulative_length.fill_(position[0])
+                length: Any = getattr(layer, "cumulative_length")  # noqa: B009
+                length.fill_(position[0])
             return function(ids, cache, position)
 
         return {
