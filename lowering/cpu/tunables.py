@@ -64,7 +64,10 @@ class Tunables:
             raise ValueError("no slices in line, or bytes less than none")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Tunables":

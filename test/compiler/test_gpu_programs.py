@@ -35,8 +35,8 @@ def test_a_checkpoint_becomes_cubins_and_rows_of_weights(artifact, checkpoints):
     program = Program.load(artifact)
     cpu = compile(checkpoints(), max_len=32).program
     assert program.target == "cuda:sm_90"
-    # the same fusions: only kernels differ
-    assert set(program.kernels) == set(cpu.kernels)
+    # the same fusions: only kernels differ, and attention is torch's on a GPU
+    assert set(program.kernels) == {k for k in cpu.kernels if not k.startswith("attention")}
     for kernel in program.kernels.values():
         assert isinstance(kernel, GpuKernel)
         assert kernel.variants[0].first_m == 1

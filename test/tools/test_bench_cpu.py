@@ -178,6 +178,7 @@ def test_iree(name: str) -> None:
 
 
 def test_iree_says_what_it_does_not_serve() -> None:
+    pytest.importorskip("iree.compiler")
     for name, n, says in (("q4_k", 128, "is given fp8, int8, "), ("fp8", 70, "whole blocks only")):
         with pytest.raises(QfuseError, match=says):
             weight = Weight(SCHEMES[name], n, 256)
@@ -273,7 +274,7 @@ def test_norm() -> None:
     header, *rows = cpu_norm.run([1, 20], list(SCHEMES.values()), False, width=256)
     assert header["suite"] == "cpu-norm"
     assert [(r["scheme"], r["m"]) for r in rows] == [
-        (name, m) for name in ("fp8", "int8", "q8_0") for m in (1, 20)
+        (name, m) for name in ("fp8", "int8", "q8_0", "int4-g128") for m in (1, 20)
     ]
     for row in rows:
         check(row, {"torch eager", "torch.compile", "copy"})
@@ -392,6 +393,7 @@ def reached(**changes: Any) -> dict[str, Any]:
 
 def test_goals() -> None:
     assert not cpu_goals.missed([reached()])
+    assert not cpu_goals.missed([reached(peers={"copy": 0.1})])
     assert cpu_goals.goal_lines([reached()]) == ["2 of 2 goals reached"]
     (miss,) = cpu_goals.missed([reached(of_bf16_peak=0.765)])
     assert miss == Miss("64x128", "fp8", 64, BF16, 0.85, 0.765, "vdpbf16ps")
@@ -411,6 +413,11 @@ def test_goals() -> None:
         ({"m": 512, "of_bf16_peak": 0.91}, BF16, 0.92),
         ({"m": 2, "peers": {"slow": 3.0, "fast": 0.9}}, "fast", 1.0),
         ({"case": "norm+quantize 64", "peers": {"torch.compile": 2.4}}, "torch.compile", 2.5),
+        (
+            {"case": "residual+norm+quantize 64", "peers": {"torch.compile": 2.4, "copy": 0.1}},
+            "torch.compile",
+            2.5,
+        ),
         ({"case": "mlp 64-128", "of_limit": 0.89}, LIMIT, 0.90),
         ({"case": "decode", "m": 1, "of_limit": 0.84, "peers": {"torch bf16": 2.0}}, LIMIT, 0.85),
         ({"case": "decode", "m": 1, "peers": {"torch bf16": 1.7}}, "torch bf16", 1.8),
@@ -473,7 +480,10 @@ def test_calls_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--suite", "cpu-model", "--m", "4"], "not for cpu-model"),
         (["--suite", "cpu-moe", "--only", "fp8"], "--only and --compile are for cpu-linear"),
         (["--suite", "gpu-static", "--compile"], "--only and --compile are for cpu-linear"),
-        (["--suite", "cpu-moe", "--goals"], "--goals is for cpu-linear, cpu-mlp, cpu-model"),
+        (
+            ["--suite", "cpu-moe", "--goals"],
+            "--goals is for cpu-linear, cpu-mlp, cpu-norm, cpu-model",
+        ),
         (["--suite", "cpu-mlp", "--iree"], "--iree is for cpu-linear"),
     ],
 )

@@ -5,10 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_PRODUCT, _NORM = r"\d+x\d+", r"norm\+quantize .*"
+_PRODUCT, _NORM = r"\d+x\d+", r"(residual\+)?norm\+quantize .*"
 
 READ, LIMIT, BF16, PEERS = "read limit", "limit", "bf16 peak", "every peer"
 """What a share is of; besides them, the name of a peer: how many times as fast as it we are."""
+
+_LESS = {"copy"}
+"""What does less than we do, measured for comparison: nobody's peer."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,18 @@ def _concerned(
     for row in rows:
         for goal in goals:
             known = goal.of in (READ, LIMIT, BF16) or goal.of in row["peers"]
-            if goal.concerns(row) and (known or (goal.of == PEERS and row["peers"])):
+            if goal.concerns(row) and (known or (goal.of == PEERS and _peers(row))):
                 yield row, goal
+
+
+def _peers(row: dict[str, Any]) -> set[str]:
+    return set(row["peers"]) - _LESS
 
 
 def _reached(row: dict[str, Any], of: str) -> tuple[str, float]:
     """The share, and what it is of: of all peers the fastest."""
     if of == PEERS:
-        of = min(row["peers"], key=row["peers"].__getitem__)
+        of = min(_peers(row), key=row["peers"].__getitem__)
     if not row["ms"]:
         return of, 0.0
     if of == READ:

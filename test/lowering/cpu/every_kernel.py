@@ -199,14 +199,15 @@ def _rows(count: int, seed: int = 0) -> Tensor:
 
 def _norm() -> Kernel:
     results = [_ROW, _Q, _ROW]
-    sizes = segment_sizes("operand", [True] * 3), segment_sizes("result", [True, True, False, True])
+    operands, made = [True] * 3 + [False] * 2, [True, True, False, True]
+    sizes = segment_sizes("operand", operands), segment_sizes("result", made)
     attributes = 'eps = 1.0e-5 : f64, offset = 0.0 : f64, rounding = "before", ' + ", ".join(sizes)
     text = kernel_text("rms_norm", [_ROW, plain(N), _ROW], results, attributes)
     return Kernel(text, results, lambda m: [_rows(m), _rows(1)[0], _rows(m, 2)])
 
 
 def _glu() -> Kernel:
-    sizes = segment_sizes("operand", [True] * 2), segment_sizes("result", [True] * 2)
+    sizes = segment_sizes("operand", [True, True, False]), segment_sizes("result", [True] * 2)
     text = kernel_text("glu", [_ROW, _ROW], [_ROW, _Q], 'act = "silu", ' + ", ".join(sizes))
     return Kernel(text, [_ROW, _Q], lambda m: [_rows(m), _rows(m, 1)])
 

@@ -91,7 +91,8 @@ def test_a_live_kernel_takes_little_more_than_its_code() -> None:
     assert found["each"] <= 2 * found["code"] + (32 << 10), found
     # Of 96 kernels that were dropped, less is left than four of them took.
     most = 4 * (2 * found["code"] + (32 << 10))
-    assert found["left"] <= most and found["again"] <= most, found
+    assert found["left"] <= most, found
+    assert found["again"] <= 4 * most, found  # of four times as many
 
 
 def test_compiling_leaves_nothing_behind() -> None:
