@@ -22,7 +22,7 @@ Products on a CPU, by weights of every scheme:
 | cpu_report.py | rows of the suites: verified, then measured beside the limits |
 | cpu_linear.py, cpu_rowwise.py | `--suite cpu-linear`: products, and what quantizes their inputs |
 | cpu_peers.py, cpu_iree.py | what they are compared with |
-| cpu_goals.py | what they are to reach, and what is missed |
+| cpu_goals.py, FIGURES.md | what they are to reach, and what is missed; what was measured |
 | cpu_norm.py | `--suite cpu-norm`: residual, norm and quantization in one kernel |
 | cpu_mlp.py | `--suite cpu-mlp`: the MLP of a transformer, fused and unfused |
 | cpu_model.py, cpu_gguf.py | `--suite cpu-model`: tokens of whole models; one in GGUF |
