@@ -89,10 +89,10 @@ def test_a_live_kernel_takes_little_more_than_its_code() -> None:
     """Its object's bytes, its pages, and some Python; an execution engine would take 3.4 MB."""
     found = run(_LIVE, Path(__file__).parent)
     assert found["each"] <= 2 * found["code"] + (32 << 10), found
-    # Of 96 kernels that were dropped, less is left than four of them took.
-    most = 4 * (2 * found["code"] + (32 << 10))
+    # Of 96 kernels that were dropped, less is left than eight may take: what allocators keep.
+    most = 8 * (2 * found["code"] + (32 << 10))
     assert found["left"] <= most, found
-    assert found["again"] <= 4 * most, found  # of four times as many
+    assert found["again"] <= 2 * most, found  # of four times as many
 
 
 def test_compiling_leaves_nothing_behind() -> None:
