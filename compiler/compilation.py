@@ -92,15 +92,17 @@ def compile(
     tune: str | None = None,
     progress: Progress | None = None,
 ) -> Executable:
-    """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90", at hand or not.
+    """Compile a model for `target`: "cpu", or a GPU such as "cuda:sm_90" or "hip:gfx942".
+
+    A GPU need not be at hand; "cuda" or "hip" alone is the one that is.
 
     `model` is a directory with a Hugging Face checkpoint, a GGUF file, or a torch module together
     with `example_inputs` (and, as for `torch.export.export`, `dynamic_shapes`).  For a checkpoint,
     `max_len` is the number of tokens its KV caches hold (by default what the model was trained
-    for, 2048 at most), and `logits` is "last" or "all" of the
-    tokens of a call.  `blas` says which products go to cuBLAS: "auto" those that are estimated
-    faster there, "on" all that it has, or "off".  `disable` names fusions to leave out, or "all";
-    the result is the same to the last bit.  Norms that quantize round their value first, like the
+    for, 2048 at most), and `logits` is "last" or "all" of the tokens of a call.  `blas` says which
+    products go to a library: "auto" those that are measured or estimated to be faster there, "on"
+    all that it has, or "off".  `disable` names fusions to leave out, or "all"; the result is the
+    same to the last bit.  Norms that quantize round their value first, like the
     unfused program; with `quantize_rounding` "f32" they do not, and the result is another.
 
     `tune` says whether products are measured on this CPU to choose how their loops fetch and

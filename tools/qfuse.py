@@ -265,11 +265,11 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = commands.add_parser("compile", help="compile a checkpoint into one file")
     add = compile_.add_argument
     add("model", nargs="?", type=Path, metavar="MODEL", help="a checkpoint directory or GGUF file")
-    add("--target", default="cpu", help="cpu (default), cuda:sm_90, ...")
+    add("--target", default="cpu", help="cpu (default), cuda:sm_90, hip:gfx942, ...")
     add("-o", dest="output", type=Path, metavar="FILE", help="where to write")
     add("--max-len", type=int, metavar="N", help="tokens that the KV caches hold")
     add("--disable", metavar="A,B", help="fusions to leave out; 'all' for every one")
-    add("--blas", default="auto", help="products by cuBLAS: auto (where faster), on, off")
+    add("--blas", default="auto", help="products by a library: auto (where faster), on, off")
     add(
         "--quantize-rounding",
         default="value",
