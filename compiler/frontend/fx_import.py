@@ -7,7 +7,7 @@ them, for `qfuse-raise-torch` to recognise.  Weights are function arguments, nev
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -143,6 +143,43 @@ def _times_one(node: fx.Node) -> fx.Node | None:
     return source if source.meta["val"].dtype == node.meta["val"].dtype else None
 
 
+def _slice(node: fx.Node) -> fx.Node | None:
+    """A slice of all there is, as of the lanes that a rotary embedding leaves alone."""
+    source, dim, start, end, step = _slice_arguments(*node.args)
+    extent = operand(node).meta["val"].shape[dim]
+    if start not in (None, 0) or step != 1 or _is_result(node):
+        return None
+    if end is None or (isinstance(end, int) and end >= _TO_THE_END):
+        return source
+    is_whole = isinstance(end, int) and isinstance(extent, int) and end >= extent
+    return source if is_whole else None
+
+
+def _slice_arguments(
+    source: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
+) -> tuple[fx.Node, int, Any, Any, Any]:
+    """The arguments of `aten.slice.Tensor`, those left out included."""
+    return source, dim, start, end, step
+
+
+def _cat(node: fx.Node) -> fx.Node | None:
+    """What holds no elements adds none."""
+    parts = cast(list[fx.Node], node.args[0])
+    type_ = node.meta["val"].dtype
+    filled = [p for p in parts if not _is_empty(p)]
+    if not filled or any(p.meta["val"].dtype != type_ for p in parts):
+        return None
+    if len(filled) == 1 and not _is_result(node):
+        return filled[0]
+    if len(filled) < len(parts):
+        node.update_arg(0, filled)
+    return None
+
+
+def _is_empty(node: fx.Node) -> bool:
+    return any(isinstance(extent, int) and extent == 0 for extent in node.meta["val"].shape)
+
+
 def _mean(node: fx.Node) -> None:
     """The last dimension is -1 however it was written, so that a norm looks the same everywhere."""
     if len(node.args) > 1 and node.args[1] == [operand(node).meta["val"].dim() - 1]:
@@ -153,6 +190,9 @@ def _view(node: fx.Node) -> None:
     """In a graph without side effects an unsafe view is a view."""
     node.target = aten.view.default
 
+
+_TO_THE_END = 2**63 - 1
+"""Where torch ends a slice that names no end."""
 
 _ASSERTIONS = frozenset(
     {
@@ -171,12 +211,15 @@ _RULES: dict[Target, Callable[[fx.Node], fx.Node | None]] = {
     aten.to.dtype_layout: _cast,
     aten.to.device: _cast,
     aten.to.other: _cast,
+    aten.type_as.default: _cast,
     aten._to_copy.default: _cast,
     torch.ops.prims.convert_element_type.default: _cast,
     aten.contiguous.default: _contiguous,
     aten.dropout.default: _dropout,
     aten.mul.Tensor: _times_one,
     aten.mean.dim: _mean,
+    aten.slice.Tensor: _slice,
+    aten.cat.default: _cat,
     aten._unsafe_view.default: _view,
 }
 """Node to what replaces it; None keeps the node, perhaps changed in place."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import product as combinations
 
 from qfuse.compiler import remarks
+from qfuse.compiler.passes.raise_linear import at_the_top
 from qfuse.compiler.pdl import MISMATCH, Pattern, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
     F32_CODE,
@@ -12,6 +13,7 @@ from qfuse.compiler.torch_ir import (
     constant_of,
     from_builtin,
     is_constant,
+    is_known,
     to_builtin,
 )
 from qfuse.dialects.bindings import ir
@@ -19,8 +21,15 @@ from qfuse.dialects.norm_ops import RmsNormOp
 from qfuse.dialects.types import is_float, shaped
 
 
-def _spelled_out(cast: bool, n_first: bool, weight_first: bool) -> Callable[[Pattern], None]:
-    """weight * to(x32 * rsqrt(mean(x32 ** 2, -1) + eps)), the casts around it or none."""
+def _spelled_out(
+    rounding: str | None, n_first: bool, weight_first: bool
+) -> Callable[[Pattern], None]:
+    """weight * to(x32 * rsqrt(mean(x32 ** 2, -1) + eps)), rounded "before" the weight; "after" it,
+    to(weight * (x32 * rsqrt(...))); or, where `rounding` is None, with no casts around it.
+
+    What is not rounded before it meets the weight may meet weight + a number, in f32 (Gemma).
+    """
+    cast = rounding is not None
 
     def spelled_out_norm(p: Pattern) -> None:
         x = p.value()
@@ -42,18 +51,21 @@ def _spelled_out(cast: bool, n_first: bool, weight_first: bool) -> Callable[[Pat
         rsqrt = p.op("torch.aten.rsqrt", p.result(shifted))
         factors = (x32, p.result(rsqrt)) if n_first else (p.result(rsqrt), x32)
         normed = p.result(p.op("torch.aten.mul.Tensor", *factors))
-        if cast:
+        if rounding == "before":
             normed = p.result(p.op("torch.aten.to.dtype", normed, *(p.value() for _ in range(4))))
         weight = p.value()
-        root = p.op(
+        root = product = p.op(
             "torch.aten.mul.Tensor", *((weight, normed) if weight_first else (normed, weight))
         )
+        if rounding == "after":
+            root = p.op("torch.aten.to.dtype", p.result(product), *(p.value() for _ in range(4)))
         p.require(is_mean_of_squares, exponent, dims, keepdim, dtype, alpha)
         p.require(is_float_constant, eps)
         p.require(computes_in_f32, root, x, x32)
         p.require(weights_last_dimension, root, x, weight)
-        p.require(rounds_to_input_type, normed, x)
-        p.rewrite(root, make_norm_before, x, weight, eps)
+        if rounding == "before":
+            p.require(rounds_to_input_type, normed, x)
+        p.rewrite(root, make_norm_after if rounding == "after" else make_norm_before, x, weight, eps)
 
     spelled_out_norm.__name__ = "rms_norm"
     return spelled_out_norm
@@ -100,7 +112,7 @@ def computes_in_f32(_root: ir.Operation, _x: ir.Value, x32: ir.Value) -> Verdict
 
 
 def weights_last_dimension(root: ir.Operation, x: ir.Value, weight: ir.Value) -> Verdict:
-    types = [builtin_type(v.type) for v in (x, weight, root.results[0])]
+    types = [builtin_type(v.type) for v in (x, _stored(weight)[0], root.results[0])]
     if None in types:
         return MISMATCH
     x_type, w_type, y_type = (shaped(t) for t in types)
@@ -112,6 +124,38 @@ def weights_last_dimension(root: ir.Operation, x: ir.Value, weight: ir.Value) ->
             "give the weight the input's element type",
         )
     return None
+
+
+def _stored(weight: ir.Value) -> tuple[ir.Value, float]:
+    """What `weight` is a number more than, in f32, and the number: w and 1 for 1 + w.float().
+
+    Only for f32: another type would round the sum, which the norm does not.
+    """
+    value, offset = weight, 0.0
+    if _is_f32(value) and (added := _made_by(value, "torch.aten.add.Scalar")) is not None:
+        inner, number, alpha = added.operands
+        if is_number(number) and is_constant(alpha, 1):
+            value, offset = inner, float(constant_of(number))
+    if _is_f32(value) and (cast := _made_by(value, "torch.aten.to.dtype")) is not None:
+        narrow = builtin_type(cast.operands[0].type)
+        if narrow is not None and is_float(shaped(narrow)):
+            value = cast.operands[0]
+    return value, offset
+
+
+def _is_f32(value: ir.Value) -> bool:
+    type_ = builtin_type(value.type)
+    return type_ is not None and shaped(type_).dtype == "f32"
+
+
+def _made_by(value: ir.Value, name: str) -> ir.Operation | None:
+    if isinstance(value, ir.BlockArgument) or value.owner.operation.name != name:
+        return None
+    return value.owner.operation
+
+
+def is_number(value: ir.Value) -> bool:
+    return is_known(value) and type(constant_of(value)) in (int, float)
 
 
 def make_norm_before(
@@ -129,25 +173,54 @@ def make_norm_after(
 def _make_norm(
     rewriter, root: ir.Operation, x: ir.Value, weight: ir.Value, eps: ir.Value, rounding: str
 ) -> None:
-    value = to_builtin(x)
+    """Of a transpose that leaves the last dimension alone, the norm is the transpose of one.
+
+    So heads are normed where they lie, one after the other, and a rotation follows.
+    """
+    transpose, stored = _transpose_of_rows(x), _stored(weight)
+    value = to_builtin(x if transpose is None else transpose.operands[0])
     f64 = ir.F64Type.get()
     norm = ir.Operation.create(
         RmsNormOp.OPERATION_NAME,
         results=[value.type],
-        operands=[value, to_builtin(weight)],
+        operands=[value, at_the_top(stored[0])],
         attributes={
             "eps": ir.FloatAttr.get(f64, constant_of(eps)),
-            "offset": ir.FloatAttr.get(f64, 0.0),
+            "offset": ir.FloatAttr.get(f64, stored[1]),
             "rounding": ir.StringAttr.get(rounding),
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 0, 0, 0]),
             "resultSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
         },
     )
-    remarks.fired("rms-norm", root, remarks.argument_name(weight))
-    rewriter.replace_op(root, [from_builtin(norm.results[0], root.results[0].type)])
+    remarks.fired("rms-norm", root, remarks.argument_name(stored[0]))
+    type_ = root.results[0].type
+    if transpose is None:
+        rewriter.replace_op(root, [from_builtin(norm.results[0], type_)])
+        return
+    rows, *dims = transpose.operands
+    made = ir.Operation.create(
+        transpose.name,
+        results=[type_],
+        operands=[from_builtin(norm.results[0], rows.type), *dims],
+    )
+    rewriter.replace_op(root, made.results)
 
+
+def _transpose_of_rows(x: ir.Value) -> ir.Operation | None:
+    """The operation that `x` comes from, if it exchanges two dimensions before the last."""
+    made = _made_by(x, "torch.aten.transpose.int")
+    if made is None or not all(map(is_known, list(made.operands)[1:])):
+        return None
+    rank = len(builtin_type(x.type).shape)
+    dims = {constant_of(dim) % rank for dim in list(made.operands)[1:]}
+    return None if rank - 1 in dims else made
+
+
+_ORDERS = tuple(combinations((True, False), repeat=2))
 
 NORMS = (
-    *(_spelled_out(*order) for order in combinations((True, False), repeat=3)),
+    *(_spelled_out(rounding, *order) for rounding in ("before", "after") for order in _ORDERS),
     torch_rms_norm,
 )
+BARE_NORMS = tuple(_spelled_out(None, *order) for order in _ORDERS)
+"""Come after the others, of which they are the inside."""

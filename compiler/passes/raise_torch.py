@@ -8,7 +8,7 @@ from qfuse.compiler.passes.raise_elementwise import ELEMENTWISE
 from qfuse.compiler.passes.raise_glu import GLUS
 from qfuse.compiler.passes.raise_linear import LINEAR, LINEAR_OF_ROWS
 from qfuse.compiler.passes.raise_moe import MOE
-from qfuse.compiler.passes.raise_norm import NORMS
+from qfuse.compiler.passes.raise_norm import BARE_NORMS, NORMS
 from qfuse.compiler.passes.raise_router import ROUTERS
 from qfuse.compiler.passes.raise_split import SPLIT
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Verdict
@@ -53,6 +53,7 @@ class RaiseTorch(Pass):
         normalize(module)
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
+        Patterns(BARE_NORMS).apply(module)
         linear = LINEAR_OF_ROWS if self.rows else LINEAR
         Patterns([*linear, *ROUTERS, *MOE, *SPLIT, fold_round_trip]).apply(module)
         drop_dead(module)
