@@ -15,12 +15,9 @@ from qfuse.compiler.frontend.experts import (
 )
 from qfuse.compiler.frontend.lazy_tensors import Entry, Filled
 from qfuse.compiler.frontend.linear import INPUT_SCALE, WEIGHT
+from qfuse.compiler.frontend.model_types import MODEL_TYPES
 from qfuse.compiler.frontend.source import Source
 from qfuse.dialects.errors import QfuseError
-
-_MATRICES = {"mixtral": ("w1", "w3", "w2")}
-_USUAL_MATRICES = ("gate_proj", "up_proj", "down_proj")
-"""Names of an expert's gate, up and down projection in checkpoints of a model type."""
 
 _STACKS = {"gate_up_proj": (0, 1), "down_proj": (2,)}
 _BIASES = {f"{name}_bias": places for name, places in _STACKS.items()}
@@ -149,7 +146,7 @@ def _bias(weight: str) -> str:
 
 def matrix_names(model_type: str, prefix: str, experts: int) -> list[tuple[str, str, str]]:
     """Names of each expert's gate, up and down weight in a checkpoint, for experts at `prefix`."""
-    gate, up, down = _MATRICES.get(model_type, _USUAL_MATRICES)
+    gate, up, down = MODEL_TYPES[model_type].matrices
     return [
         (f"{prefix}.{e}.{gate}.weight", f"{prefix}.{e}.{up}.weight", f"{prefix}.{e}.{down}.weight")
         for e in range(experts)

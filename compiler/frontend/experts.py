@@ -16,6 +16,7 @@ from torch import nn
 from qfuse.compiler import torch_moe, torch_ops
 from qfuse.compiler.frontend.checkpoint import SCALE_SUFFIX
 from qfuse.compiler.frontend.linear import INPUT_SCALE, SCALE, WEIGHT, ZERO_POINT, LinearFormat
+from qfuse.compiler.frontend.model_types import MODEL_TYPES
 from qfuse.compiler.packed_weights import dequantize_weight
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.glu import SWIGLU_OAI, Glu
@@ -30,13 +31,6 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 """The `hidden_act` of a config to the operators' name of it."""
-
-_EXTENTS = {
-    "qwen3_moe": ("num_experts", "moe_intermediate_size"),
-    "mixtral": ("num_local_experts", "intermediate_size"),
-    "deepseek_v3": ("n_routed_experts", "moe_intermediate_size"),
-}
-"""What the config of a model type calls the number of experts and their width."""
 
 _UNKNOWN_GLUS = ("mlp_gate_softcap", "mlp_up_softcap", "swiglu_limits", "swiglu_limits_shared")
 """Entries that make of gate and up what the operators have no name for."""
@@ -205,6 +199,7 @@ def transformers_experts(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if not isinstance(module, Experts)
         and all(hasattr(module, p) for p in ("gate_up_proj", "down_proj"))
+        and isinstance(module.gate_up_proj, nn.Parameter)
         and module.gate_up_proj.dim() == 3
     }
 
@@ -275,13 +270,14 @@ def check_config(model_type: str, config: Mapping[str, Any], source: Path) -> No
 
     `config` has every entry, defaults included.  A model type without experts passes.
     """
-    if model_type not in _EXTENTS:
+    extents = MODEL_TYPES[model_type].extents
+    if extents is None:
         return
 
     def refuse(name: str, expected: str) -> None:
         raise QfuseError(f"{source}: {name} is {config.get(name)!r}; expected {expected}")
 
-    count, width = _EXTENTS[model_type]
+    count, width = extents
     experts, chosen = config[count], config["num_experts_per_tok"]
     for name in (count, width):
         if config[name] < 1:

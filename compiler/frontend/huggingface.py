@@ -39,6 +39,7 @@ from qfuse.compiler.frontend.linear import (
     empty_quantized_linear,
     replace_linears,
 )
+from qfuse.compiler.frontend.model_types import MODEL_TYPES
 from qfuse.compiler.frontend.source import Source, open_source
 from qfuse.compiler.frontend.step import (
     ATTENTION,
@@ -50,15 +51,8 @@ from qfuse.compiler.frontend.step import (
 )
 from qfuse.dialects.errors import QfuseError
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek_v3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not depend on the length of the sequence."""
-
-_RENAMED = {"mixtral": (".mlp.", ".block_sparse_moe.")}
-"""What transformers calls a part of a model type's modules, and what checkpoints call it."""
-
-_IN_F32 = {"deepseek_v3": (".e_score_correction_bias", ".mlp.gate.weight")}
-"""Ends of the names of tensors that a model type computes with in f32 whatever its dtype."""
 
 LOGITS = ("last", "all")
 DEFAULT_MAX_LEN = 2048
@@ -174,18 +168,24 @@ def empty_model(
         raise QfuseError(
             f"{source}: transformers refuses this config: {textwrap.shorten(reason, 200)}"
         ) from error
-    rope = (parsed.rope_parameters or {}).get("rope_type", "default")
-    if rope not in ROPE_TYPES:
-        raise QfuseError(
-            f'{source}: rope_type "{rope}" is not supported; supported: {", ".join(ROPE_TYPES)}'
-        )
+    for rope in _rope_types(parsed.rope_parameters or {}):
+        if rope not in ROPE_TYPES:
+            raise QfuseError(
+                f'{source}: rope_type "{rope}" is not supported; supported: {", ".join(ROPE_TYPES)}'
+            )
     if parsed.tie_word_embeddings:
         model.tie_weights()
-    endings = _IN_F32.get(model_type, ())
+    endings = MODEL_TYPES[model_type].in_f32
     for name, tensor in _tensors_of(model).items():
         if name.endswith(endings):
             tensor.data = tensor.data.float()
     return model.eval().requires_grad_(False)
+
+
+def _rope_types(parameters: Mapping[str, Any]) -> set[str]:
+    """Kinds of rotary embeddings in a config: of all layers, or by the type of layer."""
+    layers = [entry for entry in parameters.values() if isinstance(entry, Mapping)]
+    return {entry.get("rope_type", "default") for entry in layers or [parameters]}
 
 
 def quantize_like(model: PreTrained, source: Source) -> None:
@@ -275,8 +275,9 @@ def _tensors_of(model: PreTrained) -> dict[str, torch.Tensor]:
 
 def _stored(model: PreTrained, name: str) -> str:
     """What checkpoints call the module or tensor `name` of transformers' model."""
-    ours, theirs = _RENAMED.get(model.config.model_type, ("", ""))
-    return name.replace(ours, theirs) if ours else name
+    for ours, theirs in MODEL_TYPES[model.config.model_type].renamed:
+        name = name.replace(ours, theirs)
+    return name
 
 
 def _matrices(model: PreTrained, name: str, experts: int) -> list[tuple[str, str, str]]:
@@ -299,10 +300,14 @@ def _model_dtype(config: Any, source: Path, stored: Source | None) -> torch.dtyp
 
 
 def _computed_buffers(model: PreTrained) -> dict[str, torch.Tensor]:
-    """Buffers that no checkpoint stores (rotary frequencies): computed as transformers does."""
+    """Buffers that no checkpoint stores: rotary frequencies, computed as transformers does, and
+    what Gemma multiplies embeddings by."""
     buffers: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         if not module._non_persistent_buffers_set:
+            continue
+        if (factor := getattr(module, "scalar_embed_scale", None)) is not None:
+            buffers[f"{name}.embed_scale"] = torch.tensor(factor)
             continue
         real = type(module)(config=model.config)
         for buffer in module._non_persistent_buffers_set:

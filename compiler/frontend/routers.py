@@ -48,9 +48,12 @@ def _deepseek_v3(router: Any, hidden: torch.Tensor) -> Routing:
 
 
 _FORWARDS: dict[str, Callable[..., Routing]] = {
+    "Qwen2MoeTopKRouter": _qwen3_moe,
     "Qwen3MoeTopKRouter": _qwen3_moe,
+    "OlmoeTopKRouter": _qwen3_moe,
     "MixtralTopKRouter": _mixtral,
     "DeepseekV3TopkRouter": _deepseek_v3,
+    "Glm4MoeTopkRouter": _deepseek_v3,
 }
 """transformers' routers by the names of their classes."""
 

@@ -5,6 +5,7 @@ step for every T >= 1, so that prefill and decode run the same program.
 """
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -36,16 +37,71 @@ def attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    step_caches: "_Caches",
-    sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; `step_caches` comes through the model from `Step`."""
-    keys, values = step_caches.write(module.layer_idx, key, value)
-    out = torch.ops.qfuse.attention(
-        query, keys, values, step_caches.position, float(scaling), int(sliding_window or 0)
-    )
+    """transformers' attention interface, over the caches of the `Step` that calls the model.
+
+    Caps and sinks have no kernel: attention with one of them is written out in torch.
+    """
+    if not getattr(module, "is_causal", True):
+        raise QfuseError("attention to later tokens is not supported; supported: causal attention")
+    caches = _CACHES.get()
+    keys, values = caches.write(module.layer_idx, key, value)
+    window = int(rest.get("sliding_window", _window_of(module)) or 0)
+    if softcap is None and s_aux is None:
+        out = torch.ops.qfuse.attention(
+            query, keys, values, caches.position, float(scaling), window
+        )
+    else:
+        scores = _Scores(caches.position, float(scaling), window, softcap, s_aux)
+        out = scores.attend(query, keys, values)
     return out, None
+
+
+def _window_of(module: Any) -> int | None:
+    """The window of a layer that does not name it, and leaves it to a mask, of which we make none."""
+    config, types = module.config, getattr(module.config, "layer_types", None)
+    if types is not None and types[module.layer_idx] != "sliding_attention":
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Attention with a cap on its scores (Gemma 2) or sinks beside them (gpt-oss), in torch.
+
+    As transformers computes it, with slots of the caches for keys: those after a token do not
+    count for it.  `sinks` are one score for each head that takes its share and gives nothing.
+    """
+
+    position: torch.Tensor
+    scaling: float
+    window: int
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, T, H, D] of query [B, H, T, D] and caches [B, heads of keys, S, D]."""
+        groups = query.shape[1] // keys.shape[1]
+        keys, values = (t.repeat_interleave(groups, dim=1) for t in (keys, values))
+        scores = torch.matmul(query, keys.transpose(2, 3)) * self.scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = scores.float().masked_fill(~self._visible(keys.shape[2]), -torch.inf)
+        if self.sinks is not None:
+            sinks = self.sinks.float().reshape(1, -1, 1, 1).expand(-1, -1, query.shape[2], 1)
+            scores = torch.cat((scores, sinks), -1)
+        shares = torch.softmax(scores, -1)[..., : keys.shape[2]].to(values.dtype)
+        return torch.matmul(shares, values).transpose(1, 2)
+
+    def _visible(self, slots: int) -> torch.Tensor:
+        """Which slots [T, S] each token may attend to."""
+        back = self.position[:, None] - torch.arange(slots, device=self.position.device)
+        return (back >= 0) & (back < self.window) if self.window else back >= 0
 
 
 class _Caches:
@@ -78,6 +134,10 @@ class _Caches:
         return self.keys[layer], self.values[layer]
 
 
+_CACHES: ContextVar[_Caches] = ContextVar("caches of the step that is traced")
+"""Not every decoder layer of transformers hands on arguments that it does not know."""
+
+
 class Step(nn.Module):
     """One step of generation: T tokens at consecutive positions; returns logits and caches."""
 
@@ -94,14 +154,17 @@ class Step(nn.Module):
         value_caches: list[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
         caches = _Caches(key_caches, value_caches, position)
-        out = self.model(
-            input_ids=input_ids,
-            position_ids=position[None],
-            past_key_values=caches,
-            use_cache=True,
-            logits_to_keep=self._keep,
-            step_caches=caches,
-        )
+        token = _CACHES.set(caches)
+        try:
+            out = self.model(
+                input_ids=input_ids,
+                position_ids=position[None],
+                past_key_values=caches,
+                use_cache=True,
+                logits_to_keep=self._keep,
+            )
+        finally:
+            _CACHES.reset(token)
         return out.logits, caches.keys, caches.values
 
 
@@ -200,5 +263,6 @@ def cache_shapes(config: Any, max_len: int) -> tuple[tuple[int, ...], tuple[int,
             (1, heads, max_len, config.v_head_dim),
         )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = (1, config.num_key_value_heads, max_len, width)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    shape = (1, heads, max_len, width)
     return shape, shape

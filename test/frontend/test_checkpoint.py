@@ -65,8 +65,8 @@ def test_unknown_activation_scheme(editable):
 
 def test_unsupported_model_type(editable):
     model = editable()
-    model.config(model_type="qwen2_moe")
-    refuse(model.path, "model_type 'qwen2_moe' is not supported; nearest: qwen3_moe", "llama")
+    model.config(model_type="qwen3_next")
+    refuse(model.path, "model_type 'qwen3_next' is not supported; nearest: qwen3", "llama")
     model.config(model_type=None)
     refuse(model.path, "model_type None is not supported; supported: llama")
 

@@ -9,7 +9,6 @@ from torch import fx
 from qfuse.compiler.frontend import baseline
 from qfuse.compiler.frontend.checkpoint import Checkpoint
 from qfuse.compiler.frontend.huggingface import (
-    MODEL_TYPES,
     empty_model,
     import_checkpoint,
     import_config,
@@ -109,7 +108,7 @@ def test_weights_stay_out_of_the_module(checkpoints):
     assert "dense<" not in str(wide.module) and "dense_resource" not in str(wide.module)
 
 
-@pytest.mark.parametrize("architecture", MODEL_TYPES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_graph_computes_the_model(editable, architecture):
     """In f32: prefill of 5, then single tokens, against transformers on the whole sequence."""
     model = editable(architecture=architecture, bias=architecture == "llama")
