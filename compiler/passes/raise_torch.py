@@ -53,6 +53,7 @@ class RaiseTorch(Pass):
         normalize(module)
         # Norms first: their squares and products are element-wise operations, too.
         Patterns(NORMS).apply(module)
+        drop_dead(module)
         Patterns(BARE_NORMS).apply(module)
         linear = LINEAR_OF_ROWS if self.rows else LINEAR
         Patterns([*linear, *ROUTERS, *MOE, *SPLIT, fold_round_trip]).apply(module)
