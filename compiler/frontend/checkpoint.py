@@ -17,6 +17,7 @@ from qfuse.compiler.frontend.compressed import CompressedTensors
 from qfuse.compiler.frontend.fp8 import Fp8
 from qfuse.compiler.frontend.lazy_tensors import Entry
 from qfuse.compiler.frontend.linear import LinearFormat
+from qfuse.compiler.frontend.stacked_experts import MXFP4_EXPERTS, parts_of
 from qfuse.compiler.frontend.stored_tensors import (
     PLAIN_DTYPES,
     SCALE_SUFFIXES,
@@ -64,9 +65,11 @@ def read_quantization(config: Mapping[str, Any], source: Path) -> Quantization |
         return Fp8.read(entry, source)
     if method == "compressed-tensors":
         return CompressedTensors.read(entry, source)
+    if method == "mxfp4" and config.get("model_type") == "gpt_oss":
+        return CompressedTensors.read(MXFP4_EXPERTS, source)
     raise QfuseError(
         f"{source}: quant_method {json.dumps(method)} is not supported; "
-        "supported: fp8, compressed-tensors, or none"
+        "supported: fp8, compressed-tensors, mxfp4 of gpt_oss, or none"
     )
 
 
@@ -92,9 +95,10 @@ class Checkpoint(Tensors):
         self._files: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}
         self._open_files()
+        self._parts = parts_of(self.config.get("model_type"), self._files, self._whole)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return name in self._files or name in self._parts
 
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
@@ -102,10 +106,20 @@ class Checkpoint(Tensors):
 
     def file_of(self, name: str) -> Path:
         """The file that holds, or should hold, a tensor."""
-        return self._files.get(name, self._listing)
+        stack, _ = self._parts.get(name, (name, None))
+        return self._files.get(stack, self._listing)
 
     def raw(self, name: str) -> torch.Tensor:
-        """A tensor as stored, mapped from its file; raises QfuseError if it is not there."""
+        """A tensor as stored, mapped from its file, or a part of one that is a stack of experts'.
+
+        Raises QfuseError if it is not there.
+        """
+        if name in self._parts:
+            _, part = self._parts[name]
+            return part()
+        return self._whole(name)
+
+    def _whole(self, name: str) -> torch.Tensor:
         if name not in self._files:
             raise QfuseError(f"tensor {name} is missing from {self._listing}")
         path = self._files[name]

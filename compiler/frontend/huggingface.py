@@ -175,6 +175,10 @@ def empty_model(
             )
     if parsed.tie_word_embeddings:
         model.tie_weights()
+    if MODEL_TYPES[model_type].transposed:
+        for experts in transformers_experts(model).values():
+            for weight in (experts.gate_up_proj, experts.down_proj):
+                weight.data = weight.data.transpose(1, 2)
     endings = MODEL_TYPES[model_type].in_f32
     for name, tensor in _tensors_of(model).items():
         if name.endswith(endings):

@@ -19,13 +19,15 @@ class ModelType:
     `renamed` are what transformers calls parts of the names, and what checkpoints call them;
     `in_f32` are the ends of the names of tensors that it computes with in f32 whatever its dtype.
     Of models with experts, `extents` are the config's entries for the number of experts and their
-    width, and `matrices` the names of an expert's gate, up and down projection in checkpoints.
+    width, and `matrices` the names of an expert's gate, up and down projection in checkpoints;
+    `transposed` says that transformers' parameters have inputs before outputs.
     """
 
     renamed: tuple[tuple[str, str], ...] = ()
     in_f32: tuple[str, ...] = ()
     extents: tuple[str, str] | None = None
     matrices: tuple[str, str, str] = USUAL_MATRICES
+    transposed: bool = False
 
 
 MODEL_TYPES: dict[str, ModelType] = {
@@ -69,6 +71,11 @@ MODEL_TYPES: dict[str, ModelType] = {
         extents=("num_local_experts", "intermediate_size"),
         matrices=MIXTRAL_MATRICES,
     ),
+    "granitemoe": ModelType(
+        renamed=((".router.", ".router.layer."),),
+        extents=("num_local_experts", "intermediate_size"),
+    ),
+    "gpt_oss": ModelType(extents=("num_local_experts", "intermediate_size"), transposed=True),
     "glm4_moe": ModelType(
         in_f32=ROUTERS_IN_F32, extents=("n_routed_experts", "moe_intermediate_size")
     ),

@@ -35,6 +35,18 @@ def _mixtral(router: Any, hidden: torch.Tensor) -> Routing:
     return _select(router, _logits(router, hidden))
 
 
+def _granitemoe(router: Any, hidden: torch.Tensor) -> Routing:
+    logits = nn.functional.linear(hidden, router.weight)
+    return _select(router, logits.float(), dtype=hidden.dtype)
+
+
+def _gpt_oss(router: Any, hidden: torch.Tensor) -> Routing:
+    """The softmax of those chosen is that of all, divided by the sum of those chosen."""
+    rows = hidden.reshape(-1, router.hidden_dim)
+    logits = nn.functional.linear(rows, router.weight, router.bias)
+    return _select(router, logits, dtype=logits.dtype)
+
+
 def _deepseek_v3(router: Any, hidden: torch.Tensor) -> Routing:
     return _select(
         router,
@@ -52,6 +64,8 @@ _FORWARDS: dict[str, Callable[..., Routing]] = {
     "Qwen3MoeTopKRouter": _qwen3_moe,
     "OlmoeTopKRouter": _qwen3_moe,
     "MixtralTopKRouter": _mixtral,
+    "GptOssTopKRouter": _gpt_oss,
+    "GraniteMoeTopKRouter": _granitemoe,
     "DeepseekV3TopkRouter": _deepseek_v3,
     "Glm4MoeTopkRouter": _deepseek_v3,
 }

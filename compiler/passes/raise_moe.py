@@ -105,7 +105,7 @@ def moe_experts(p: Pattern) -> None:
     stored = (*tensors[3:], weight_block, packing, *zeros, down_block, down_packing)
     p.require(weights_are_legal, root, intermediate, *stored)
     p.require(gluis_known, root, *glu)
-    p.require(biases_fit, root, tensors[0], down, *biases)
+    p.require(biases_fit_packed, root, tensors[0], down, intermediate, *biases)
     of_inputs = (input_format, input_block, down_input)
     p.require(inputs_have_groups_that_nest, root, *of_inputs, intermediate, *stored)
     p.rewrite(root, make_layer, *tensors, *constants, *last)
@@ -223,8 +223,27 @@ def biases_fit(
     gate_up_bias: ir.Value,
     down_bias: ir.Value,
 ) -> Verdict:
+    width = shaped(builtin_type(down.type)).shape[-1]
+    return _biases_error(x, down, width, gate_up_bias, down_bias)
+
+
+def biases_fit_packed(
+    _root: ir.Operation,
+    x: ir.Value,
+    down: ir.Value,
+    intermediate: ir.Value,
+    gate_up_bias: ir.Value,
+    down_bias: ir.Value,
+) -> Verdict:
+    """As `biases_fit`, where an element of `down` may hold several codes."""
+    return _biases_error(x, down, constant_of(intermediate), gate_up_bias, down_bias)
+
+
+def _biases_error(
+    x: ir.Value, down: ir.Value, width: int, gate_up_bias: ir.Value, down_bias: ir.Value
+) -> Verdict:
     dtype = shaped(builtin_type(x.type)).dtype
-    experts, hidden, width = shaped(builtin_type(down.type)).shape
+    experts, hidden, _ = shaped(builtin_type(down.type)).shape
     wanted = {"gate_up_bias": (gate_up_bias, 2 * width), "down_bias": (down_bias, hidden)}
     for name, (bias, columns) in wanted.items():
         type_ = Shaped((experts, columns), dtype).type()

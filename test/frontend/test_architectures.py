@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from qfuse.compiler import compile
@@ -22,6 +23,7 @@ from qfuse.compiler.frontend.linear import quantize_linears
 from qfuse.compiler.frontend.model_types import MODEL_TYPES
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.torch_ops import quantize_blocks
+from qfuse.dialects.errors import QfuseError
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35]
 
@@ -54,6 +56,13 @@ ROUTED_EXPERTS = {
     "first_k_dense_replace": 1,
     "n_group": 2,
     "topk_group": 1,
+}
+GPT_OSS = {
+    **BOTH_KINDS,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
 LATENT = {
     "num_key_value_heads": 4,
@@ -120,6 +129,8 @@ ARCHITECTURES = {
     "olmoe": Architecture(40, 10, {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
     "mixtral": Architecture(36, 10, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "phimoe": Architecture(76, 49, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_scaling": None}),
+    "granitemoe": Architecture(39, 10, {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": Architecture(81, 61, GPT_OSS),
     "glm4_moe": Architecture(53, 34, {**ROUTED_EXPERTS, "head_dim": 16}),
     "deepseek_v3": Architecture(47, 14, {**ROUTED_EXPERTS, **LATENT}),
 }
@@ -175,13 +186,18 @@ def quantize_file(path: Path) -> None:
             continue
         tensors[name], tensors[f"{name}_scale_inv"] = quantize_blocks(weight, (32, 32))
     save_file(tensors, file, {"format": "pt"})
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] = {
+    quantization = {
         "quant_method": "fp8",
         "weight_block_size": [32, 32],
         "activation_scheme": "dynamic",
     }
-    (path / "config.json").write_text(json.dumps(config))
+    edit_config(path, quantization_config=quantization)
+
+
+def edit_config(path: Path, **changes: Any) -> None:
+    """Replace entries of a saved model's config."""
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_every_model_type_is_tested() -> None:
@@ -225,6 +241,45 @@ def test_quantized_checkpoint(name: str, tmp_path: Path) -> None:
     reference = baseline.reference_model(Checkpoint(tmp_path), simulate_activations=True)
     assert relative(logits, baseline.logits(reference, IDS)) < 2e-2
     assert (launches(unfused)[0], launches(fused)[0]) == QUANTIZED[name]
+
+
+def test_gpt_oss_as_released(tmp_path: Path) -> None:
+    """Experts in MXFP4, whose products are exact: rounding is that of the unquantized model."""
+    model = tiny("gpt_oss")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for layer, block in enumerate(model.model.layers):
+        for name in ("gate_up_proj", "down_proj"):
+            full = f"model.layers.{layer}.mlp.experts.{name}"
+            experts, columns, rows = tensors.pop(full).shape
+            blocks = torch.randint(256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(122, 125, blocks.shape[:3], dtype=torch.uint8)
+            tensors |= {f"{full}_blocks": blocks, f"{full}_scales": scales}
+            values = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+            getattr(block.mlp.experts, name).data = values
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    edit_config(tmp_path, quantization_config={"quant_method": "mxfp4"})
+    expected = model(torch.tensor([IDS]), use_cache=False).logits[0]
+    exe = compile(tmp_path, max_len=32, logits="all")
+    assert relative(run_steps(exe, [6, 1, 3]), expected) < 2e-6
+    assert exe.report().expert_layers is not None
+
+
+def test_what_is_not_causal_is_refused(tmp_path: Path) -> None:
+    tiny("gemma3_text").save_pretrained(tmp_path)
+    edit_config(tmp_path, use_bidirectional_attention=True)
+    with pytest.raises(QfuseError, match="attention to later tokens is not supported"):
+        compile(tmp_path)
+
+
+def test_rotations_of_any_layer_are_checked(tmp_path: Path) -> None:
+    """Layers of two kinds have an entry each."""
+    tiny("gemma3_text").save_pretrained(tmp_path)
+    rope = json.loads((tmp_path / "config.json").read_text())["rope_parameters"]
+    rope["full_attention"] |= {"rope_type": "dynamic", "factor": 2.0}
+    edit_config(tmp_path, rope_parameters=rope)
+    with pytest.raises(QfuseError, match='rope_type "dynamic" is not supported'):
+        compile(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "phi3", "gpt_neox", "qwen2_moe"])

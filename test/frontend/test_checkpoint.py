@@ -47,7 +47,7 @@ def test_config_is_not_an_object(editable):
 def test_unknown_quant_method(editable):
     model = editable()
     model.quantization(quant_method="gptq")
-    refuse(model.path, 'quant_method "gptq" is not supported; supported: fp8, compressed-tensors')
+    refuse(model.path, 'quant_method "gptq" is not supported; supported: fp8, compressed-tensors, mxfp4')
 
 
 @pytest.mark.parametrize("block", [128, [128], [128, 0], [128, "128"], [True, 128]])
@@ -66,7 +66,7 @@ def test_unknown_activation_scheme(editable):
 def test_unsupported_model_type(editable):
     model = editable()
     model.config(model_type="qwen3_next")
-    refuse(model.path, "model_type 'qwen3_next' is not supported; nearest: qwen3", "llama")
+    refuse(model.path, "model_type 'qwen3_next' is not supported; nearest: qwen3_moe", "llama")
     model.config(model_type=None)
     refuse(model.path, "model_type None is not supported; supported: llama")
 
