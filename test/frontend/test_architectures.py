@@ -31,7 +31,7 @@ COMMON = {
     "vocab_size": 128,
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -40,7 +40,11 @@ COMMON = {
     "eos_token_id": 2,
 }
 SLIDING = {"sliding_window": 4}
-BOTH_KINDS = {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]}
+BOTH_KINDS = {
+    **SLIDING,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 GRANITE = {
     "embedding_multiplier": 12.0,
     "logits_scaling": 8.0,
@@ -49,6 +53,7 @@ GRANITE = {
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 ROUTED_EXPERTS = {
+    "num_hidden_layers": 2,
     "n_routed_experts": 8,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
@@ -97,39 +102,39 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(30, 10),
-    "mistral": Architecture(30, 10, SLIDING),
-    "ministral3": Architecture(46, 26, {"head_dim": 16, "rope_parameters": MINISTRAL_ROPE}),
-    "qwen2": Architecture(30, 10),
-    "qwen3": Architecture(34, 10, {"head_dim": 16}),
-    "gemma": Architecture(31, 11, {"head_dim": 16}),
-    "gemma2": Architecture(64, 42, {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16}),
+    "llama": Architecture(19, 8),
+    "mistral": Architecture(19, 8, SLIDING),
+    "ministral3": Architecture(28, 17, {"head_dim": 16, "rope_parameters": MINISTRAL_ROPE}),
+    "qwen2": Architecture(19, 8),
+    "qwen3": Architecture(21, 8, {"head_dim": 16}),
+    "gemma": Architecture(20, 9, {"head_dim": 16}),
+    "gemma2": Architecture(39, 27, {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16}),
     "gemma3_text": Architecture(44, 16, {**BOTH_KINDS, "head_dim": 16, "query_pre_attn_scalar": 16}),
-    "phi": Architecture(62, 39, {"partial_rotary_factor": 0.5}),
-    "phi3": Architecture(30, 10, SLIDING),
-    "granite": Architecture(31, 10, GRANITE),
-    "olmo": Architecture(30, 15, {"clip_qkv": 0.5}),
-    "olmo2": Architecture(37, 10),
+    "phi": Architecture(35, 23, {"partial_rotary_factor": 0.5}),
+    "phi3": Architecture(19, 8, SLIDING),
+    "granite": Architecture(20, 8, GRANITE),
+    "olmo": Architecture(19, 11, {"clip_qkv": 0.5}),
+    "olmo2": Architecture(22, 8),
     "olmo3": Architecture(42, 15, BOTH_KINDS),
-    "cohere": Architecture(99, 66, {"logit_scale": 0.25, "use_qk_norm": True}),
+    "cohere": Architecture(58, 40, {"logit_scale": 0.25, "use_qk_norm": True}),
     "cohere2": Architecture(57, 36, {**BOTH_KINDS, "logit_scale": 0.25}),
     "smollm3": Architecture(28, 11, {**BOTH_KINDS, "use_sliding_window": True, "no_rope_layers": [1, 0]}),
-    "glm": Architecture(54, 38, {"head_dim": 16}),
-    "glm4": Architecture(58, 38, {"head_dim": 16}),
+    "glm": Architecture(31, 22, {"head_dim": 16}),
+    "glm4": Architecture(33, 22, {"head_dim": 16}),
     "exaone4": Architecture(35, 10, BOTH_KINDS),
-    "seed_oss": Architecture(30, 10, {"head_dim": 16}),
-    "ernie4_5": Architecture(50, 35, {"head_dim": 16}),
-    "helium": Architecture(50, 34, {"head_dim": 16}),
-    "nemotron": Architecture(50, 39, {"partial_rotary_factor": 0.5}),
-    "starcoder2": Architecture(30, 16, {**SLIDING, "use_bias": True}),
-    "stablelm": Architecture(64, 53, {"partial_rotary_factor": 0.25, "qk_layernorm": True, "use_parallel_residual": True}),
-    "gpt_neox": Architecture(50, 39, {"num_key_value_heads": 4, "rotary_pct": 0.25}),
+    "seed_oss": Architecture(19, 8, {"head_dim": 16}),
+    "ernie4_5": Architecture(29, 21, {"head_dim": 16}),
+    "helium": Architecture(29, 20, {"head_dim": 16}),
+    "nemotron": Architecture(29, 23, {"partial_rotary_factor": 0.5}),
+    "starcoder2": Architecture(19, 12, {**SLIDING, "use_bias": True}),
+    "stablelm": Architecture(36, 30, {"partial_rotary_factor": 0.25, "qk_layernorm": True, "use_parallel_residual": True}),
+    "gpt_neox": Architecture(29, 23, {"num_key_value_heads": 4, "rotary_pct": 0.25}),
     "qwen2_moe": Architecture(42, 10, {**EXPERTS, **BOTH_KINDS, "use_sliding_window": True, "shared_expert_intermediate_size": 64}),
-    "qwen3_moe": Architecture(40, 10, {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
-    "olmoe": Architecture(40, 10, {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
-    "mixtral": Architecture(36, 10, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "phimoe": Architecture(76, 49, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_scaling": None}),
-    "granitemoe": Architecture(39, 10, {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": Architecture(24, 8, {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+    "olmoe": Architecture(24, 8, {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "mixtral": Architecture(22, 8, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phimoe": Architecture(42, 28, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_scaling": None}),
+    "granitemoe": Architecture(24, 8, {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt_oss": Architecture(81, 61, GPT_OSS),
     "glm4_moe": Architecture(53, 34, {**ROUTED_EXPERTS, "head_dim": 16}),
     "deepseek_v3": Architecture(47, 14, {**ROUTED_EXPERTS, **LATENT}),
@@ -218,10 +223,7 @@ def test_checkpoint(name: str, tmp_path: Path) -> None:
 
 QUANTIZED = {
     "gemma3_text": (80, 46),
-    "phi3": (60, 32),
-    "olmo2": (70, 43),
-    "granite": (72, 33),
-    "starcoder2": (74, 34),
+    "granite": (41, 21),
     "qwen2_moe": (98, 46),
 }
 """Launches of one step of decoding without fusion, and with it."""
@@ -282,7 +284,7 @@ def test_rotations_of_any_layer_are_checked(tmp_path: Path) -> None:
         compile(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "phi3", "gpt_neox", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["gemma3_text", "phi3", "gpt_neox"])
 def test_torch_compile(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """The whole model in one graph, its FP8 layers on kernels, through Dynamo."""
     torch._dynamo.reset()

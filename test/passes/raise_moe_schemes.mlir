@@ -140,3 +140,60 @@ func.func @groups_across(
   %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %xblock, %silu, %none, %none, %none, %none, %packing, %format, %none, %none, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],bf16>, !torch.vtensor<[4,128,64],si8>, !torch.vtensor<[4,128,4],bf16>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none, !torch.none, !torch.none, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,128],bf16>
   return %y : !torch.vtensor<[?,128],bf16>
 }
+
+// -----
+
+// gpt-oss: two codes a byte, and as many biases as codes.
+// CHECK-LABEL: func.func @biases_of_packed_codes
+// CHECK:         "qfuse.group_matmul"
+// CHECK:         maps = ["[E,N]", "[E,N]"]
+// CHECK:         "qfuse.group_matmul"
+// CHECK:         maps = ["[E,N]"]
+// CHECK-NOT:     torch.operator
+func.func @biases_of_packed_codes(
+    %x: !torch.vtensor<[?,128],bf16>, %ids: !torch.vtensor<[?,2],si64>, %weights: !torch.vtensor<[?,2],f32>,
+    %gate_up: !torch.vtensor<[4,256,64],si8>, %gate_up_scale: !torch.vtensor<[4,256,4],f8E8M0FNU>,
+    %down: !torch.vtensor<[4,128,64],si8>, %down_scale: !torch.vtensor<[4,128,4],f8E8M0FNU>,
+    %gate_up_bias: !torch.vtensor<[4,256],bf16>, %down_bias: !torch.vtensor<[4,128],bf16>) -> !torch.vtensor<[?,128],bf16> {
+  %one = torch.constant.int 1
+  %inner = torch.constant.int 128
+  %group = torch.constant.int 32
+  %act = torch.constant.str "swiglu_oai"
+  %limit = torch.constant.float 7.0
+  %alpha = torch.constant.float 1.5
+  %none = torch.constant.none
+  %wblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %packing = torch.constant.str "fp4"
+  %format = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %asbefore, %act, %limit, %alpha, %gate_up_bias, %down_bias, %packing, %format, %none, %none, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],f8E8M0FNU>, !torch.vtensor<[4,128,64],si8>, !torch.vtensor<[4,128,4],f8E8M0FNU>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.float, !torch.vtensor<[4,256],bf16>, !torch.vtensor<[4,128],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,128],bf16>
+  return %y : !torch.vtensor<[?,128],bf16>
+}
+
+// -----
+
+// As many biases as bytes are too few.
+// CHECK-LABEL: func.func @biases_of_bytes
+// REMARK:      moe-experts: refused at {{.*}}gate_up_bias is tensor<4x128xbf16>; use tensor<4x256xbf16>
+// CHECK:         torch.operator
+func.func @biases_of_bytes(
+    %x: !torch.vtensor<[?,128],bf16>, %ids: !torch.vtensor<[?,2],si64>, %weights: !torch.vtensor<[?,2],f32>,
+    %gate_up: !torch.vtensor<[4,256,64],si8>, %gate_up_scale: !torch.vtensor<[4,256,4],f8E8M0FNU>,
+    %down: !torch.vtensor<[4,128,64],si8>, %down_scale: !torch.vtensor<[4,128,4],f8E8M0FNU>,
+    %gate_up_bias: !torch.vtensor<[4,128],bf16>, %down_bias: !torch.vtensor<[4,128],bf16>) -> !torch.vtensor<[?,128],bf16> {
+  %one = torch.constant.int 1
+  %inner = torch.constant.int 128
+  %group = torch.constant.int 32
+  %act = torch.constant.str "swiglu_oai"
+  %limit = torch.constant.float 7.0
+  %alpha = torch.constant.float 1.5
+  %none = torch.constant.none
+  %wblock = torch.prim.ListConstruct %one, %group : (!torch.int, !torch.int) -> !torch.list<int>
+  %asbefore = torch.prim.ListConstruct : () -> !torch.list<int>
+  %packing = torch.constant.str "fp4"
+  %format = torch.constant.str "dynamic"
+  %same = torch.constant.str ""
+  %y = torch.operator "torch.qfuse.moe_experts"(%x, %ids, %weights, %gate_up, %gate_up_scale, %down, %down_scale, %inner, %wblock, %asbefore, %act, %limit, %alpha, %gate_up_bias, %down_bias, %packing, %format, %none, %none, %asbefore, %asbefore, %same, %none, %none) : (!torch.vtensor<[?,128],bf16>, !torch.vtensor<[?,2],si64>, !torch.vtensor<[?,2],f32>, !torch.vtensor<[4,256,64],si8>, !torch.vtensor<[4,256,4],f8E8M0FNU>, !torch.vtensor<[4,128,64],si8>, !torch.vtensor<[4,128,4],f8E8M0FNU>, !torch.int, !torch.list<int>, !torch.list<int>, !torch.str, !torch.float, !torch.float, !torch.vtensor<[4,128],bf16>, !torch.vtensor<[4,128],bf16>, !torch.str, !torch.str, !torch.none, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,128],bf16>
+  return %y : !torch.vtensor<[?,128],bf16>
+}
