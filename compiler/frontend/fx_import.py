@@ -7,7 +7,7 @@ them, for `qfuse-raise-torch` to recognise.  Weights are function arguments, nev
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx
@@ -145,21 +145,17 @@ def _times_one(node: fx.Node) -> fx.Node | None:
 
 def _slice(node: fx.Node) -> fx.Node | None:
     """A slice of all there is, as of the lanes that a rotary embedding leaves alone."""
-    source, dim, start, end, step = _slice_arguments(*node.args)
-    extent = operand(node).meta["val"].shape[dim]
+    _, dim, start, end, step = (*node.args, *_SLICE_DEFAULTS[len(node.args) :])
     if start not in (None, 0) or step != 1 or _is_result(node):
         return None
-    if end is None or (isinstance(end, int) and end >= _TO_THE_END):
-        return source
+    extent = operand(node).meta["val"].shape[dim]
+    is_open = end is None or (isinstance(end, int) and end >= _TO_THE_END)
     is_whole = isinstance(end, int) and isinstance(extent, int) and end >= extent
-    return source if is_whole else None
+    return operand(node) if is_open or is_whole else None
 
 
-def _slice_arguments(
-    source: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
-) -> tuple[fx.Node, int, Any, Any, Any]:
-    """The arguments of `aten.slice.Tensor`, those left out included."""
-    return source, dim, start, end, step
+_SLICE_DEFAULTS = (None, 0, None, None, 1)
+"""The arguments of `aten.slice.Tensor` where they are left out: no tensor, and dim to step."""
 
 
 def _cat(node: fx.Node) -> fx.Node | None:

@@ -131,7 +131,8 @@ def empty_model(
     """
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        near = difflib.get_close_matches(str(model_type), MODEL_TYPES, 1, 0.5)
+        named = isinstance(model_type, str)
+        near = difflib.get_close_matches(model_type, MODEL_TYPES, 1, 0.5) if named else []
         hint = f"nearest: {near[0]}; " if near else ""
         raise QfuseError(
             f"{source}: model_type {model_type!r} is not supported; "

@@ -61,7 +61,7 @@ def attention(
 
 
 def _window_of(module: Any) -> int | None:
-    """The window of a layer that does not name it, and leaves it to a mask, of which we make none."""
+    """The window of a layer that names none and leaves it to a mask, of which we make none."""
     config, types = module.config, getattr(module.config, "layer_types", None)
     if types is not None and types[module.layer_idx] != "sliding_attention":
         return None
@@ -82,9 +82,7 @@ class _Scores:
     softcap: float | None
     sinks: torch.Tensor | None
 
-    def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """[B, T, H, D] of query [B, H, T, D] and caches [B, heads of keys, S, D]."""
         groups = query.shape[1] // keys.shape[1]
         keys, values = (t.repeat_interleave(groups, dim=1) for t in (keys, values))

@@ -65,7 +65,9 @@ def _spelled_out(
         p.require(weights_last_dimension, root, x, weight)
         if rounding == "before":
             p.require(rounds_to_input_type, normed, x)
-        p.rewrite(root, make_norm_after if rounding == "after" else make_norm_before, x, weight, eps)
+        p.rewrite(
+            root, make_norm_after if rounding == "after" else make_norm_before, x, weight, eps
+        )
 
     spelled_out_norm.__name__ = "rms_norm"
     return spelled_out_norm
@@ -211,9 +213,10 @@ def _transpose_of_rows(x: ir.Value) -> ir.Operation | None:
     made = _made_by(x, "torch.aten.transpose.int")
     if made is None or not all(map(is_known, list(made.operands)[1:])):
         return None
-    rank = len(builtin_type(x.type).shape)
-    dims = {constant_of(dim) % rank for dim in list(made.operands)[1:]}
-    return None if rank - 1 in dims else made
+    type_ = builtin_type(x.type)
+    assert type_ is not None  # the norm's shapes were looked at before
+    dims = {constant_of(dim) % type_.rank for dim in list(made.operands)[1:]}
+    return None if type_.rank - 1 in dims else made
 
 
 _ORDERS = tuple(combinations((True, False), repeat=2))

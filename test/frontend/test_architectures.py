@@ -109,7 +109,9 @@ ARCHITECTURES = {
     "qwen3": Architecture(21, 8, {"head_dim": 16}),
     "gemma": Architecture(20, 9, {"head_dim": 16}),
     "gemma2": Architecture(39, 27, {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16}),
-    "gemma3_text": Architecture(44, 16, {**BOTH_KINDS, "head_dim": 16, "query_pre_attn_scalar": 16}),
+    "gemma3_text": Architecture(
+        44, 16, {**BOTH_KINDS, "head_dim": 16, "query_pre_attn_scalar": 16}
+    ),
     "phi": Architecture(35, 23, {"partial_rotary_factor": 0.5}),
     "phi3": Architecture(19, 8, SLIDING),
     "granite": Architecture(20, 8, GRANITE),
@@ -118,7 +120,9 @@ ARCHITECTURES = {
     "olmo3": Architecture(42, 15, BOTH_KINDS),
     "cohere": Architecture(58, 40, {"logit_scale": 0.25, "use_qk_norm": True}),
     "cohere2": Architecture(57, 36, {**BOTH_KINDS, "logit_scale": 0.25}),
-    "smollm3": Architecture(28, 11, {**BOTH_KINDS, "use_sliding_window": True, "no_rope_layers": [1, 0]}),
+    "smollm3": Architecture(
+        28, 11, {**BOTH_KINDS, "use_sliding_window": True, "no_rope_layers": [1, 0]}
+    ),
     "glm": Architecture(31, 22, {"head_dim": 16}),
     "glm4": Architecture(33, 22, {"head_dim": 16}),
     "exaone4": Architecture(35, 10, BOTH_KINDS),
@@ -127,14 +131,31 @@ ARCHITECTURES = {
     "helium": Architecture(29, 20, {"head_dim": 16}),
     "nemotron": Architecture(29, 23, {"partial_rotary_factor": 0.5}),
     "starcoder2": Architecture(19, 12, {**SLIDING, "use_bias": True}),
-    "stablelm": Architecture(36, 30, {"partial_rotary_factor": 0.25, "qk_layernorm": True, "use_parallel_residual": True}),
+    "stablelm": Architecture(
+        36, 30, {"partial_rotary_factor": 0.25, "qk_layernorm": True, "use_parallel_residual": True}
+    ),
     "gpt_neox": Architecture(29, 23, {"num_key_value_heads": 4, "rotary_pct": 0.25}),
-    "qwen2_moe": Architecture(42, 10, {**EXPERTS, **BOTH_KINDS, "use_sliding_window": True, "shared_expert_intermediate_size": 64}),
+    "qwen2_moe": Architecture(
+        42,
+        10,
+        {
+            **EXPERTS,
+            **BOTH_KINDS,
+            "use_sliding_window": True,
+            "shared_expert_intermediate_size": 64,
+        },
+    ),
     "qwen3_moe": Architecture(24, 8, {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
-    "olmoe": Architecture(24, 8, {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "olmoe": Architecture(
+        24, 8, {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}
+    ),
     "mixtral": Architecture(22, 8, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "phimoe": Architecture(42, 28, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_scaling": None}),
-    "granitemoe": Architecture(24, 8, {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phimoe": Architecture(
+        42, 28, {**SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_scaling": None}
+    ),
+    "granitemoe": Architecture(
+        24, 8, {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
     "gpt_oss": Architecture(81, 61, GPT_OSS),
     "glm4_moe": Architecture(53, 34, {**ROUTED_EXPERTS, "head_dim": 16}),
     "deepseek_v3": Architecture(47, 14, {**ROUTED_EXPERTS, **LATENT}),

@@ -47,7 +47,10 @@ def test_config_is_not_an_object(editable):
 def test_unknown_quant_method(editable):
     model = editable()
     model.quantization(quant_method="gptq")
-    refuse(model.path, 'quant_method "gptq" is not supported; supported: fp8, compressed-tensors, mxfp4')
+    refuse(
+        model.path,
+        'quant_method "gptq" is not supported; supported: fp8, compressed-tensors, mxfp4',
+    )
 
 
 @pytest.mark.parametrize("block", [128, [128], [128, 0], [128, "128"], [True, 128]])

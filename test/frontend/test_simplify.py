@@ -76,7 +76,9 @@ def test_empty_part_of_another_type_promotes() -> None:
 
 
 def test_cast_to_the_type_of_another() -> None:
-    left = simplified(lambda x, y: x.type_as(y) * 2, torch.randn(1, 9, 8).bfloat16(), torch.ones(1, 9))
+    left = simplified(
+        lambda x, y: x.type_as(y) * 2, torch.randn(1, 9, 8).bfloat16(), torch.ones(1, 9)
+    )
     assert left == ["aten.to.dtype", "aten.mul.Tensor"]
     left = simplified(lambda x, y: x.type_as(y) * 2, torch.randn(1, 9, 8), torch.ones(1, 9))
     assert left == ["aten.mul.Tensor"]
