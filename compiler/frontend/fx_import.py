@@ -7,7 +7,7 @@ them, for `qfuse-raise-torch` to recognise.  Weights are function arguments, nev
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -145,7 +145,8 @@ def _times_one(node: fx.Node) -> fx.Node | None:
 
 def _slice(node: fx.Node) -> fx.Node | None:
     """A slice of all there is, as of the lanes that a rotary embedding leaves alone."""
-    _, dim, start, end, step = (*node.args, *_SLICE_DEFAULTS[len(node.args) :])
+    given: list[Any] = list(node.args[1:])
+    dim, start, end, step = given + list(_SLICE_DEFAULTS[len(given) :])
     if start not in (None, 0) or step != 1 or _is_result(node):
         return None
     extent = operand(node).meta["val"].shape[dim]
@@ -154,8 +155,8 @@ def _slice(node: fx.Node) -> fx.Node | None:
     return operand(node) if is_open or is_whole else None
 
 
-_SLICE_DEFAULTS = (None, 0, None, None, 1)
-"""The arguments of `aten.slice.Tensor` where they are left out: no tensor, and dim to step."""
+_SLICE_DEFAULTS = (0, None, None, 1)
+"""The arguments of `aten.slice.Tensor` after its tensor where they are left out: dim to step."""
 
 
 def _cat(node: fx.Node) -> fx.Node | None:

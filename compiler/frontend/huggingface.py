@@ -131,8 +131,8 @@ def empty_model(
     """
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        named = isinstance(model_type, str)
-        near = difflib.get_close_matches(model_type, MODEL_TYPES, 1, 0.5) if named else []
+        name = model_type if isinstance(model_type, str) else ""
+        near = difflib.get_close_matches(name, MODEL_TYPES, 1, 0.5)
         hint = f"nearest: {near[0]}; " if near else ""
         raise QfuseError(
             f"{source}: model_type {model_type!r} is not supported; "
