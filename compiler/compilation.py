@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.dispatch.subject import Machine
 from qfuse.compiler.dispatch.table import Row, rows_of
+from qfuse.compiler.exclusive import exclusive
 from qfuse.compiler.expert_layers import count_launches
 from qfuse.compiler.norms import count_norms
 from qfuse.compiler.options import CompileOptions
@@ -77,6 +78,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a phase, how much of it is done, and how much there is."""
 
 
+@exclusive
 def compile(
     model: "torch.nn.Module | str | Path",
     example_inputs: Sequence[Any] | None = None,
@@ -141,6 +143,7 @@ def compile(
     return compile_imported(imported, options, progress)
 
 
+@exclusive
 def compile_imported(
     imported: "Imported",
     options: CompileOptions,
@@ -236,6 +239,7 @@ def dispatch_table(module: ir.Module, machine: Machine) -> list[Row]:
         return rows_of(decisions_for(product, machine) for product in found)
 
 
+@exclusive
 def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] = ()) -> list[Row]:
     """The dispatch of a model on any machine.
 
@@ -293,6 +297,7 @@ def compile_kernels(
     return kernels
 
 
+@exclusive
 def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     """Compile the graph of a model from its config alone, up to the fused IR; no weights."""
     from qfuse.compiler.frontend.huggingface import import_config

@@ -120,6 +120,21 @@ def test_weights_of_an_unquantized_model_may_change():
     torch.testing.assert_close(compiled(x), model(x))
 
 
+def test_weight_made_where_another_was_freed():
+    """The allocator gives the memory of a freed weight to the next one of its size."""
+    torch._dynamo.reset()
+    model, x = nn.Linear(256, 256, bias=False).requires_grad_(False), torch.randn(4, 256)
+    compiled = torch.compile(model, backend="qfuse")
+    compiled(x)
+    for _ in range(50):
+        address, model.weight = model.weight.data_ptr(), None
+        model.weight = nn.Parameter(torch.randn(256, 256), requires_grad=False)
+        torch.testing.assert_close(compiled(x), model(x))
+        if model.weight.data_ptr() == address:
+            return
+    pytest.fail("no weight was made where another was freed")
+
+
 def test_graph_break_runs(block, caplog):
     def function(x: torch.Tensor) -> torch.Tensor:
         y = block(x)
