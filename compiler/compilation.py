@@ -84,7 +84,7 @@ def compile(
     example_inputs: Sequence[Any] | None = None,
     *,
     target: str = "cpu",
-    disable: Sequence[str] = (),
+    disable: Sequence[str] | str = (),
     dynamic_shapes: Any = None,
     max_len: int | None = None,
     logits: str = "last",
@@ -130,13 +130,19 @@ def compile(
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
 
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise QfuseError(
+                "example_inputs and dynamic_shapes are for torch modules; a checkpoint takes tokens"
+            )
         _report(progress, "import", 0, 1)
         imported = import_checkpoint(Path(model), max_len=max_len, logits=logits)
     else:
         from qfuse.compiler.frontend.module import import_module
 
-        if example_inputs is None:
-            raise QfuseError("compiling a torch module needs example_inputs, a sequence of tensors")
+        if max_len is not None or logits != "last":
+            raise QfuseError(
+                "max_len and logits are for checkpoints; a torch module is compiled as it is"
+            )
         _report(progress, "import", 0, 1)
         imported = import_module(model, example_inputs, dynamic_shapes, options.target.devices)
     _report(progress, "import", 1, 1)

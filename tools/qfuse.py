@@ -43,10 +43,9 @@ def _compile(args: argparse.Namespace) -> int:
 
     from qfuse.compiler.options import CompileOptions
 
-    disable = args.disable.split(",") if args.disable else ()
     options = CompileOptions.make(
         args.target,
-        disable,
+        args.disable or (),
         blas=args.blas,
         verify=args.verify,
         quantize_rounding=args.quantize_rounding,

@@ -209,9 +209,33 @@ def test_model_that_changes_its_buffers():
         compile(Counter(), (torch.randn(3),))
 
 
-def test_compile_needs_inputs(block):
-    with pytest.raises(QfuseError, match="needs example_inputs"):
-        compile(block)
+@pytest.mark.parametrize(
+    ("arguments", "choices", "why"),
+    [
+        ((), {}, "needs example_inputs"),
+        ((torch.ones(160),), {}, r"needs example_inputs, a sequence of tensors: \(x,\) for one"),
+        (((),), {"max_len": 4}, "max_len and logits are for checkpoints"),
+        (((),), {"logits": "all"}, "max_len and logits are for checkpoints"),
+    ],
+)
+def test_arguments_of_a_module(block, arguments, choices, why):
+    with pytest.raises(QfuseError, match=why):
+        compile(block, *arguments, **choices)
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(QfuseError, match="a function is no model; give a torch module"):
+        compile(lambda x: x, (torch.ones(3),))
+    with pytest.raises(QfuseError, match="example_inputs and dynamic_shapes are for torch modules"):
+        compile(tmp_path, (torch.ones(3),))
+
+
+def test_modes_of_a_model_stay(block):
+    """A frozen part of a model that is trained stays in evaluation mode."""
+    block.train()
+    block.norm.eval()
+    compile(block, (inputs(3, 160),))
+    assert block.training and block.gate.training and not block.norm.training
 
 
 @pytest.mark.parametrize(
