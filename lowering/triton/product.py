@@ -88,10 +88,6 @@ class Product:
     def scaled(self) -> bool:
         return self.x.shaped.quantized or self.w.shaped.quantized
 
-    @property
-    def both_quantized(self) -> bool:
-        return self.x.shaped.quantized and self.w.shaped.quantized
-
     def factor_type(self, gpu: Gpu) -> str:
         """The element type that is multiplied on `gpu`."""
         if not self.x.shaped.quantized:

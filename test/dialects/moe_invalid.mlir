@@ -482,3 +482,11 @@ func.func @case(%y: tensor<?x2x64xbf16>, %slots: tensor<?x2xi32>, %weights: tens
   %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i8: 1, 1, 1, 0>} : (tensor<?x2x64xbf16>, tensor<?x2xi32>, tensor<?x2xf32>) -> tensor<?x64xbf16>
   return
 }
+
+// -----
+
+func.func @case(%y: tensor<?x64xbf16>, %slots: tensor<?x2xi32>, %weights: tensor<?x2xf32>) {
+  // expected-error @+1 {{y is tensor<?x64xbf16>; expected a float [T, k, N]}}
+  %sum = "qfuse.combine"(%y, %slots, %weights) : (tensor<?x64xbf16>, tensor<?x2xi32>, tensor<?x2xf32>) -> tensor<?x64xbf16>
+  return
+}

@@ -1871,3 +1871,24 @@ func.func @case(%w: !w) {
   %q = "qfuse.concat"(%w, %w) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!w, !w) -> !w
   return
 }
+
+// -----
+
+func.func @case(%x: tensor<?x8xbf16>, %w: tensor<16x8xbf16>) {
+  // expected-error @+1 {{the epilogue region must be one block}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  ^bb1(%other: f32):
+    "qfuse.yield"(%other) : (f32) -> ()
+  }) {parts = array<i64: 16>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x8xbf16>, tensor<16x8xbf16>) -> tensor<?x16xbf16>
+  return
+}
+
+// -----
+
+func.func @case(%x: tensor<?x8xf64>, %w: tensor<8xbf16>) {
+  // expected-error @+1 {{input element type f64 is not f32, f16 or bf16}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x8xf64>, tensor<8xbf16>) -> tensor<?x8xf64>
+  return
+}
