@@ -26,7 +26,7 @@ def stamp(tensor: torch.Tensor) -> Stamp:
     A change through `.data` leaves no trace, nor does any change of an inference tensor.
     """
     version = 0 if tensor.is_inference() else tensor._version
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), version
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), version
 
 
 def held(tensor: torch.Tensor) -> Held:

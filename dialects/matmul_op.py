@@ -240,8 +240,6 @@ def _broadcast_equal(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _result_error(rows: Sequence[int], parts: list[int], outs: list[Shaped]) -> str | None:
-    if not outs:
-        return "needs at least one result"
     for i, out in enumerate(outs):
         if out.quantized:
             if why := scheme_error(out) or quantize_error(out):
