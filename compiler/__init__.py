@@ -16,6 +16,8 @@
 |---|---|
 | compilation.py | `compile`: the whole flow on one page |
 | options.py | what can be chosen, and the environment variables |
+| exclusive.py | one compilation at a time |
+| changes.py | noticing that a tensor holds something else than it did |
 | frontend/ | checkpoints, GGUF files and torch modules to MLIR; the torch.compile backend |
 | torch_ops.py, torch_moe.py, torch_router.py | our torch operators |
 | torch_glu.py | gated linear units on tensors |

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.dispatch.subject import Machine
 from qfuse.compiler.dispatch.table import Row, rows_of
+from qfuse.compiler.exclusive import exclusive
 from qfuse.compiler.expert_layers import count_launches
 from qfuse.compiler.norms import count_norms
 from qfuse.compiler.options import CompileOptions
@@ -77,12 +78,13 @@ Progress = Callable[[str, int, int], None]
 """Called with a phase, how much of it is done, and how much there is."""
 
 
+@exclusive
 def compile(
     model: "torch.nn.Module | str | Path",
     example_inputs: Sequence[Any] | None = None,
     *,
     target: str = "cpu",
-    disable: Sequence[str] = (),
+    disable: Sequence[str] | str = (),
     dynamic_shapes: Any = None,
     max_len: int | None = None,
     logits: str = "last",
@@ -128,19 +130,26 @@ def compile(
     if isinstance(model, str | Path):
         from qfuse.compiler.frontend.huggingface import import_checkpoint
 
+        if example_inputs is not None or dynamic_shapes is not None:
+            raise QfuseError(
+                "example_inputs and dynamic_shapes are for torch modules; a checkpoint takes tokens"
+            )
         _report(progress, "import", 0, 1)
         imported = import_checkpoint(Path(model), max_len=max_len, logits=logits)
     else:
         from qfuse.compiler.frontend.module import import_module
 
-        if example_inputs is None:
-            raise QfuseError("compiling a torch module needs example_inputs, a sequence of tensors")
+        if max_len is not None or logits != "last":
+            raise QfuseError(
+                "max_len and logits are for checkpoints; a torch module is compiled as it is"
+            )
         _report(progress, "import", 0, 1)
         imported = import_module(model, example_inputs, dynamic_shapes, options.target.devices)
     _report(progress, "import", 1, 1)
     return compile_imported(imported, options, progress)
 
 
+@exclusive
 def compile_imported(
     imported: "Imported",
     options: CompileOptions,
@@ -236,6 +245,7 @@ def dispatch_table(module: ir.Module, machine: Machine) -> list[Row]:
         return rows_of(decisions_for(product, machine) for product in found)
 
 
+@exclusive
 def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] = ()) -> list[Row]:
     """The dispatch of a model on any machine.
 
@@ -293,6 +303,7 @@ def compile_kernels(
     return kernels
 
 
+@exclusive
 def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
     """Compile the graph of a model from its config alone, up to the fused IR; no weights."""
     from qfuse.compiler.frontend.huggingface import import_config

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from qfuse.compiler.changes import held, stamp
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects import matmul_op, registry
 from qfuse.dialects.bindings import func, ir
@@ -214,14 +215,15 @@ class PackedWeights:
                     "make it outside to have it packed once"
                 )
             return self._pack(weight, block)
-        stamp = (weight._version, weight.data_ptr(), tuple(weight.shape), weight.dtype, block)
+        form = tuple(weight.shape), weight.dtype, block
         with self._lock:
             found = self._packed.get(weight)
-        if found is not None and found[0] == stamp:
-            return found[1]
+        if found is not None and found[:2] == (form, stamp(weight)):
+            return found[-1]
+        content = held(weight)  # before it is packed: what changes meanwhile is noticed next time
         packed = self._pack(weight, block)
         with self._lock:
-            self._packed[weight] = stamp, packed
+            self._packed[weight] = form, content.stamp, content, packed
         return packed
 
     def _pack(self, weight: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

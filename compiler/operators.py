@@ -10,13 +10,13 @@ are operators of torch too (`torch.ops.qfuse.*`), so torch.compile and torch.exp
 They have no gradients.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from qfuse.compiler.exclusive import LOCK
 from qfuse.compiler.gemm import FP8, NAME, OUT, CpuGemm, Gemm, GpuGemm, Operands
 from qfuse.compiler.group_gemm import NAME as GROUP_NAME
 from qfuse.compiler.group_gemm import GroupGemm, GroupOperands
@@ -115,7 +115,6 @@ def _check_kinds(
 
 
 _COMPILED: dict[tuple[Gemm, str], CpuGemm | GpuGemm] = {}
-_COMPILING = threading.Lock()
 
 
 def _compiled(gemm: Gemm, device: torch.device) -> CpuGemm | GpuGemm:
@@ -123,7 +122,7 @@ def _compiled(gemm: Gemm, device: torch.device) -> CpuGemm | GpuGemm:
     target = _target(device)
     key = gemm, target
     if key not in _COMPILED:
-        with _COMPILING:
+        with LOCK:
             if key not in _COMPILED:
                 try:
                     options = CompileOptions.make(target)

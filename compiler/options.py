@@ -46,7 +46,7 @@ class CompileOptions:
     @staticmethod
     def make(
         target: str = "cpu",
-        disable: Sequence[str] = (),
+        disable: Sequence[str] | str = (),
         environment: Mapping[str, str] = os.environ,
         blas: str = "auto",
         verify: bool = False,
@@ -55,7 +55,8 @@ class CompileOptions:
     ) -> "CompileOptions":
         """Options from a caller's words and the environment; raises QfuseError on unknown ones.
 
-        Target "cuda" or "hip" is the GPU at hand, torch's current one.  `blas` says where library
+        Target "cuda" or "hip" is the GPU at hand, torch's current one.  `disable` is a sequence of
+        names, or text with commas between them.  `blas` says where library
         products are used: "auto", where they are measured or estimated faster; "on", wherever there
         is one; or "off".
         `quantize_rounding` says what norms quantize: "value", what the unfused program does, or
@@ -66,7 +67,8 @@ class CompileOptions:
         `QFUSE_CACHE_DIR` (where compiled kernels are kept).
         """
         from_environment = environment.get("QFUSE_DISABLE", "")
-        names = [*disable, *filter(None, from_environment.split(","))]
+        given = disable.split(",") if isinstance(disable, str) else disable
+        names = [*given, *filter(None, from_environment.split(","))]
         level = environment.get("QFUSE_CPU_LEVEL") or None
         if level is not None:
             choose_level(level)
@@ -102,10 +104,7 @@ class CompileOptions:
         known = ("target", "disable", "blas", "quantize_rounding", "tune")
         if unknown := sorted(set(options) - set(known)):
             raise QfuseError(f"no compile option '{unknown[0]}'; there are {', '.join(known)}")
-        words = dict(options)
-        if isinstance(words.get("disable"), str):
-            words["disable"] = words["disable"].split(",")
-        return CompileOptions.make(**words)
+        return CompileOptions.make(**options)
 
     @property
     def tuned_dir(self) -> Path | None:

@@ -110,6 +110,8 @@ def make_stage(name: str, options: str = "") -> Stage:
     if name in ALL_PASSES:
         cls = ALL_PASSES[name]
         return Stage(name + (f"{{{options}}}" if options else ""), cls(**_options(cls, options)))
+    if not name:
+        raise QfuseError("a pass without a name; see --list-passes")
     text = name + (f"{{{options}}}" if options else "")
     _check_upstream(name, text)
     return Stage(text)

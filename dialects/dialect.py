@@ -58,14 +58,12 @@ def _count_error(
     if ext.Variadicity.variadic in kinds:
         return None
     optional = kinds.count(ext.Variadicity.optional)
-    if optional < 2:  # the count alone tells whether the one is there
-        wanted = f"{len(fields)}" if optional == 0 else f"{len(fields) - 1} or {len(fields)}"
-        return (
-            None if 0 <= len(fields) - count <= optional else f"has {count} {kind}s, not {wanted}"
-        )
     name = f"{kind}SegmentSizes"
-    if name not in op.attributes:
-        return f"needs the attribute {name}"
+    if optional < 2 and not 0 <= len(fields) - count <= optional:
+        wanted = f"{len(fields)}" if optional == 0 else f"{len(fields) - 1} or {len(fields)}"
+        return f"has {count} {kind}s, not {wanted}"
+    if name not in op.attributes:  # with one optional field, the count tells whether it is there
+        return None if optional < 2 else f"needs the attribute {name}"
     sizes = op.attributes[name]
     legal = (
         isinstance(sizes, ir.DenseI32ArrayAttr)

@@ -1,6 +1,6 @@
 """`qfuse.matmul`: a product with its epilogue, and the terminator of that epilogue."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from qfuse.dialects.bindings import ext, ir
@@ -15,7 +15,6 @@ from qfuse.dialects.types import Shaped, is_float, scheme_error, shaped
 from qfuse.dialects.verify import (
     DYNAMIC,
     shape_text,
-    shapes_agree,
 )
 
 EPILOGUE_DIALECTS = ("arith", "math")
@@ -241,15 +240,13 @@ def _broadcast_equal(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _result_error(rows: Sequence[int], parts: list[int], outs: list[Shaped]) -> str | None:
-    if not outs:
-        return "needs at least one result"
     for i, out in enumerate(outs):
         if out.quantized:
             if why := scheme_error(out) or quantize_error(out):
                 return f"result {i}: {why}"
         elif not is_float(out):
             return f"result {i} has element type {out.dtype}; use f32, f16, bf16 or a qtensor"
-        if not shapes_agree(out.shape[:-1], rows):
+        if out.shape[:-1] != tuple(rows):
             return (
                 f"result {i} has shape {shape_text(out.shape)}, but the rows of x are "
                 f"{shape_text(rows)}"
@@ -350,16 +347,24 @@ def _gives_scale(op: ir.Operation) -> bool:
 
 def accumulators_of(value: ir.Value, num_parts: int) -> set[int]:
     """Which accumulators of an epilogue region a value in it depends on."""
-    found: set[int] = set()
+    numbers = (v.arg_number for v in behind(value) if isinstance(v, ir.BlockArgument))
+    return {number for number in numbers if number < num_parts}
+
+
+def behind(value: ir.Value) -> Iterator[ir.Value]:
+    """`value`, and all that it is computed from in an epilogue region, each once."""
+    # Each once: a chain whose links read the one before them twice has 2 to the power of its
+    # length paths, and one that reads itself, which MLIR refuses only after us, has no end.
+    seen: set[ir.Value] = set()
     stack = [value]
     while stack:
         current = stack.pop()
-        if isinstance(current, ir.BlockArgument):
-            if current.arg_number < num_parts:
-                found.add(current.arg_number)
-        else:
+        if current in seen:
+            continue
+        seen.add(current)
+        yield current
+        if not isinstance(current, ir.BlockArgument):
             stack.extend(current.owner.operands)
-    return found
 
 
 def build_matmul(

@@ -199,12 +199,15 @@ def shaped(type_: ir.Type) -> Shaped:
 
 def scheme_of(attr: SchemeAttr) -> Scheme:
     """The fields of a `#qfuse.scheme`; raises IllegalType if its block is no list of extents."""
-    params = attr.params
-    block, scale, *names = (params[0].maybe_downcast(), *params[1:])
-    if not isinstance(block, ir.DenseI64ArrayAttr):
-        raise IllegalType(f"the block of a scheme is an array<i64: rows, columns>, not {block}")
+    first, scale, *names = attr.params
+    try:
+        block = ir.DenseI64ArrayAttr(first)
+    except ValueError:  # `maybe_downcast` knows no array<bf16>, and fails
+        raise IllegalType(
+            f"the block of a scheme is an array<i64: rows, columns>, not {first}"
+        ) from None
     return Scheme(
-        tuple(ir.DenseI64ArrayAttr(block)),
+        tuple(block),
         str(ir.TypeAttr(scale).value),
         *(ir.StringAttr(name).value for name in names),
     )

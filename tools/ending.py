@@ -1,12 +1,24 @@
 """How a command ends: its exit code, and one line on stderr where something went wrong."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from qfuse.dialects.errors import QfuseError
 
 INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises QfuseError for wrong arguments, which argparse answers with its usage and exit code 2.
+
+    Subcommands get parsers of this class, too.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise QfuseError(f"{message}; see {self.prog} --help")
 
 
 def exit_code(name: str, command: Callable[[], int]) -> int:

@@ -11,13 +11,17 @@ from typing import Any
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.tools import measure_commands
-from qfuse.tools.ending import exit_code
+from qfuse.tools.ending import Parser, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `qfuse`; returns the exit code."""
-    args = _parser().parse_args(argv)
-    return exit_code("qfuse", lambda: args.run(args))
+
+    def command() -> int:
+        args = _parser().parse_args(argv)
+        return int(args.run(args))
+
+    return exit_code("qfuse", command)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -43,10 +47,9 @@ def _compile(args: argparse.Namespace) -> int:
 
     from qfuse.compiler.options import CompileOptions
 
-    disable = args.disable.split(",") if args.disable else ()
     options = CompileOptions.make(
         args.target,
-        disable,
+        args.disable or (),
         blas=args.blas,
         verify=args.verify,
         quantize_rounding=args.quantize_rounding,
@@ -57,6 +60,8 @@ def _compile(args: argparse.Namespace) -> int:
         if args.model is not None or args.max_len is not None:
             raise QfuseError("--config-only takes neither a checkpoint directory nor --max-len")
         return _compile_config(args, options)
+    if args.json:
+        raise QfuseError("--json needs --config-only; qfuse inspect --json shows an artifact")
     if args.emit != "artifact":
         raise QfuseError(f"--emit={args.emit} needs --config-only")
     if args.model is None:
@@ -234,7 +239,9 @@ def _progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int) -> None:
@@ -246,7 +253,7 @@ def _progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qfuse", description=__doc__)
+    parser = Parser(prog="qfuse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="compile a small model, compare, and report")

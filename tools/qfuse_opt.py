@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from qfuse.compiler import pipeline, remarks
 from qfuse.compiler.passes import ALL_PASSES
@@ -14,8 +14,8 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
 from qfuse.tools import diagnostics
 from qfuse.tools.diagnostics import Diagnostic
-from qfuse.tools.ending import exit_code
-from qfuse.tools.files import write_text
+from qfuse.tools.ending import Parser, exit_code
+from qfuse.tools.files import read_text, write_text
 
 if TYPE_CHECKING:
     from qfuse.compiler.verification import Verification
@@ -40,7 +40,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _run(args: argparse.Namespace, stages: list[pipeline.Stage]) -> int:
-    text = _read(args.input)
+    text = read_text(args.input)
     if args.reproducer:  # written first, so that a crash of the process leaves it behind
         write_text(args.reproducer, _reproducer(text, stages))
     chunks = _split(text) if args.split_input_file else [text]
@@ -162,15 +162,6 @@ def _split(text: str) -> list[str]:
     return ["\n".join(chunk) + "\n" for chunk in chunks]
 
 
-def _read(name: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise QfuseError(f"cannot read {name}: {reason}") from None
-
-
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:
     """Known flags through argparse; every other `--name[=options]` is a pass, in order."""
     # With an optional value, argparse would take the input after a bare --remarks for it.
@@ -179,12 +170,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[pipeline.Stage]]:
     argv = [a.replace(" ", _GAP) if _may_be_pass(a) else a for a in argv]
     args, rest = _parser().parse_known_args(argv)
     rest = [a.replace(_GAP, " ") for a in rest]
-    stages = pipeline.parse_pipeline(args.pass_pipeline) if args.pass_pipeline else []
+    text = args.pass_pipeline
+    stages = [] if text is None else pipeline.parse_pipeline(text)
     passes = [a for a in rest if a.startswith("--")]
     others = [a for a in rest if not a.startswith("--")]
     if others:
         raise QfuseError(f"unexpected argument '{others[0]}'; one input file at most")
-    if passes and args.pass_pipeline:
+    if passes and text is not None:
         raise QfuseError(f"{passes[0]} cannot be combined with --pass-pipeline; put it in there")
     for flag in passes:
         name, _, options = flag[2:].partition("=")
@@ -196,13 +188,8 @@ def _may_be_pass(argument: str) -> bool:
     return argument.startswith("--") and argument.partition("=")[0] not in _WITH_VALUE
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise QfuseError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="qfuse-opt",
         description=__doc__,
         epilog="Every other --NAME[=OPTIONS] is a pass; passes run in the order given. "

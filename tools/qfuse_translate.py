@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from qfuse.compiler import options
 from qfuse.compiler.passes.outline import kernel_functions, outline_computations
@@ -18,8 +17,8 @@ from qfuse.lowering.triton.kernel import Launch, TritonKernel, Variant
 from qfuse.lowering.triton.lower import lower_kernel
 from qfuse.lowering.triton.sass import sass_report
 from qfuse.tools import diagnostics
-from qfuse.tools.ending import exit_code
-from qfuse.tools.files import write_text
+from qfuse.tools.ending import Parser, exit_code
+from qfuse.tools.files import read_text, write_bytes, write_text
 
 FORMATS = ("ttir", "ttgir", "ptx", "cubin", "amdgcn", "hsaco", "sass-report")
 _ONLY = {"ptx": "cuda", "cubin": "cuda", "sass-report": "cuda", "amdgcn": "hip", "hsaco": "hip"}
@@ -41,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
         raise QfuseError(f"--to={args.to} writes one file per kernel; name a directory with -o")
     chosen = [
         (kernel, variant, launch)
-        for kernel in _lower(_read(args.input), args.input, gpu)
+        for kernel in _lower(read_text(args.input), args.input, gpu)
         for variant in kernel.variants
         if args.m is None or variant is kernel.variant(args.m)
         for launch in variant.launches
@@ -57,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         _print(args.output, json.dumps(reports, indent=1) + "\n")
     elif args.to in _BINARY:
         for binary in binaries:
-            _write_code(Path(args.output) / f"{binary.name}.{args.to}", binary.stages[args.to])
+            write_bytes(Path(args.output) / f"{binary.name}.{args.to}", binary.stages[args.to])
     else:
         texts = [
             f"{_heading(*each)}{binary.text(args.to).rstrip()}\n"
@@ -105,34 +104,11 @@ def _report(
     return {"kernel": kernel.name, "rows": variant.range_text, **sass_report(binary)}
 
 
-def _write_code(path: Path, code: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(code)
-    except OSError as error:
-        raise QfuseError(f"cannot write {path}: {error.strerror}") from None
-
-
 def _print(output: str, text: str) -> None:
     if output == "-":
         sys.stdout.write(text)
     else:
         write_text(Path(output), text)
-
-
-def _read(name: str) -> str:
-    if name == "-":
-        return sys.stdin.read()
-    try:
-        return Path(name).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise QfuseError(f"cannot read {name}: {reason}") from None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise QfuseError(message)
 
 
 def _rows(text: str) -> int:
@@ -142,7 +118,7 @@ def _rows(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="qfuse-translate", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="qfuse-translate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("input", nargs="?", default="-", help="an .mlir file, or - for standard input (default)")
     add("--to", required=True, choices=FORMATS, help="what to print or write")

@@ -23,6 +23,8 @@ from torch._guards import TracingContext
 from torch._subclasses import FakeTensorMode
 
 from qfuse.compiler import torch_ops
+from qfuse.compiler.changes import Held, held, stamp
+from qfuse.compiler.exclusive import exclusive
 from qfuse.compiler.frontend.fx_import import Argument, import_graph, simplify, unused
 from qfuse.compiler.frontend.imported import Imported, TensorSpec
 from qfuse.compiler.frontend.recompose import recompose_linears
@@ -119,38 +121,53 @@ class GraphProgram:
         self._fixed = tuple(fixed)
         self._names = names
         self._options = options
-        self._stamps: tuple[Any, ...] = ()
-        self._run: Compiled | None = None
+        self._made: _Made | None = None  # replaced as a whole: other threads may be reading it
 
     def __call__(self, *args: Any) -> Sequence[Any]:
-        run = self._run
-        if run is None or self._stamps != tuple(_stamp(args[i]) for i in self._fixed):
-            run = self._prepare(args)
-        return run(*args)
+        made = self._made
+        if made is None or not made.serves(args):
+            made = self._make(args)
+        return made.run(*args)
 
-    def _prepare(self, args: Sequence[Any]) -> Compiled:
+    @exclusive
+    def _make(self, args: Sequence[Any]) -> "_Made":
         """Compile for the weights in `args`; on any refusal, leave a remark and run on torch."""
-        if self._run is not None:
-            self._release_changing(args)
-        self._stamps = tuple(_stamp(args[i]) for i in self._fixed)
+        if self._made is not None:
+            if self._made.serves(args):  # another thread was faster
+                return self._made
+            self._release_changing(self._made.changed(args), args)
+        # before they are packed: what changes meanwhile is noticed at the next call
+        weights = {i: held(args[i]) for i in self._fixed}
         try:
-            weights = {i: args[i] for i in self._fixed}
-            self._run = compile_graph(self._graph, weights, self._names, self._options)
+            tensors = {i: args[i] for i in self._fixed}
+            run = compile_graph(self._graph, tensors, self._names, self._options)
+            self._made = _Made(weights, run)
         except Exception as error:  # a fault of ours must not fail a program that torch can run
             _remark("a graph runs on torch", error)
-            self._fixed, self._stamps, self._run = (), (), self._graph.forward
-        return self._run
+            self._made = _Made({}, self._graph.forward)
+        return self._made
 
-    def _release_changing(self, args: Sequence[Any]) -> None:
+    def _release_changing(self, changed: Sequence[int], args: Sequence[Any]) -> None:
         """A buffer that changed between calls is an input and no weight: read it at every call."""
-        changed = [
-            i
-            for i, stamp in zip(self._fixed, self._stamps, strict=True)
-            if _stamp(args[i]) != stamp
-        ]
         log.warning("remark: %d weights changed between calls; compiling again", len(changed))
         buffers = {i for i in changed if not isinstance(args[i], torch.nn.Parameter)}
         self._fixed = tuple(i for i in self._fixed if i not in buffers)
+
+
+class _Made:
+    """What a graph was compiled to, for weights at some positions of its arguments."""
+
+    def __init__(self, weights: Mapping[int, Held], run: Compiled) -> None:
+        self.run = run
+        self._weights = weights
+        self._stamps = [(i, weight.stamp) for i, weight in weights.items()]
+
+    def serves(self, args: Sequence[Any]) -> bool:
+        return all(stamp(args[i]) == old for i, old in self._stamps)
+
+    def changed(self, args: Sequence[Any]) -> list[int]:
+        """The positions of the weights that `args` have others for."""
+        return [i for i, old in self._stamps if stamp(args[i]) != old]
 
 
 def compile_graph(
@@ -331,11 +348,6 @@ def _fixed_inputs() -> list[int]:
         return []
     mutated = {i for i, info in enumerate(metadata.input_info) if info.mutates_data}
     return [i for i in metadata.static_input_indices if i not in mutated]
-
-
-def _stamp(tensor: torch.Tensor) -> tuple[int, int]:
-    """Changes whenever the content of a tensor may have changed."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _boxed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ _PARAMETERS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 def import_module(
     model: torch.nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | None,
     dynamic_shapes: Any = None,
     devices: Sequence[str] = ("cpu", "meta"),
 ) -> Imported:
@@ -30,25 +30,11 @@ def import_module(
 
     Linear layers that another library quantized (quantized_modules.py) are imported with their
     codes and scales; `model` itself stays as it is.
-    Parameters, buffers and constants become parameters of the program.  Raises QfuseError if
-    torch cannot export the model, if it changes a buffer or an input, or if an operator cannot
-    be imported.
+    Parameters, buffers and constants become parameters of the program.  Raises QfuseError for
+    what is no module or no sequence, if torch cannot export the model, if it changes a buffer or
+    an input, or if an operator cannot be imported.
     """
-    training = model.training
-    try:
-        with torch.no_grad(), adopted_linears(model) as adopted:
-            exported = torch.export.export(
-                adopted.eval(), tuple(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
-            ).run_decompositions({})
-    except QfuseError:
-        raise
-    except Exception as error:  # torch.export raises whatever the model's code does
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise QfuseError(f"torch.export cannot export {type(model).__name__}: {reason}") from error
-    finally:
-        model.train(training)
-
+    exported = _export(model, example_inputs, dynamic_shapes)
     tensors = {**exported.state_dict, **exported.constants}
     arguments: dict[str, Argument] = {}
     parameters: dict[str, torch.Tensor] = {}
@@ -100,6 +86,36 @@ def import_module(
         ),
         outputs=tuple(_spec(node, a.name) for node, a in zip(live, results, strict=True)),
     )
+
+
+def _export(
+    model: torch.nn.Module, example_inputs: Sequence[Any] | None, dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """What torch.export makes of `model` in evaluation mode, with its linears adopted."""
+    if not isinstance(model, torch.nn.Module):
+        raise QfuseError(
+            f"a {type(model).__name__} is no model; give a torch module, or the path of a "
+            "checkpoint or GGUF file"
+        )
+    if example_inputs is None or isinstance(example_inputs, torch.Tensor):
+        raise QfuseError(
+            "compiling a torch module needs example_inputs, a sequence of tensors: (x,) for one"
+        )
+    training = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), adopted_linears(model) as adopted:
+            return torch.export.export(
+                adopted.eval(), tuple(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
+            ).run_decompositions({})
+    except QfuseError:
+        raise
+    except Exception as error:  # torch.export raises whatever the model's code does
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise QfuseError(f"torch.export cannot export {type(model).__name__}: {reason}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _spec(node: torch.fx.Node, name: str) -> TensorSpec:

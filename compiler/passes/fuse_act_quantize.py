@@ -19,7 +19,7 @@ from qfuse.compiler.passes.predicates import (
 from qfuse.compiler.pdl import Pattern, Patterns, Refusal, Verdict
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.elementwise_ops import GluOp, create_glu, glu_of, glu_operands
-from qfuse.dialects.matmul_op import MAX_RESULTS, build_with_scale, given_scales
+from qfuse.dialects.matmul_op import MAX_RESULTS, behind, build_with_scale, given_scales
 from qfuse.dialects.types import shaped
 
 
@@ -135,14 +135,9 @@ def has_room_for_result(quantize: ir.Operation, y: ir.Value) -> Verdict:
 
 def ends_in_activation(_quantize: ir.Operation, y: ir.Value) -> Verdict:
     """What is quantized, that is: another result of the product may be another value."""
-    stack = [_yielded(y)]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, ir.BlockArgument):
-            continue
-        if value.owner.operation.name in _ACTIVATION_OPS:
+    for value in behind(_yielded(y)):
+        if isinstance(value, ir.OpResult) and value.owner.operation.name in _ACTIVATION_OPS:
             return None
-        stack += value.owner.operands
     return Refusal(
         "the product has no activation in its epilogue, and quantizing a plain product's result "
         "there was measured slower than apart",

@@ -144,4 +144,6 @@ def _rows_of(op: ir.Operation) -> tuple[int, int] | None:
 
 def _has_operand(op: ir.Operation, field: int) -> bool:
     """Whether the optional operand `field` of an operation, and all before it, are there."""
+    if "operandSegmentSizes" not in op.attributes:  # not needed for one optional operand
+        return len(op.operands) > field
     return all(list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[: field + 1])

@@ -134,7 +134,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors |= {name: tensors[other] for name, other in metadata.pop("aliases").items()}
     except _CutShort:
         raise QfuseError(f"{path} is cut short: {len(mapped)} bytes are there") from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise QfuseError(f"{path} is a damaged qfuse artifact: {error!r}") from error
     return tensors, metadata
 

@@ -218,10 +218,11 @@ class Program:
             constants = {
                 int(name.removeprefix("value.")): tensor for name, tensor in tensors.items()
             }
-            program = Program(
-                plan, constants, kernels, metadata["info"], metadata["report"], target, load_kernel
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            info, report = metadata["info"], metadata["report"]
+            if not isinstance(info, dict) or not isinstance(report, dict):
+                raise TypeError("info and report are not tables")
+            program = Program(plan, constants, kernels, info, report, target, load_kernel)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise QfuseError(f"{path} is a damaged qfuse artifact: {error!r}") from error
         for kernel in kernels.values():
             needed = kernel.features if isinstance(kernel, CompiledKernel) else ()

@@ -88,10 +88,6 @@ class Product:
     def scaled(self) -> bool:
         return self.x.shaped.quantized or self.w.shaped.quantized
 
-    @property
-    def both_quantized(self) -> bool:
-        return self.x.shaped.quantized and self.w.shaped.quantized
-
     def factor_type(self, gpu: Gpu) -> str:
         """The element type that is multiplied on `gpu`."""
         if not self.x.shaped.quantized:
@@ -216,7 +212,18 @@ def refuse(op: ir.Operation, x: Shaped, w: Shaped, results: list[Shaped], gpu: G
             )
         if result.scheme.scale not in SCALE_TYPES:
             return f"result {i} has scales of {result.scheme.scale}; use {', '.join(SCALE_TYPES)}"
-    return region_error(op.regions[0].blocks[0])
+    return _unread_error(op, results) or region_error(op.regions[0].blocks[0])
+
+
+def _unread_error(op: ir.Operation, results: list[Shaped]) -> str | None:
+    """Why there is nothing to multiply for results of some width, or None."""
+    parts = len(ir.DenseI64ArrayAttr(op.attributes["parts"]))
+    yielded = list(op.regions[0].blocks[0].operations)[-1].operation.operands
+    read = {r.shape[-1] for r, v in zip(results, yielded, strict=True) if accumulators_of(v, parts)}
+    for i, result in enumerate(results):
+        if result.shape[-1] not in read:
+            return f"result {i} does not depend on the product; compute it by operations of its own"
+    return None
 
 
 def _pair_error(x: Shaped, w: Shaped) -> str | None:

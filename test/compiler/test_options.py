@@ -18,6 +18,7 @@ def test_environment():
     assert options.disable == {"gate-up", "qkv", "rope"}
     assert options.level == "generic"
     assert options.cache_dir == Path("/somewhere/kernels")
+    assert CompileOptions.make(disable="rope, qkv").disable == {"rope", "qkv"}
     assert CompileOptions.make(disable=["all"], environment=environment).disable == set(FUSIONS)
 
 

@@ -120,6 +120,21 @@ def test_weights_of_an_unquantized_model_may_change():
     torch.testing.assert_close(compiled(x), model(x))
 
 
+def test_weight_made_where_another_was_freed():
+    """The allocator gives the memory of a freed weight to the next one of its size."""
+    torch._dynamo.reset()
+    model, x = nn.Linear(256, 256, bias=False).requires_grad_(False), torch.randn(4, 256)
+    compiled = torch.compile(model, backend="qfuse")
+    compiled(x)
+    for _ in range(50):
+        address, model.weight = model.weight.data_ptr(), None
+        model.weight = nn.Parameter(torch.randn(256, 256), requires_grad=False)
+        torch.testing.assert_close(compiled(x), model(x))
+        if model.weight.data_ptr() == address:
+            return
+    pytest.fail("no weight was made where another was freed")
+
+
 def test_graph_break_runs(block, caplog):
     def function(x: torch.Tensor) -> torch.Tensor:
         y = block(x)
@@ -194,9 +209,33 @@ def test_model_that_changes_its_buffers():
         compile(Counter(), (torch.randn(3),))
 
 
-def test_compile_needs_inputs(block):
-    with pytest.raises(QfuseError, match="needs example_inputs"):
-        compile(block)
+@pytest.mark.parametrize(
+    ("arguments", "choices", "why"),
+    [
+        ((), {}, "needs example_inputs"),
+        ((torch.ones(160),), {}, r"needs example_inputs, a sequence of tensors: \(x,\) for one"),
+        (((),), {"max_len": 4}, "max_len and logits are for checkpoints"),
+        (((),), {"logits": "all"}, "max_len and logits are for checkpoints"),
+    ],
+)
+def test_arguments_of_a_module(block, arguments, choices, why):
+    with pytest.raises(QfuseError, match=why):
+        compile(block, *arguments, **choices)
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(QfuseError, match="a function is no model; give a torch module"):
+        compile(lambda x: x, (torch.ones(3),))
+    with pytest.raises(QfuseError, match="example_inputs and dynamic_shapes are for torch modules"):
+        compile(tmp_path, (torch.ones(3),))
+
+
+def test_modes_of_a_model_stay(block):
+    """A frozen part of a model that is trained stays in evaluation mode."""
+    block.train()
+    block.norm.eval()
+    compile(block, (inputs(3, 160),))
+    assert block.training and block.gate.training and not block.norm.training
 
 
 @pytest.mark.parametrize(

@@ -473,3 +473,20 @@ func.func @case(%x: tensor<?x64xbf16>, %w: tensor<4x40x64xbf16>, %indptr: tensor
   }) {parts = array<i64: 40>, maps = ["[E,N]"], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>, tensor<4x40x64xbf16>, tensor<5xi32>, tensor<?x2xi32>, tensor<1x40xbf16>) -> tensor<?x2x40xbf16>
   return
 }
+
+// -----
+
+// One optional operand needs no segment sizes; where they are, they are right.
+func.func @case(%y: tensor<?x2x64xbf16>, %slots: tensor<?x2xi32>, %weights: tensor<?x2xf32>) {
+  // expected-error @+1 {{operandSegmentSizes is array<i8: 1, 1, 1, 0>; expected 0 or 1, as i32, for each of y, slots, weights, residual, 3 in all}}
+  %sum = "qfuse.combine"(%y, %slots, %weights) {operandSegmentSizes = array<i8: 1, 1, 1, 0>} : (tensor<?x2x64xbf16>, tensor<?x2xi32>, tensor<?x2xf32>) -> tensor<?x64xbf16>
+  return
+}
+
+// -----
+
+func.func @case(%y: tensor<?x64xbf16>, %slots: tensor<?x2xi32>, %weights: tensor<?x2xf32>) {
+  // expected-error @+1 {{y is tensor<?x64xbf16>; expected a float [T, k, N]}}
+  %sum = "qfuse.combine"(%y, %slots, %weights) : (tensor<?x64xbf16>, tensor<?x2xi32>, tensor<?x2xf32>) -> tensor<?x64xbf16>
+  return
+}

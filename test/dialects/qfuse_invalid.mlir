@@ -1849,3 +1849,46 @@ func.func @case(%x: !x, %n: !n, %w: !w, %s: !s) {
   }) {parts = array<i64: 300>, maps = ["[]"], operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (!x, !w, !s) -> !xq
   return
 }
+
+// -----
+
+// Rows of a product are those of x, known or not.
+func.func @case(%x: tensor<?x8xbf16>, %w: tensor<16x8xbf16>) {
+  // expected-error @+1 {{result 0 has shape [5, 16], but the rows of x are [?]}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  }) {parts = array<i64: 16>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x8xbf16>, tensor<16x8xbf16>) -> tensor<5x16xbf16>
+  return
+}
+
+// -----
+
+// The bindings have no class for arrays of every element type.
+!w = !qfuse.qtensor<tensor<4x4xf8E4M3FN>, #qfuse.scheme<array<bf16>, f32, "none", "none", "row_major">>
+func.func @case(%w: !w) {
+  // expected-error @+1 {{the block of a scheme is an array<i64: rows, columns>, not array<bf16>}}
+  %q = "qfuse.concat"(%w, %w) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (!w, !w) -> !w
+  return
+}
+
+// -----
+
+func.func @case(%x: tensor<?x8xbf16>, %w: tensor<16x8xbf16>) {
+  // expected-error @+1 {{the epilogue region must be one block}}
+  %y = "qfuse.matmul"(%x, %w) ({
+  ^bb0(%acc: f32):
+    "qfuse.yield"(%acc) : (f32) -> ()
+  ^bb1(%other: f32):
+    "qfuse.yield"(%other) : (f32) -> ()
+  }) {parts = array<i64: 16>, maps = [], operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x8xbf16>, tensor<16x8xbf16>) -> tensor<?x16xbf16>
+  return
+}
+
+// -----
+
+func.func @case(%x: tensor<?x8xf64>, %w: tensor<8xbf16>) {
+  // expected-error @+1 {{input element type f64 is not f32, f16 or bf16}}
+  %y = "qfuse.rms_norm"(%x, %w) {eps = 1.0e-6 : f64, offset = 0.0 : f64, rounding = "before", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x8xf64>, tensor<8xbf16>) -> tensor<?x8xf64>
+  return
+}

@@ -193,3 +193,30 @@ func.func @norm_of_a_part(%x: !x, %w: !torch.vtensor<[512,512],f8E4M3FN>, %s: !t
   %c = torch.aten.to.dtype %g, %int6, %false, %false, %none : !h, !torch.int, !torch.bool, !torch.bool, !torch.none -> !f
   return %c, %u : !f, !h
 }
+
+// -----
+
+// More parts than a product has results.
+// CHECK-LABEL: func.func @six_parts
+// CHECK:         "qfuse.matmul"
+// CHECK:         torch.aten.split.Tensor
+!x = !torch.vtensor<[?,512],bf16>
+!h = !torch.vtensor<[?,128],bf16>
+func.func @six_parts(%x: !x, %w: !torch.vtensor<[768,512],f8E4M3FN>, %s: !torch.vtensor<[6,4],f32>) -> (!h, !h, !h, !h, !h, !h) {
+  %none = torch.constant.none
+  %packing = torch.constant.str "none"
+  %dynamic = torch.constant.str "dynamic"
+  %int1 = torch.constant.int 1
+  %int128 = torch.constant.int 128
+  %wb = torch.prim.ListConstruct %int128, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  %xb = torch.prim.ListConstruct %int1, %int128 : (!torch.int, !torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{quantized-linear: fired}}
+  %y = torch.operator "torch.qfuse.quantized_linear"(%x, %w, %s, %none, %wb, %xb, %packing, %dynamic, %none, %none) : (!x, !torch.vtensor<[768,512],f8E4M3FN>, !torch.vtensor<[6,4],f32>, !torch.none, !torch.list<int>, !torch.list<int>, !torch.str, !torch.str, !torch.none, !torch.none) -> !torch.vtensor<[?,768],bf16>
+  %width = torch.constant.int 128
+  %im1 = torch.constant.int -1
+  // expected-remark @+1 {{split-product: refused at torch.aten.split.Tensor: there are 6 parts, and a product has at most 4}}
+  %l = torch.aten.split.Tensor %y, %width, %im1 : !torch.vtensor<[?,768],bf16>, !torch.int, !torch.int -> !torch.list<vtensor>
+  %g, %u, %2, %3, %4, %5 = torch.prim.ListUnpack %l : !torch.list<vtensor> -> !h, !h, !h, !h, !h, !h
+  %a = torch.aten.sigmoid %g : !h -> !h
+  return %a, %u, %2, %3, %4, %5 : !h, !h, !h, !h, !h, !h
+}

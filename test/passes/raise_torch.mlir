@@ -153,6 +153,20 @@ func.func @torch_rms_norm(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[
 
 // -----
 
+// torch would give a result of the wider type.
+// CHECK-LABEL: func.func @weight_of_a_wider_type
+// CHECK-NOT:     qfuse.rms_norm
+func.func @weight_of_a_wider_type(%x: !torch.vtensor<[?,512],bf16>, %w: !torch.vtensor<[512],f32>) -> !torch.vtensor<[?,512],f32> {
+  %int512 = torch.constant.int 512
+  %eps = torch.constant.float 1.0E-5
+  %shape = torch.prim.ListConstruct %int512 : (!torch.int) -> !torch.list<int>
+  // expected-remark @+1 {{rms-norm: refused at torch.aten.rms_norm: the result is tensor<?x512xf32> for an input tensor<?x512xbf16> and weight tensor<512xf32>; give the weight the input's element type}}
+  %y = torch.aten.rms_norm %x, %shape, %w, %eps : !torch.vtensor<[?,512],bf16>, !torch.list<int>, !torch.vtensor<[512],f32>, !torch.float -> !torch.vtensor<[?,512],f32>
+  return %y : !torch.vtensor<[?,512],f32>
+}
+
+// -----
+
 // silu(gate) * up next to a norm becomes a GLU; the residual add becomes qfuse's, too.
 // CHECK-LABEL: func.func @glu_and_residual
 // CHECK:         "qfuse.rms_norm"

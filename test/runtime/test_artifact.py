@@ -128,6 +128,8 @@ def test_files_that_are_no_artifacts(program: Program, tmp_path: Path) -> None:
         "a safetensors file but not a qfuse artifact": with_header(kind="other"),
         "damaged": with_header(plan='{"parameters": []}'),
         "is a damaged": with_header(kernels='[{"name": "nothing"}]'),
+        "damaged.*AttributeError": with_header(aliases="[]"),
+        "info and report are not tables": with_header(info="99"),
     }
     for message, data in wrong.items():
         path.write_bytes(data)

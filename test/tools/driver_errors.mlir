@@ -15,6 +15,15 @@
 // RUN: not qfuse-opt %s --pass-pipeline='module(cse)' 2>&1 | filecheck %s --check-prefix FORM
 // FORM: qfuse-opt: error: pipeline 'module(cse)' is not of the form builtin.module(pass,...)
 
+// RUN: not qfuse-opt %s --pass-pipeline= 2>&1 | filecheck %s --check-prefix EMPTY
+// EMPTY: qfuse-opt: error: pipeline '' is not of the form builtin.module(pass,...)
+
+// RUN: not qfuse-opt %s --= 2>&1 | filecheck %s --check-prefix NAMELESS
+// NAMELESS: qfuse-opt: error: a pass without a name; see --list-passes
+
+// RUN: head -c 4000 %python | not qfuse-translate --to=ttir 2>&1 | filecheck %s --check-prefix BINARY
+// BINARY: qfuse-translate: error: cannot read -: not a text file
+
 // RUN: not qfuse-opt %s --pass-pipeline='builtin.module(func.func(cse)' 2>&1 | filecheck %s --check-prefix BRACKET
 // BRACKET: qfuse-opt: error: pipeline: unbalanced brackets
 

@@ -188,11 +188,19 @@ def test_missing_arguments(checkpoints, capsys):
     assert "-o" in fails(capsys, "compile", str(checkpoints()))
 
 
+def test_wrong_words(capsys):
+    assert "choose from 'demo', 'compile'" in fails(capsys, "frob")
+    assert "required: COMMAND; see qfuse --help" in fails(capsys)
+    assert "--suite; see qfuse bench --help" in fails(capsys, "bench")
+    assert "unrecognized arguments: --fast" in fails(capsys, "inspect", "m.qfuse", "--fast")
+
+
 def test_arguments_that_do_not_go_together(checkpoints, tmp_path, capsys):
     model, config = str(checkpoints()), str(checkpoints() / "config.json")
     out = tmp_path / "out"
     message = fails(capsys, "compile", model, "--emit=fused-ir", "-o", str(out))
     assert message == "--emit=fused-ir needs --config-only"
+    assert "--json needs --config-only" in fails(capsys, "compile", model, "--json", "-o", str(out))
     assert "takes neither" in fails(capsys, "compile", model, "--config-only", config)
     assert "takes neither" in fails(capsys, "compile", "--config-only", config, "--max-len", "9")
     assert "use 2 or more" in fails(capsys, "demo", "--tokens", "1")
