@@ -1,5 +1,7 @@
 """What all tests share: a cache of kernels, tiny checkpoints, and ways to damage copies of them."""
 
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from qfuse.lowering.cache_file import read_cached, write_cached
+from qfuse.lowering.cpu import codegen
 from qfuse.tools.demo_checkpoint import TINY, write_demo_checkpoint
 
 torch.set_num_threads(1)
@@ -29,6 +33,32 @@ if os.environ.get("CI"):
 # cache is read, so a stale entry there cannot hide a fault.
 if "QFUSE_CACHE_DIR" not in os.environ:
     os.environ["QFUSE_CACHE_DIR"] = tempfile.mkdtemp(prefix="qfuse-test-cache-")
+
+OBJECTS = Path(os.environ["QFUSE_CACHE_DIR"]) / "objects-of-texts"
+
+
+def _once(compile_text: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    """One text is compiled once in a run, in whichever process, into whichever cache.
+
+    The object depends on nothing else on one machine.  Most of what tests take is compiling, and
+    a quarter of the kernels have the text of another's, by a test with a cache of its own or by
+    one whose types are written otherwise.  That a cache is used is seen by the calls of
+    `compile_kernel`.
+    """
+
+    @functools.wraps(compile_text)
+    def compiled(text: str) -> bytes:
+        path = OBJECTS / hashlib.sha256(text.encode()).hexdigest()
+        if (found := read_cached(path)) is not None:
+            return found[1]
+        code = compile_text(text)
+        write_cached(path, None, code)
+        return code
+
+    return compiled
+
+
+codegen.compile_text = _once(codegen.compile_text)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
