@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from qfuse.lowering.cache_file import read_cached, write_cached
 from qfuse.lowering.cpu import codegen
+from qfuse.lowering.cpu.cpu import missing_flags
 from qfuse.tools.demo_checkpoint import TINY, write_demo_checkpoint
 
 torch.set_num_threads(1)
@@ -59,6 +60,30 @@ def _once(compile_text: Callable[[str], bytes]) -> Callable[[str], bytes]:
 
 
 codegen.compile_text = _once(codegen.compile_text)
+
+EXHAUSTIVE = bool(os.environ.get("QFUSE_EXHAUSTIVE"))
+"""Whether tests run in full that take a part of their cases in other runs."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quick_level: compiled for the CPU at avx2, see conftest.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Compile a test marked `quick_level` at avx2, whose kernels compile in half the time.
+
+    For files that compile many programs: what they hold of fusions, plans and sources of weights
+    is no matter of a level, and other files of theirs compile at the best one: clamped_glu,
+    fusion_table and norm_quantize beside the numerics of fusions, checkpoint_end_to_end and
+    scheme_programs beside the sources.  That every kernel is right at every level is held in
+    test/lowering/cpu.  With QFUSE_EXHAUSTIVE all compile at the best level.
+    """
+    if item.get_closest_marker("quick_level") is None or EXHAUSTIVE or missing_flags("avx2"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QFUSE_CPU_LEVEL", "avx2")
+        return (yield)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

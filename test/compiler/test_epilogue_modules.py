@@ -11,6 +11,8 @@ from qfuse.compiler import compile
 from qfuse.compiler.frontend.linear import quantize_linears
 from qfuse.compiler.runtime.plan import KernelStep
 
+pytestmark = pytest.mark.quick_level
+
 WIDTH, HIDDEN = 160, 200
 
 Layer = Callable[[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]

@@ -9,6 +9,8 @@ from torch import nn
 from qfuse.compiler import compile
 from qfuse.compiler.torch_ops import quantize_blocks
 
+pytestmark = pytest.mark.quick_level
+
 FUSED = ("norm-quantize", "gate-up", "product-quantize", "combine-residual", "product-combine")
 
 

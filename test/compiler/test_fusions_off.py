@@ -1,38 +1,19 @@
 """Models with each fusion off, and with all: the same bits, and what remarks say they save."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf_models
 import pytest
 import torch
+from loading import Model
 
-from qfuse.compiler.compilation import compile_imported
-from qfuse.compiler.frontend.huggingface import import_checkpoint
-from qfuse.compiler.options import FUSIONS, CompileOptions
+from qfuse.compiler.options import FUSIONS
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.report import Savings
-from qfuse.dialects.bindings import ir
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-
-
-class Model:
-    """A tiny model, imported once, compiled as often as a test wants."""
-
-    def __init__(self, path: Path) -> None:
-        self.imported = import_checkpoint(path, max_len=16, logits="all")
-        self.text = self.imported.module.operation.get_asm(enable_debug_info=True)
-        self.made: dict[tuple[str, ...], Executable] = {}
-
-    def compile(self, *disable: str) -> Executable:
-        if disable not in self.made:
-            module = ir.Module.parse(self.text, self.imported.context)
-            options = CompileOptions.make("cpu", disable)
-            self.made[disable] = compile_imported(replace(self.imported, module=module), options)
-        return self.made[disable]
 
 
 PATTERNS = {
@@ -74,7 +55,7 @@ def models(
                 # two layers meet in qwen3; DeepSeek's first one is dense
                 layers = 2 if name in ("qwen3", "deepseek_v3") else 1
                 path = checkpoints(architecture=name, layers=layers)
-            found[name] = Model(path)
+            found[name] = Model(path, max_len=16)
         return found[name]
 
     return get

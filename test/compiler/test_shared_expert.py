@@ -14,6 +14,8 @@ from qfuse.compiler import compile, load
 from qfuse.compiler.frontend.lazy_tensors import Filled
 from qfuse.compiler.runtime.program import Program
 
+pytestmark = pytest.mark.quick_level
+
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
