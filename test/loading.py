@@ -1,13 +1,11 @@
 """What the tests of all readers do with a file: load it, and look at each layer."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qfuse.compiler.compilation import compile_imported
 from qfuse.compiler.frontend import baseline
 from qfuse.compiler.frontend.huggingface import (
     empty_model,
@@ -18,26 +16,7 @@ from qfuse.compiler.frontend.huggingface import (
 from qfuse.compiler.frontend.lazy_tensors import LazyTensors
 from qfuse.compiler.frontend.linear import QuantizedLinear
 from qfuse.compiler.frontend.source import open_source
-from qfuse.compiler.options import CompileOptions
-from qfuse.compiler.runtime.executable import Executable
-from qfuse.dialects.bindings import ir
 from qfuse.dialects.errors import QfuseError
-
-
-class Model:
-    """A checkpoint or GGUF file, imported once, compiled as often as a test wants."""
-
-    def __init__(self, path: Path, max_len: int, logits: str = "all") -> None:
-        self.imported = import_checkpoint(path, max_len=max_len, logits=logits)
-        self.text = self.imported.module.operation.get_asm(enable_debug_info=True)
-        self.made: dict[tuple[str, ...], Executable] = {}
-
-    def compile(self, *disable: str) -> Executable:
-        if disable not in self.made:
-            module = ir.Module.parse(self.text, self.imported.context)
-            options = CompileOptions.make("cpu", disable)
-            self.made[disable] = compile_imported(replace(self.imported, module=module), options)
-        return self.made[disable]
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> tuple[Any, LazyTensors]:

@@ -6,7 +6,8 @@ import compressed_models
 import gguf_models
 import pytest
 import torch
-from loading import Model, error, logits
+from imported_once import file_once
+from loading import error, logits
 from torch import nn
 
 from qfuse.compiler import compile, load
@@ -78,7 +79,7 @@ def compressed(path, preset, architecture="qwen3"):
 
 def check(path, tmp_path):
     """Prefill, decode, fusions off, saved and loaded."""
-    model = Model(path, max_len=32)
+    model = file_once(path, max_len=32)
     exe, plain = model.compile(), model.compile("all")
     expected = logits(path, torch.tensor([PROMPT]))[0]
     assert error(exe.logits(PROMPT)[0], expected) < CLOSE
