@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from qfuse.compiler.frontend import huggingface
+from qfuse.compiler.frontend.imported import Imported
+from qfuse.dialects.bindings import ir
 from qfuse.lowering.cache_file import read_cached, write_cached
 from qfuse.lowering.cpu import codegen
 from qfuse.lowering.cpu.cpu import missing_flags
@@ -60,6 +64,33 @@ def _once(compile_text: Callable[[str], bytes]) -> Callable[[str], bytes]:
 
 
 codegen.compile_text = _once(codegen.compile_text)
+
+CHECKPOINTS = tempfile.mkdtemp(prefix="qfuse-test-checkpoints-")
+
+
+def _import_once(import_checkpoint: Callable[..., Imported]) -> Callable[..., Imported]:
+    """A checkpoint of the `checkpoints` fixture is imported once in a process with each choice.
+
+    Nothing changes those; what is `editable` is imported as often as a test says.
+    """
+    found: dict[str, tuple[Imported, str]] = {}
+
+    @functools.wraps(import_checkpoint)
+    def imported(path: str | Path, **choices: Any) -> Imported:
+        if not str(path).startswith(CHECKPOINTS):
+            return import_checkpoint(path, **choices)
+        key = f"{path} {sorted(choices.items())}"
+        if key not in found:
+            made = import_checkpoint(path, **choices)
+            found[key] = made, made.module.operation.get_asm(enable_debug_info=True)
+            return made
+        made, text = found[key]
+        return replace(made, module=ir.Module.parse(text, made.context))
+
+    return imported
+
+
+huggingface.import_checkpoint = _import_once(huggingface.import_checkpoint)
 
 EXHAUSTIVE = bool(os.environ.get("QFUSE_EXHAUSTIVE"))
 """Whether tests run in full that take a part of their cases in other runs."""
@@ -122,15 +153,16 @@ class Editable:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def checkpoints() -> Iterator[Callable[..., Path]]:
     """Path of the tiny checkpoint of some choices, written once per session."""
-    root = tmp_path_factory.mktemp("checkpoints")
+    root = Path(CHECKPOINTS)
 
     def get(**choices: Any) -> Path:
         name = "-".join(f"{k}={v}" for k, v in sorted(choices.items())) or "default"
         return write_demo_checkpoint(root / name, **(TINY | choices))
 
-    return get
+    yield get
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
