@@ -118,7 +118,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The main process, which made the cache before it started the workers, removes it."""
+    """The main process, which made the cache before it started the workers, removes it.
+
+    Checkpoints are each process's own.
+    """
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)
     directory = os.environ["QFUSE_CACHE_DIR"]
     if not hasattr(config, "workerinput") and "qfuse-test-cache-" in directory:
         shutil.rmtree(directory, ignore_errors=True)
@@ -153,7 +157,7 @@ class Editable:
 
 
 @pytest.fixture(scope="session")
-def checkpoints() -> Iterator[Callable[..., Path]]:
+def checkpoints() -> Callable[..., Path]:
     """Path of the tiny checkpoint of some choices, written once per session."""
     root = Path(CHECKPOINTS)
 
@@ -161,8 +165,7 @@ def checkpoints() -> Iterator[Callable[..., Path]]:
         name = "-".join(f"{k}={v}" for k, v in sorted(choices.items())) or "default"
         return write_demo_checkpoint(root / name, **(TINY | choices))
 
-    yield get
-    shutil.rmtree(root, ignore_errors=True)
+    return get
 
 
 @pytest.fixture
