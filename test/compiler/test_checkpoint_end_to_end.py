@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from imported_once import file_once
 
 from qfuse.compiler import compile, load
 from qfuse.compiler.frontend import baseline
@@ -51,7 +52,8 @@ def test_saved_program_generates_the_same(checkpoints, tmp_path):
 def test_unquantized_checkpoint(checkpoints, architecture):
     """The fusions of a quantized one, of products with biases too, and not another bit."""
     directory = checkpoints(architecture=architecture, quantized=False)
-    exe, plain = (compile(directory, max_len=32, disable=d) for d in ([], ["all"]))
+    model = file_once(directory, max_len=32, logits="last")
+    exe, plain = model.compile(), model.compile("all")
     assert exe.generate(PROMPT, 8, eos=()) == plain.generate(PROMPT, 8, eos=())
     assert torch.equal(exe.logits(PROMPT), plain.logits(PROMPT))
     patterns = {p.name: p for p in exe.report().patterns}

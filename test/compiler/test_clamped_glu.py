@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from imported_once import module_once
 from torch import nn
 from torch.nn.functional import gelu, relu, silu
 
-from qfuse.compiler import compile
 from qfuse.compiler.frontend.linear import quantize_linears
 
 Gate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -51,8 +51,8 @@ def test_a_clamped_mlp_is_three_kernels(name: str) -> None:
     model = quantize_linears(Mlp(GATES[name]).bfloat16()).eval().requires_grad_(False)
     tokens = torch.export.Dim("tokens", min=1, max=64)
     example, shapes = (torch.randn(1, 5, 128).bfloat16(),), ({1: tokens},)
-    fused = compile(model, example, dynamic_shapes=shapes)
-    unfused = compile(model, example, dynamic_shapes=shapes, disable=["all"])
+    imported = module_once(model, example, shapes)
+    fused, unfused = imported.compile(), imported.compile("all")
     fired = {p.name: p.fired for p in fused.report().patterns}
     assert fired["glu"] == fired["gate-up"] == fired["product-quantize"] == 1
     assert len(fused.program.plan.steps) == 3 and len(unfused.program.plan.steps) == 6

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from imported_once import module_once
 from torch import nn
 from torch.nn import functional
 
-from qfuse.compiler import compile
 from qfuse.compiler.frontend.linear import quantize_linears
 from qfuse.compiler.runtime.plan import KernelStep
+
+pytestmark = pytest.mark.quick_level
 
 WIDTH, HIDDEN = 160, 200
 
@@ -97,8 +99,8 @@ def check(module: nn.Module) -> list[str]:
 
     tokens = torch.export.Dim("tokens", min=2, max=64)
     shapes = ({1: tokens}, {1: tokens})
-    fused = compile(module, arguments(5), dynamic_shapes=shapes)
-    plain = compile(module, arguments(5), dynamic_shapes=shapes, disable=["all"])
+    imported = module_once(module, arguments(5), shapes)
+    fused, plain = imported.compile(), imported.compile("all")
     kernels = [s.kernel for s in fused.program.plan.steps if isinstance(s, KernelStep)]
     for count in (5, 2, 17):
         x, residual = arguments(count)

@@ -21,6 +21,8 @@ from qfuse.dialects.registry import load_all
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
 
+pytestmark = pytest.mark.quick_level
+
 BINARY = [name for name, entry in arithmetic.ELEMENTWISE.items() if entry.operands == 2]
 UNARY = [name for name in arithmetic.ELEMENTWISE if name not in BINARY]
 ROW_INVARIANT = ("bias", "bias32", "one", "scalar")

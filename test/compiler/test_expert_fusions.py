@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from imported_once import module_once
 from torch import nn
 
-from qfuse.compiler import compile
 from qfuse.compiler.torch_ops import quantize_blocks
+
+pytestmark = pytest.mark.quick_level
 
 FUSED = ("norm-quantize", "gate-up", "product-quantize", "combine-residual", "product-combine")
 
@@ -102,8 +104,8 @@ def test_fused_equals_unfused(
         return torch.randn(count, hidden).bfloat16(), torch.randn(count, experts)
 
     shapes = ({0: tokens}, {0: tokens})
-    fused = compile(layer, arguments(5), dynamic_shapes=shapes)
-    plain = compile(layer, arguments(5), dynamic_shapes=shapes, disable=["all"])
+    imported = module_once(layer, arguments(5), shapes)
+    fused, plain = imported.compile(), imported.compile("all")
     patterns = {p.name: p.fired for p in fused.report().patterns}
     assert [patterns.get(name) for name in FUSED] == [1] * 5
     assert len(plain.program.plan.steps) - len(fused.program.plan.steps) == 5

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from programs import ACTIVATIONS, ROWS, TORCH, Program, Value
 from qfuse.dialects.glu import SWIGLU_OAI, Glu
 from qfuse.dialects.types import Shaped
 from qfuse.dialects.verify import DYNAMIC
+
+pytestmark = pytest.mark.quick_level
 
 some = settings(
     max_examples=6,

@@ -1,38 +1,19 @@
 """Models with each fusion off, and with all: the same bits, and what remarks say they save."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf_models
 import pytest
 import torch
+from imported_once import ImportedOnce, file_once
 
-from qfuse.compiler.compilation import compile_imported
-from qfuse.compiler.frontend.huggingface import import_checkpoint
-from qfuse.compiler.options import FUSIONS, CompileOptions
+from qfuse.compiler.options import FUSIONS
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.report import Savings
-from qfuse.dialects.bindings import ir
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-
-
-class Model:
-    """A tiny model, imported once, compiled as often as a test wants."""
-
-    def __init__(self, path: Path) -> None:
-        self.imported = import_checkpoint(path, max_len=16, logits="all")
-        self.text = self.imported.module.operation.get_asm(enable_debug_info=True)
-        self.made: dict[tuple[str, ...], Executable] = {}
-
-    def compile(self, *disable: str) -> Executable:
-        if disable not in self.made:
-            module = ir.Module.parse(self.text, self.imported.context)
-            options = CompileOptions.make("cpu", disable)
-            self.made[disable] = compile_imported(replace(self.imported, module=module), options)
-        return self.made[disable]
 
 
 PATTERNS = {
@@ -61,10 +42,10 @@ MODELS = {
 @pytest.fixture(scope="module")
 def models(
     checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Model]:
-    found: dict[str, Model] = {}
+) -> Callable[[str], ImportedOnce]:
+    found: dict[str, ImportedOnce] = {}
 
-    def get(name: str) -> Model:
+    def get(name: str) -> ImportedOnce:
         if name not in found:
             if name == "gguf":
                 path = tmp_path_factory.mktemp("gguf") / "model.gguf"
@@ -74,7 +55,7 @@ def models(
                 # two layers meet in qwen3; DeepSeek's first one is dense
                 layers = 2 if name in ("qwen3", "deepseek_v3") else 1
                 path = checkpoints(architecture=name, layers=layers)
-            found[name] = Model(path)
+            found[name] = file_once(path, max_len=16)
         return found[name]
 
     return get
@@ -84,7 +65,7 @@ CASES = [(model, fusion) for model, fusions in MODELS.items() for fusion in (*fu
 
 
 @pytest.mark.parametrize(("name", "fusion"), CASES)
-def test_the_same_bits(models: Callable[[str], Model], name: str, fusion: str) -> None:
+def test_the_same_bits(models: Callable[[str], ImportedOnce], name: str, fusion: str) -> None:
     fused, without = models(name).compile(), models(name).compile(fusion)
     for which in MODELS[name] if fusion == "all" else [fusion]:
         for pattern in PATTERNS[which]:
@@ -99,7 +80,7 @@ def fires(exe: Executable, pattern: str) -> bool:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_savings_add_up(models: Callable[[str], Model], name: str) -> None:
+def test_savings_add_up(models: Callable[[str], ImportedOnce], name: str) -> None:
     """The sum over all remarks is what a call has less, to the byte, of launches and of bytes.
 
     Copies are left out: whether strides fit a kernel is known only when a program runs.

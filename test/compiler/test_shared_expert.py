@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from imported_once import file_once, module_once
 from test_expert_fusions import Layer, codes
 
 from qfuse.compiler import compile, load
 from qfuse.compiler.frontend.lazy_tensors import Filled
 from qfuse.compiler.runtime.program import Program
+
+pytestmark = pytest.mark.quick_level
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -71,15 +74,16 @@ class LayerWithSharedExpert(Layer):
         return x + (y + shared)
 
 
-DISABLED: tuple[list[str], ...] = ([], ["shared-expert"], ["all"])
+DISABLED: tuple[tuple[str, ...], ...] = ((), ("shared-expert",), ("all",))
 """All fusions, all but that of the shared expert, none."""
 
 
-def compiled(layer: LayerWithSharedExpert, **options: Any) -> Any:
+def example(layer: LayerWithSharedExpert) -> tuple[Any, Any]:
+    """Inputs, and which of their extents are dynamic."""
     tokens = torch.export.Dim("tokens", min=1, max=64)
     hidden, experts = layer.down.shape[1], len(layer.down)
     arguments = torch.randn(5, hidden).bfloat16(), torch.randn(5, experts)
-    return compile(layer, arguments, dynamic_shapes=({0: tokens}, {0: tokens}), **options)
+    return arguments, ({0: tokens}, {0: tokens})
 
 
 def layer_of(*sizes: int, act: str, width: int, static: bool = False) -> LayerWithSharedExpert:
@@ -113,7 +117,8 @@ def test_fused_equals_unfused(
 ) -> None:
     sizes = experts, min(chosen, experts), hidden, inner
     layer = layer_of(*sizes, act=act, width=inner, static=static)
-    fused, apart, plain = (compiled(layer, disable=disable) for disable in DISABLED)
+    imported = module_once(layer, *example(layer))
+    fused, apart, plain = (imported.compile(*disable) for disable in DISABLED)
     assert [fired(exe, "shared-expert") for exe in (fused, apart, plain)] == [1, 0, 0]
     assert len(apart.program.plan.steps) - len(fused.program.plan.steps) == 2
     for count in (1, 3, 33):
@@ -128,7 +133,8 @@ def test_fused_equals_unfused(
 def test_static_scales() -> None:
     """All that is quantized is quantized where it is made, by the layer's two scales."""
     layer = layer_of(5, 2, 160, 200, act="silu", width=200, static=True)
-    fused, plain = (compiled(layer, disable=disable) for disable in ([], ["all"]))
+    imported = module_once(layer, *example(layer))
+    fused, plain = imported.compile(), imported.compile("all")
     patterns = ("shared-expert", "norm-quantize", "product-quantize", "product-combine")
     assert [fired(fused, pattern) for pattern in patterns] == [1] * 4
     for count in (1, 3, 33):
@@ -141,7 +147,8 @@ def test_static_scales() -> None:
 def test_a_wider_one_stays_alone() -> None:
     """Two shared experts in one MLP are no expert twice as often, and the result says so."""
     layer = layer_of(4, 2, 72, 40, act="silu", width=80)
-    fused, plain = (compiled(layer, disable=disable) for disable in ([], ["all"]))
+    imported = module_once(layer, *example(layer))
+    fused, plain = imported.compile(), imported.compile("all")
     (report,) = (p for p in fused.report().patterns if p.name == "shared-expert")
     assert (report.fired, report.refused) == (0, 1)
     assert "80 hidden features, an expert 40" in report.reasons[0][0]
@@ -152,9 +159,8 @@ def test_a_wider_one_stays_alone() -> None:
 def test_a_checkpoint(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
     """Tokens and logits to the last bit, in fewer launches, and once more from a file."""
     directory = checkpoints(architecture="deepseek_v3")
-    fused, apart, plain = (
-        compile(directory, max_len=32, logits="all", disable=disable) for disable in DISABLED
-    )
+    imported = file_once(directory, max_len=32)
+    fused, apart, plain = (imported.compile(*disable) for disable in DISABLED)
     assert [fired(exe, "shared-expert") for exe in (fused, apart, plain)] == [1, 0, 0]
     logits = fused.logits(PROMPT)
     assert torch.equal(logits, apart.logits(PROMPT)) and torch.equal(logits, plain.logits(PROMPT))
@@ -226,7 +232,8 @@ def test_no_second_copy_of_the_experts(
 def test_experts_that_are_tensors_already() -> None:
     """Those of a module are joined, too; its own stay as they are."""
     layer = layer_of(4, 2, 72, 40, act="silu", width=40)
-    program = compiled(layer, target="cuda:sm_90").program
+    arguments, shapes = example(layer)
+    program = compile(layer, arguments, dynamic_shapes=shapes, target="cuda:sm_90").program
     both, down = (p for p in program.plan.prepares if p.layout == "stack")
     made = program.constants[both.packed].view(torch.uint8)
     assert torch.equal(made[:-1], layer.both.view(torch.uint8))

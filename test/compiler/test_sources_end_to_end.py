@@ -6,12 +6,15 @@ import compressed_models
 import gguf_models
 import pytest
 import torch
+from imported_once import file_once
 from loading import error, logits
 from torch import nn
 
 from qfuse.compiler import compile, load
 from qfuse.compiler.frontend.linear import QuantizedLinear, quantize_linears
 from qfuse.tools.qfuse import main
+
+pytestmark = pytest.mark.quick_level
 
 PROMPT = [3, 1, 4, 15, 9, 26, 5, 35]
 
@@ -76,11 +79,11 @@ def compressed(path, preset, architecture="qwen3"):
 
 def check(path, tmp_path):
     """Prefill, decode, fusions off, saved and loaded."""
-    exe = compile(path, max_len=32, logits="all")
+    model = file_once(path, max_len=32)
+    exe, plain = model.compile(), model.compile("all")
     expected = logits(path, torch.tensor([PROMPT]))[0]
     assert error(exe.logits(PROMPT)[0], expected) < CLOSE
     assert error(exe.logits(PROMPT[:1])[0], expected[:1]) < CLOSE
-    plain = compile(path, max_len=32, logits="all", disable=["all"])
     for count in (1, 4):
         assert torch.equal(exe.logits(PROMPT[:count]), plain.logits(PROMPT[:count]))
     tokens = exe.generate(PROMPT, 6, eos=())

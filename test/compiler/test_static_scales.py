@@ -19,6 +19,8 @@ from qfuse.compiler.runtime.executable import Executable
 from qfuse.dialects.glu import Glu
 from qfuse.dialects.types import STORAGE_MAX, Scheme, Shaped
 
+pytestmark = pytest.mark.quick_level
+
 SCALE = 0.0625
 STEPS = {"f8E4M3FN": (2.0**-4, 2.0**-10), "f8E5M2": (2.0**-3, 2.0**-17), "i8": (0.0, 0.5)}
 """Half a step between codes: relative to the value, and in scales at least."""

@@ -55,7 +55,8 @@ def test_per_tensor(editable, stored):
 
 
 def test_per_channel(editable):
-    model, expected = requantized(editable, (1, 1 << 20), lambda s, _: {"weight_scale": s[:, 0]})
+    """Blocks wider than any row of the tiny model."""
+    model, expected = requantized(editable, (1, 512), lambda s, _: {"weight_scale": s[:, 0]})
     for name, value in values(*load(model.path)).items():
         assert torch.equal(value, expected[name]), name
 

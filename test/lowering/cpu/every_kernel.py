@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import products
 import torch
 from cpu_kernels import (
     Quantized,
@@ -11,27 +12,15 @@ from cpu_kernels import (
     group_combine_text,
     group_text,
     kernel_text,
-    matmul_text,
     plain,
     quantize_reference,
     quantized,
     segment_sizes,
 )
 from expert_selection import ROUTERS, random_logits
+from products import CASES, RESULT, WEIGHTS, XS, columns, joined_text
 from routing_reference import route
-from schemes import (
-    Operand,
-    int4,
-    mxfp4,
-    plain_weight,
-    plain_x,
-    q4_0,
-    q4_k,
-    q6_k,
-    q8_0,
-    quantized_x,
-    simple,
-)
+from schemes import Operand, int4, mxfp4, q4_k, q6_k, simple
 
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.cpu.weights import pack_experts
@@ -56,58 +45,46 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.manual_seed(seed))
 
 
-def product(w: Operand, x: Callable[[int], Operand]) -> Kernel:
-    """With a bias and a residual, so that its epilogue reads something, too."""
-    row, bias = plain(-1, N), plain(N)
-    body = "%s = arith.addf %acc0, %e0 : f32\n%y = arith.addf %s, %e1 : f32"
-    extra = [(bias, "[N]"), (row, "[M,N]")]
-    text = matmul_text(x(1).type, w.type, [row], body, ["%y"], extra)
-    more = random(64, N, seed=3).bfloat16()
+def _product(w_name: str, x_name: str) -> Kernel:
+    """Its result is f32; "group" has one of bf16, which the same code writes."""
+    k = columns(w_name)
+    w = WEIGHTS[w_name](products.N, k)
+    more = random(64, products.N, seed=3).bfloat16()
     packed = w.packed()
 
     def arguments(m: int) -> list[Tensor | Quantized]:
-        return [x(m).components, packed, more[0], more[:m].contiguous()]  # type: ignore[list-item]
+        x = XS[x_name](m, k).components
+        return [x, packed, more[0], more[:m].contiguous()]  # type: ignore[list-item]
 
-    return Kernel(text, [row], arguments)
-
-
-def by_codes(group: int, scale: str = "f32", packing: str = "none") -> Callable[[int], Operand]:
-    return lambda m: quantized_x(m, K, "i8", group, scale, packing)
+    return Kernel(joined_text(XS[x_name](1, k), w), [RESULT], arguments)
 
 
-def fp8_by(group: int) -> Callable[[int], Operand]:
-    return lambda m: quantized_x(m, K, "f8E4M3FN", group)
-
-
-def plain_by(dtype: str) -> Callable[[int], Operand]:
-    return lambda m: plain_x(m, K, dtype)
-
-
-_Q8_1 = by_codes(32, "f16", "q8_1")
-
-PRODUCTS = {
-    "fp8": product(simple(N, K, "f8E4M3FN", BLOCK), fp8_by(128)),
-    "fp8 by bf16": product(simple(N, K, "f8E4M3FN", BLOCK), plain_by("bf16")),
-    "e4m3 per 32 by f32": product(simple(N, K, "f8E4M3FN", (1, 32)), plain_by("f32")),
-    "e5m2": product(simple(N, K, "f8E5M2", (1, 0)), fp8_by(0)),
-    "int8": product(simple(N, K, "i8", (1, 0)), by_codes(0)),
-    "int8 by bf16": product(simple(N, K, "i8", (1, 0)), plain_by("bf16")),
-    "q8_0": product(q8_0(N, K), _Q8_1),
-    "int4": product(int4(N, K, 32), _Q8_1),
-    "int4 with zeros": product(int4(N, K, 128, zeros=True), by_codes(128)),
-    "int4 by bf16": product(int4(N, K, 32), plain_by("bf16")),
-    "int4 with zeros by bf16": product(int4(N, K, 32, zeros=True), plain_by("bf16")),
-    "q4_0": product(q4_0(N, K), _Q8_1),
-    "q4_k": product(q4_k(N, K), _Q8_1),
-    "q4_k by bf16": product(q4_k(N, K), plain_by("bf16")),
-    "q6_k": product(q6_k(N, K), _Q8_1),
-    "q6_k by bf16": product(q6_k(N, K), plain_by("bf16")),
-    "mxfp4": product(mxfp4(N, K), _Q8_1),
-    "mxfp4 by bf16": product(mxfp4(N, K), plain_by("bf16")),
-    "bf16": product(plain_weight(N, K, "bf16"), plain_by("bf16")),
-    "f16": product(plain_weight(N, K, "f16"), plain_by("f16")),
-    "f32": product(plain_weight(N, K, "f32"), plain_by("f32")),
+_PRODUCTS = {
+    "fp8": ("e4m3 blocks", "e4m3 per 128"),
+    "fp8 by bf16": ("e4m3 blocks", "bf16"),
+    "e4m3 per 32 by f32": ("e4m3 per 32", "f32"),
+    "e5m2": ("e5m2 by channel", "e4m3 by token"),
+    "int8": ("i8 by channel", "i8 by token"),
+    "int8 by bf16": ("i8 by channel", "bf16"),
+    "q8_0": ("q8_0", "q8_1"),
+    "int4": ("int4 per 32", "q8_1"),
+    "int4 with zeros": ("int4 per 128 with zeros", "i8 per 128"),
+    "int4 by bf16": ("int4 per 32", "bf16"),
+    "int4 with zeros by bf16": ("int4 per 32 with zeros", "bf16"),
+    "q4_0": ("q4_0", "q8_1"),
+    "q4_k": ("q4_k", "q8_1"),
+    "q4_k by bf16": ("q4_k", "bf16"),
+    "q6_k": ("q6_k", "q8_1"),
+    "q6_k by bf16": ("q6_k", "bf16"),
+    "mxfp4": ("mxfp4", "q8_1"),
+    "mxfp4 by bf16": ("mxfp4", "bf16"),
+    "bf16": ("bf16", "bf16"),
+    "f16": ("f16", "f16"),
+    "f32": ("f32", "f32"),
 }
+assert {*_PRODUCTS.values()} <= {*CASES}, "kernels that test_schemes.py compiles anyway"
+
+PRODUCTS = {name: _product(*pair) for name, pair in _PRODUCTS.items()}
 
 
 # -- experts ---------------------------------------------------------------------------------------
