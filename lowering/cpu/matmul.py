@@ -8,7 +8,7 @@
 
 A slot, a thread's scratch, holds:
 
-    slot of run1, run4, ..:   x [steps][rows]                      totals [areas][rows][tile]
+    slot of run1, run4, ..:   x [steps][rows], decoded run         totals [areas][rows][tile]
     slot of run_units:                                             totals [areas][rows][tile]
     slot of run:              decoded block [tile][bk], products   totals [areas][rows][tile]
 
@@ -71,16 +71,17 @@ class _Kernel(ProductKernel):
         f = Function(f"run{rows}", entry_parameters(self.signature.data))
         _, slots, counters, m, _ = f.params[-5:]
         area = rows * self.tile
-        slot_elements = p.packed_elements(rows) + self.areas * area
+        slot_elements = p.packed_elements(rows) + p.kept_elements(rows) + self.areas * area
         slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), slot_elements)
-        totals = Totals(f.iadd(slot, p.packed_elements(rows)), area)
+        kept = f.iadd(slot, p.packed_elements(rows))
+        totals = Totals(f.iadd(kept, p.kept_elements(rows)), area)
         x = Rows(rows, slots, slot, p.block_elements(rows))
         # Rows beyond the last repeat it; nobody reads what becomes of them.
         numbers = [f.imin(r, f.isub(m, 1)) if r else 0 for r in range(rows)]
         self.pack(f, numbers, slots, x.at, x.stride)
         with f.tickets(counters, TASK_COUNTER, self.tiles(self.tile)) as ticket:
             for tile, epilogue in self.for_tile(f, ticket, self.tile):
-                self.direct(f, product, tile, x, totals)
+                self.direct(f, product, tile, x, totals, kept)
                 f.call(epilogue, [*f.params, totals.at, 0, m, tile.number, rows, self.tile, 0])
         return f, Entry(
             f.symbol,

@@ -108,10 +108,9 @@ class Product:
     def scales_by_rows(self) -> bool:
         """Whether the direct loop takes the last slice of a run row by row.
 
-        That pays for whole sums, which need more instructions than others to become totals, unless
-        minimums leave no registers for it.
+        That pays for whole sums, which need more instructions than others to become totals.
         """
-        return self.exact and not self.scaled_once and not self.has_minimums
+        return self.exact and not self.scaled_once
 
     @property
     def has_minimums(self) -> bool:
@@ -179,6 +178,24 @@ class Product:
     @property
     def direct_rows(self) -> tuple[int, ...]:
         return self.tunables.direct_rows
+
+    def direct_height(self, rows: int) -> int:
+        """Of so many rows in the direct loop, those that it multiplies by at once.
+
+        All, where the weight lies in memory as it is multiplied: nothing is saved by decoding once.
+        """
+        return rows if self.layout.plain else min(rows, self.tunables.direct_height)
+
+    def direct_strips(self, rows: int) -> int:
+        """Strips that it takes at once for them."""
+        most = STRIPS if rows > 1 else self.tunables.row_strips
+        return min(most, self.tunables.direct_sums // self.direct_height(rows))
+
+    def kept_elements(self, rows: int) -> int:
+        """What it keeps of a run that was decoded."""
+        if rows == self.direct_height(rows):
+            return 0
+        return self.direct_strips(rows) * self.run_steps * LANES
 
     @property
     def parts(self) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qfuse.lowering.cpu.kernel import Entry
-from qfuse.lowering.cpu.layout import ceil_div
 from qfuse.lowering.cpu.product import Product
 
 UNITS_ROWS = 128
@@ -39,10 +38,6 @@ _DECODE_AVX2 = 15.0
 _MINIMUMS = 4.5
 """Taking minimums off each row of a run of q4_k, at each pass."""
 
-_NARROW, _NARROW_DECODE, _NARROW_LEAST = 5.0, 1.5, 58.0
-"""Sixteen rows leave registers for one strip at a time: what that costs more, how many
-times decoding costs, and the least that sixteen rows take, whose elements are loaded more often."""
-
 _CLEARLY = 0.98
 """Of the time of `run` that `run_units` takes at most where it is chosen."""
 
@@ -50,13 +45,14 @@ _CLEARLY = 0.98
 def assign_rows(entries: Sequence[Entry], p: Product) -> list[Entry]:
     """The entries of a product with the rows that each serves, one after the other.
 
-    Those that decode in registers serve what they can in one pass, if rows that leave registers for
-    one strip only are not cheaper otherwise; `run_units` as many as are cheaper than by `run`,
-    which serves the rest.
+    Those that decode in registers serve what they can in one pass; `run_units` as many as are
+    cheaper than by `run`, which serves the rest.
     """
     assigned, low = [], 1
     for entry in entries:
-        high = _most_rows(entry, p)
+        high = entry.limit
+        if entry.symbol == "run_units":
+            high = p.tile_rows[0] * most_units(p)
         if high is not None and high < low:
             assigned.append(replace(entry, m_min=1, m_max=0))  # by measurement alone
             continue
@@ -65,31 +61,14 @@ def assign_rows(entries: Sequence[Entry], p: Product) -> list[Entry]:
     return assigned
 
 
-def _most_rows(entry: Entry, p: Product) -> int | None:
-    unit = p.tile_rows[0]
-    if entry.symbol == "run_units":
-        return unit * most_units(p)
-    if entry.limit is None or entry.limit <= unit or 2 * entry.limit <= p.tunables.direct_sums:
-        return entry.limit
-    units = ceil_div(entry.limit, unit)
-    narrow = at_once(p, entry.limit)
-    return entry.limit if narrow < min(in_units(p, units), staged(p, units)) else 0
-
-
 def most_units(p: Product) -> int:
     """How many units of rows `run_units` multiplies faster than `run` does."""
     every = range(2, UNITS_ROWS // p.tile_rows[0] + 1)
     return max((n for n in every if in_units(p, n) < _CLEARLY * staged(p, n)), default=1)
 
 
-def at_once(p: Product, rows: int) -> float:
-    """Picoseconds for each element of the weight, for one strip at a time in one pass."""
-    decode = _NARROW_DECODE * _decode(p)
-    return max(_NARROW + decode + _minimums(p) + rows * _row(p), rows / 16 * _NARROW_LEAST)
-
-
 def in_units(p: Product, units: int) -> float:
-    """The same, decoded in registers for each unit of rows."""
+    """Picoseconds for each element of the weight, decoded in registers for each unit of rows."""
     each = _decode(p) + _minimums(p) + p.tile_rows[0] * _row(p)
     return max(each, _READ * p.layout.bits / 8) + (units - 1) * each
 

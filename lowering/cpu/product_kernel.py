@@ -182,16 +182,23 @@ class ProductKernel:
         pack_rows(self.product, Lanes(f, self.level), x, rows, to)
 
     def direct(
-        self, f: Function, product: Function, tile: Tile, rows: Rows, totals: Totals
+        self,
+        f: Function,
+        product: Function,
+        tile: Tile,
+        rows: Rows,
+        totals: Totals,
+        kept: Index = 0,
     ) -> None:
-        """The sums of a tile by `product`, a function of `build_direct`."""
+        """The sums of a tile by `product`, a function of `build_direct`; it may keep what it
+        decodes at slots[kept]."""
         for i, part in enumerate(tile.group.parts):
             first, count = self._groups(f, tile, part)
             with f.loop(0, count) as each:
                 group = f.iadd(first, each.iv)
                 of_scales = self._scales(f, tile, part, group, f.imul(each.iv, GROUP))
                 at = f.address(totals.at, (i, totals.area), (each.iv, GROUP))
-                place = [group, *of_scales, rows.at, rows.stride, at]
+                place = [group, *of_scales, rows.at, rows.stride, kept, at]
                 f.call(product, [*self._sources(f, rows), *place])
 
     def tiled(self, f: Function, tile: Tile, rows: Rows, decoded: Index, totals: Totals) -> None:

@@ -24,12 +24,17 @@ class Tunables:
     """Numbers of rows, rising from 1, that decoded weights are multiplied by in registers."""
     row_strips: int
     """Strips of the weight, which are streams of memory, that one row takes at once there."""
+    direct_height: int
+    """Rows that are multiplied at once there, at most, where decoding costs; others in turn."""
     direct_sums: int
     """Accumulators there, at most; the more rows, the fewer strips at once."""
     unrolled: int
     """Slices of a run that stand in line there, for one row; more are a loop."""
     prefetch_bytes: int
-    """How far ahead of the reader of a linear stream it fetches, at least; 0: not at all."""
+    """How far ahead of the reader it fetches from the second cache to the first, where scales
+    interrupt the stream (direct.py); 0: not."""
+    far_bytes: int
+    """How far ahead of it it fetches from memory, at least; 0: not."""
     tile_rows: tuple[int, ...]
     """Rows that the tiled loop takes, falling; the first is its usual number, a unit."""
     tile_strips: int
@@ -56,11 +61,13 @@ class Tunables:
             raise ValueError(f"{self.row_strips} or {self.tile_strips} strips divide no group")
         if self.tile_parts not in (1, 2, 4, 8, 16):
             raise ValueError(f"{self.tile_parts} parts do not divide a block")
+        if self.direct_height not in (1, 2, 4, 8, 16):
+            raise ValueError(f"{self.direct_height} rows at once are no power of two up to 16")
         if self.direct_sums < self.direct_rows[-1] or self.tile_sums < self.tile_strips:
             raise ValueError("there are fewer accumulators than rows, or strips, at once")
         if self.chunk_rows < self.tile_rows[0]:
             raise ValueError("a chunk has fewer rows than a unit")
-        if min(self.unrolled - 1, self.prefetch_bytes, self.wide_part) < 0:
+        if min(self.unrolled - 1, self.prefetch_bytes, self.far_bytes, self.wide_part) < 0:
             raise ValueError("no slices in line, or bytes less than none")
 
     def to_json(self) -> dict[str, Any]:
@@ -84,12 +91,13 @@ class Tunables:
 
 
 _AVX512 = Tunables(
-    # An entry each: 16 rows leave registers for one strip at a time, 8 for two, 4 for all four.
-    direct_rows=(1, 4, 8, 16),
+    direct_rows=(1, 4, 8, 16),  # an entry each
     row_strips=_STRIPS,  # a slice of all strips is one stretch of memory
+    direct_height=8,  # which leaves registers for two strips at a time, 4 for all four
     direct_sums=16,  # half of the registers; the others hold decoded weights, tables, scales
     unrolled=4,
-    prefetch_bytes=4096,  # measured: 0.90 to 0.99 of the read limit with 4 to 8 KB, 0.70 with none
+    prefetch_bytes=4096,
+    far_bytes=8192,  # measured: 0.9 to 1.0 of the read limit, 0.6 to 0.7 with none
     tile_rows=(8, 4, 2),
     tile_strips=2,  # 8 x 2 sums, as 4 x 4, are at 0.94 to 0.95 of the peak; 4 x 2 loads too often
     tile_sums=16,
@@ -102,13 +110,14 @@ _AVX512 = Tunables(
 _AVX2 = replace(
     _AVX512,
     direct_rows=(1, 4),
+    direct_height=4,
     direct_sums=4,  # each takes two of the 16 registers, and what is multiplied takes others
     tile_rows=(4, 2),
     tile_strips=1,
 )
 
 # Arithmetic without vectors of 32 bytes is the limit, not memory.
-_GENERIC = replace(_AVX2, direct_rows=(1,), prefetch_bytes=0, tile_fetches=False)
+_GENERIC = replace(_AVX2, direct_rows=(1,), prefetch_bytes=0, far_bytes=0, tile_fetches=False)
 
 DEFAULTS: Mapping[str, Tunables] = {"avx512": _AVX512, "avx2": _AVX2, "generic": _GENERIC}
 """By level: what is taken where nothing was measured."""
@@ -135,13 +144,19 @@ def _each(name: str, *values: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple({name: value} for value in values)
 
 
+_FETCHES = (
+    {"prefetch_bytes": 0, "far_bytes": 0},
+    {"prefetch_bytes": 4096, "far_bytes": 8192},
+    {"prefetch_bytes": 4096, "far_bytes": 16384},
+)
+
 _WIDE_SEARCHES = (
-    Search(1, "run1", (_each("prefetch_bytes", 2048, 8192), ({"unrolled": 1}, {"row_strips": 2}))),
+    Search(1, "run1", (_each("far_bytes", 4096, 16384), ({"unrolled": 1}, {"row_strips": 2}))),
     Search(64, "run", (({"tile_parts": 8}, {"tile_strips": 4}),)),
 )
 
 _OTHER_SEARCHES = (
-    Search(1, "run1", (_each("prefetch_bytes", 0, 4096, 8192), _each("row_strips", 1, 2))),
+    Search(1, "run1", (_FETCHES, _each("row_strips", 1, 2))),
     Search(64, "run", (_each("tile_strips", 2),)),
 )
 

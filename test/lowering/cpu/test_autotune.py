@@ -45,8 +45,8 @@ class Clock:
 
 
 def far_and_four(tunables: Tunables) -> float:
-    """Seconds where 8 KB ahead, and then four strips in tiles, are best."""
-    far, strips = tunables.prefetch_bytes == 8192, tunables.tile_strips == 4
+    """Seconds where 16 KB ahead, and then four strips in tiles, are best."""
+    far, strips = tunables.far_bytes == 16384, tunables.tile_strips == 4
     return 1.0 - 0.2 * far - 0.3 * strips
 
 
@@ -54,14 +54,14 @@ def test_what_is_faster_is_found() -> None:
     clock = Clock(quick=far_and_four)
     found, left = clock.tune([subject()])
     one = found[str(subject())]
-    assert one.changes == {"prefetch_bytes": 8192, "tile_strips": 4} and not left
+    assert one.changes == {"far_bytes": 16384, "tile_strips": 4} and not left
     assert one.measured == {1: (0.8, 1.0), 64: (0.5, 0.8)} and one.is_complete("avx512")
     usual = DEFAULTS["avx512"]
-    assert one.apply(usual) == replace(usual, prefetch_bytes=8192, tile_strips=4)
+    assert one.apply(usual) == replace(usual, far_bytes=16384, tile_strips=4)
 
 
 def test_what_is_hardly_faster_is_not_taken() -> None:
-    clock = Clock(quick=lambda t: 0.98 if t.prefetch_bytes == 8192 else 1.0)
+    clock = Clock(quick=lambda t: 0.98 if t.far_bytes == 16384 else 1.0)
     assert clock.tune([subject()])[0][str(subject())].changes == {}
 
 

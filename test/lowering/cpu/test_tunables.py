@@ -56,9 +56,11 @@ def tried(level: str) -> Iterator[Tunables]:
         DEFAULTS[level],
         direct_rows=(1, 2, 16),
         row_strips=2,
+        direct_height=2,
         direct_sums=32,
         unrolled=64,
         prefetch_bytes=1 << 20,
+        far_bytes=1 << 21,
         tile_rows=(2,),
         tile_strips=4,
         tile_sums=4,
@@ -136,8 +138,12 @@ def test_a_kernel_is_known_by_its_choices() -> None:
 
 
 def test_nothing_is_fetched_ahead_where_arithmetic_is_slow() -> None:
-    fetches = {level: (t.prefetch_bytes > 0, t.tile_fetches) for level, t in DEFAULTS.items()}
-    assert fetches == {"avx512": (True, True), "avx2": (True, True), "generic": (False, False)}
+    fetches = {
+        level: (t.prefetch_bytes > 0, t.far_bytes > 0, t.tile_fetches)
+        for level, t in DEFAULTS.items()
+    }
+    some, none = (True,) * 3, (False,) * 3
+    assert fetches == {"avx512": some, "avx2": some, "generic": none}
 
 
 @pytest.mark.parametrize("level", DEFAULTS)
@@ -163,11 +169,13 @@ def test_to_data_and_back(level: str) -> None:
         ({"tile_strips": 3}, "strips divide no group"),
         ({"row_strips": 0}, "strips divide no group"),
         ({"tile_parts": 3}, "do not divide a block"),
+        ({"direct_height": 3}, "rows at once are no power of two"),
         ({"direct_sums": 8}, "fewer accumulators"),
         ({"tile_strips": 2, "tile_sums": 1}, "fewer accumulators"),
         ({"chunk_rows": 4}, "a chunk has fewer rows"),
         ({"unrolled": 0}, "no slices in line"),
         ({"prefetch_bytes": -1}, "bytes less than none"),
+        ({"far_bytes": -1}, "bytes less than none"),
     ],
 )
 def test_what_has_no_loops_is_refused(change: dict[str, Any], why: str) -> None:
