@@ -5,7 +5,7 @@ rows, by the weight of one expert where there are several.  Its totals [areas][r
 the thread's scratch, from where the epilogue takes them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -203,10 +203,19 @@ class ProductKernel:
                 place = [group, *of_scales, rows.at, rows.stride, at]
                 f.call(product, [*self._sources(f, rows), *place])
 
-    def tiled(self, f: Function, tile: Tile, rows: Rows, decoded: Index, totals: Totals) -> None:
+    def tiled(
+        self,
+        f: Function,
+        tile: Tile,
+        rows: Rows,
+        decoded: Index,
+        totals: Totals,
+        following: Callable[[], Index] = lambda: 1,
+    ) -> None:
         """The sums of a tile of `wide_tile` columns; its blocks are decoded to slots[decoded].
 
         The first one is decoded at once, all others while the one before is multiplied by.
+        `following` says how many tiles further what this thread does next is likely to be.
         """
         p, layout, unit = self.product, self.layout, self.unit
         slots = f.params[-4]
@@ -215,24 +224,37 @@ class ProductKernel:
         shares = f.imul(units, p.shares)
         every = f.idiv(f.iadd(f.isub(shares, 1), p.slices), shares)
         size = self._block_elements(f.params[-1], f)
-        for i, part in enumerate(tile.group.parts):
-            first, groups = self._groups(f, tile, part)
+        last = layout.k_blocks - 1
+        places = [self._groups(f, tile, part) for part in tile.group.parts]
+        for i, (part, (first, groups)) in enumerate(zip(tile.group.parts, places, strict=True)):
             of_scales = self._scales(f, tile, part, first, 0)
             sums = f.address(totals.at, (i, totals.area))
             clear(f, slots, sums, f.imul(f.imul(units, unit), tile.width))
             begin = f.imul(first, layout.group_bytes)
+
+            def ahead(decoding: Index, i: int = i, first: Index = first) -> Index:
+                """From a block that is decoded to what comes after it: the last one's is another
+                part's first, or that of another tile."""
+                if i + 1 < len(places):
+                    further = f.isub(places[i + 1][0], first)
+                else:
+                    further = f.imul(following(), tile.width // GROUP)
+                other = f.isub(f.imul(further, layout.group_bytes), last * layout.block_bytes)
+                is_last = f.icompare("eq", decoding, last)
+                return f.select(is_last, f.index(other), f.index(layout.block_bytes))
+
             with f.loop(0, groups) as each:
                 source = f.address(begin, (each.iv, layout.group_bytes))
                 to = f.address(decoded, (each.iv, GROUP * p.block_steps))
-                group = f.iadd(first, each.iv)
-                f.call(self.decode, [weight, w_scale, slots, source, to, group, 0, 0, p.slices])
+                place = [source, to, f.iadd(first, each.iv), 0, ahead(0), 0, p.slices]
+                f.call(self.decode, [weight, w_scale, slots, *place])
             with f.loop(0, layout.k_blocks) as block:
                 start = f.address(begin, (block.iv, layout.block_bytes))
                 here, there = (
                     f.address(decoded, (f.imod(f.iadd(block.iv, turn), 2), size))
                     for turn in range(2)
                 )
-                is_last = f.icompare("eq", block.iv, layout.k_blocks - 1)
+                is_last = f.icompare("eq", block.iv, last)
                 slices = f.select(is_last, f.index(0), f.index(every))
                 position = [*of_scales, block.iv]
                 if self.products is not None:
@@ -240,7 +262,8 @@ class ProductKernel:
                     to = f.iadd(here, self._decoded_block)
                     place = [*position, x_block, units, to]
                     f.call(self.products, [*self._sources(f, rows), *place])
-                self._multiply_block(f, position, rows, here, sums, [start, groups], [there, slices])
+                next_block = [there, ahead(f.iadd(block.iv, 1)), slices]
+                self._multiply_block(f, position, rows, here, sums, [start, groups], next_block)
             if self.scale is not None:
                 with f.loop(0, units) as turn:
                     x_at = f.address(rows.at, (turn.iv, p.block_elements(unit)))
@@ -307,7 +330,7 @@ class ProductKernel:
         decoded: Index,
         totals: Index,
         source: list[Index],
-        following: list[Index],
+        next_block: list[Index],
     ) -> None:
         """All rows by one decoded block; the lists are what `build_tile` wants: first, `from` and
         `groups`, and what it needs to know of the next block."""
@@ -318,7 +341,7 @@ class ProductKernel:
         def rows_by_block(size: int, turn: Index) -> None:
             x_at = f.address(x_block, (turn, self.product.block_elements(unit)))
             out_at = f.address(totals, (turn, unit * self.wide_tile))
-            place = [*position, x_at, decoded, out_at, *source, turn, *following]
+            place = [*position, x_at, decoded, out_at, *source, turn, *next_block]
             f.call(self.multiply[size], [*self._sources(f, rows), *place])
 
         full = f.idiv(rows.count, unit)

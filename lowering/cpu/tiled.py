@@ -64,14 +64,14 @@ def build_decode(p: Product) -> Function:
     """Slices of one K block of one group of the weight to [64/strips][steps][strips * 16] at
     slots[to].
 
-    Called as decode(w, w_scale, slots, from, to, group, column, first, last): the block, that of
-    the columns from `column` on, begins at byte `from` of the weight; its slices from `first` to
-    before `last` are decoded.  What lies one block further is fetched, if it is to be.  A weight
-    that is multiplied where it lies is only fetched.
+    Called as decode(w, w_scale, slots, from, to, group, column, ahead, first, last): the block,
+    that of the columns from `column` on, begins at byte `from` of the weight; its slices from
+    `first` to before `last` are decoded.  What lies `ahead` bytes further is fetched, if it is to
+    be.  A weight that is multiplied where it lies is only fetched.
     """
     w, w_scale, _, slots = source_params(p)
-    index = index_params("from", "to", "group", "column", "first", "last")
-    from_, to, group, column, first, last = index
+    index = index_params("from", "to", "group", "column", "ahead", "first", "last")
+    from_, to, group, column, ahead, first, last = index
     f = Function("decode_block", [w, w_scale, slots, *index])
     width = p.tile_strips * LANES
     layout = p.layout
@@ -81,7 +81,7 @@ def build_decode(p: Product) -> Function:
         at = f.address(from_, (number, layout.slice_bytes))
         if p.tunables.tile_fetches:
             for line in range(0, layout.slice_bytes, LINE):
-                f.prefetch(w, f.address(at, layout.block_bytes, line), locality=3)
+                f.prefetch(w, f.address(at, ahead, line), locality=3)
             source.prefetch(column, number, p.slices, 1)
         for s in range(0 if p.in_place else STRIPS):
             strip = load_strip(p, f, w, f.iadd(at, s * layout.strip_bytes))
@@ -128,22 +128,23 @@ def build_tile(p: Product, decode: Function, rows: int, stride: int) -> Function
     """`rows` rows of packed x by a decoded K block of a tile of columns.
 
     Called as tile(sources..., scale_row, last_scale_row, column, kb, x_at, w_at, out_at, from,
-    groups, turn, next_at, slices): the block of x at x[x_at], packed in tile_rows[0] rows, the
-    decoded block at slots[w_at], behind it what `build_products` made if it has to, the totals
+    groups, turn, next_at, ahead, slices): the block of x at x[x_at], packed in tile_rows[0] rows,
+    the decoded block at slots[w_at], behind it what `build_products` made if it has to, the totals
     [rows][stride] at slots[out_at].
 
     More rows than there are accumulators for with so many strips go by in turn.
 
     The block was decoded from w[from].  The next one is decoded to slots[next_at] meanwhile, spread
     over the calls, so that what decoding takes, and memory, work while the multipliers do: before
-    each column of strips, in each run, go `slices` slices, and this is call number `turn`.
+    each column of strips, in each run, go `slices` slices, and this is call number `turn`; what is
+    to be decoded then is fetched `ahead` bytes further.
     """
     names = ("scale_row", "last", "column", "kb", "x_at", "w_at", "out_at")
-    index = index_params(*names, "from", "groups", "turn", "next_at", "slices")
+    index = index_params(*names, "from", "groups", "turn", "next_at", "ahead", "slices")
     f = Function(f"tile{rows}", [*source_params(p), *index])
     w, w_scale, x, slots = f.params[: len(f.params) - len(index)]
     scale_row, last, column, kb, x_at, w_at, out_at, *rest = index
-    from_, groups, turn, next_at, slices = rest
+    from_, groups, turn, next_at, ahead, slices = rest
     strips = p.tile_strips
     width = strips * LANES
     steps = p.block_steps
@@ -164,8 +165,8 @@ def build_tile(p: Product, decode: Function, rows: int, stride: int) -> Function
         with f.when(f.icompare("slt", first, end)):
             source = f.address(from_, p.layout.block_bytes, (group, p.layout.group_bytes))
             to = f.address(next_at, (group, GROUP * steps))
-            of_zeros = [f.iadd(scale_row, group), f.iadd(start, p.layout.block)]
-            f.call(decode, [w, w_scale, slots, source, to, *of_zeros, first, end])
+            place = [f.iadd(scale_row, group), f.iadd(start, p.layout.block)]
+            f.call(decode, [w, w_scale, slots, source, to, *place, ahead, first, end])
 
     def weights_of(number: Index) -> _Weights:
         if not p.in_place:
