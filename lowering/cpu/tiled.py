@@ -143,8 +143,8 @@ def build_tile(p: Product, decode: Function, rows: int, stride: int) -> Function
     index = index_params(*names, "from", "groups", "turn", "next_at", "ahead", "slices")
     f = Function(f"tile{rows}", [*source_params(p), *index])
     w, w_scale, x, slots = f.params[: len(f.params) - len(index)]
-    scale_row, last, column, kb, x_at, w_at, out_at, *rest = index
-    from_, groups, turn, next_at, ahead, slices = rest
+    scale_row, last, column, kb, x_at, w_at, out_at = index[:7]
+    from_, groups, turn, next_at, ahead, slices = index[7:]
     strips = p.tile_strips
     width = strips * LANES
     steps = p.block_steps
