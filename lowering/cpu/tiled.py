@@ -165,8 +165,8 @@ def build_tile(p: Product, decode: Function, rows: int, stride: int) -> Function
         with f.when(f.icompare("slt", first, end)):
             source = f.address(from_, p.layout.block_bytes, (group, p.layout.group_bytes))
             to = f.address(next_at, (group, GROUP * steps))
-            place = [f.iadd(scale_row, group), f.iadd(start, p.layout.block)]
-            f.call(decode, [w, w_scale, slots, source, to, *place, ahead, first, end])
+            of_zeros = [f.iadd(scale_row, group), f.iadd(start, p.layout.block)]
+            f.call(decode, [w, w_scale, slots, source, to, *of_zeros, ahead, first, end])
 
     def weights_of(number: Index) -> _Weights:
         if not p.in_place:
