@@ -41,6 +41,7 @@
 | tunables.py | what of products' loops may be chosen, and what is by default |
 | weights.py | packing weights |
 | loader.py | ELF objects into executable memory |
+| pages.py | large pages for weights |
 | launcher.py | binding arguments, threads |
 
 cache.py keeps compiled kernels on disk.

@@ -120,7 +120,19 @@ class _Kernel(ProductKernel):
 
     def many_rows_entry(self) -> tuple[Function, Entry]:
         before_totals = self.decoded_elements
-        f = self.packed_rows_function("run", self.wide_tile, self.tiled, before_totals)
+
+        def multiply(f: Function, tile: Tile, x: Rows, slot: Index, totals: Totals) -> None:
+            counters = f.params[-3]
+            chunks = self._chunks(f)
+
+            def following() -> Index:
+                """The tile of the next ticket, behind this one."""
+                ticket = f.load_index(counters, TASK_COUNTER)
+                return f.isub(f.idiv(ticket, chunks), tile.number)
+
+            self.tiled(f, tile, x, slot, totals, following)
+
+        f = self.packed_rows_function("run", self.wide_tile, multiply, before_totals)
         work = self.layout.packed_bytes
         row_work = work // MULTIPLICATIONS_PER_BYTE
         return f, self.tiled_entry(limit=None, work=work, row_work=row_work)
@@ -145,7 +157,7 @@ class _Kernel(ProductKernel):
         totals = Totals(f.iadd(slot, before), area)
         size = self.product.block_elements(self.unit)
         stride = f.imul(self.units(f), size)
-        chunks = f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
+        chunks = self._chunks(f)
         with f.tickets(counters, TASK_COUNTER, f.imul(chunks, self.tiles(width))) as ticket:
             row = f.imul(f.imod(ticket, chunks), rows)
             count = f.imin(rows, f.isub(m, row))
@@ -154,6 +166,11 @@ class _Kernel(ProductKernel):
                 multiply(f, tile, x, slot, totals)
                 f.call(epilogue, [*f.params, totals.at, row, count, tile.number, rows, width, 0])
         return f
+
+    def _chunks(self, f: Function) -> Index:
+        """How many chunks of rows there are."""
+        m, rows = f.params[-2:]
+        return f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
 
     def units(self, f: Function) -> Index:
         """How many units the rows of x make."""

@@ -22,7 +22,7 @@ from qfuse.lowering.cpu.codes import KINDS, Codes
 from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, buffer, vector
 from qfuse.lowering.cpu.fp8 import FORMATS
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout, ceil_div
+from qfuse.lowering.cpu.layout import GROUP, LINE, STRIP, WeightLayout
 from qfuse.lowering.cpu.scales import ScaleSource, StripScale
 from qfuse.lowering.cpu.tunables import DEFAULTS, Tunables
 
@@ -198,15 +198,19 @@ class Product:
         return self.direct_strips(rows) * self.run_steps * LANES
 
     @property
-    def parts(self) -> int:
-        """Stretches of a block in the tiled loop, each with a share of the prefetching."""
-        return self.runs if self.runs > 1 else self.tunables.tile_parts
+    def slices(self) -> int:
+        """Slices of a block."""
+        return self.layout.block // self.layout.columns
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the tiled loop multiplies by the weight where it lies, as steps already."""
+        return self.layout.plain and (self.kind == "bf16" or self.w_dtype == "f32")
 
     @property
     def shares(self) -> int:
-        """Into how many stretches the tiled loop divides a block of one group."""
-        unit, height = self.tile_rows[0], self.tile_height
-        return STRIPS // self.tile_strips * ceil_div(unit, height) * self.parts
+        """Into how many stretches the tiled loop divides a unit of rows by a block of one group."""
+        return STRIPS // self.tile_strips * self.runs
 
     def scale_serves(self, columns: int) -> bool:
         """Whether rows of x have one scale for a block, and `columns` of w have another."""

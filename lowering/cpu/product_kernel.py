@@ -5,7 +5,7 @@ rows, by the weight of one expert where there are several.  Its totals [areas][r
 the thread's scratch, from where the epilogue takes them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from qfuse.lowering.cpu.epilogue import (
 )
 from qfuse.lowering.cpu.kernel import Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import GROUP, LINE, WeightLayout
+from qfuse.lowering.cpu.layout import GROUP, WeightLayout
 from qfuse.lowering.cpu.pack_x import PackedX, pack_rows
 from qfuse.lowering.cpu.product import LANES, Product, clear
 from qfuse.lowering.cpu.quantized import activation_error, qtensor_error
@@ -141,7 +141,8 @@ class ProductKernel:
         ]
         self.decode = build_decode(self.product)
         self.multiply = {
-            rows: build_tile(self.product, rows, self.wide_tile) for rows in self.product.tile_rows
+            rows: build_tile(self.product, self.decode, rows, self.wide_tile)
+            for rows in self.product.tile_rows
         }
         self.products = build_products(self.product) if self._keeps_products else None
         self.scale = build_scale(self.product, self.wide_tile) if self.product.scaled_once else None
@@ -151,11 +152,19 @@ class ProductKernel:
         return self.product.scale_serves(self.wide_tile)
 
     def decoded_elements(self, rows: Index, f: Function) -> Index:
+        """Of a decoded block and the next one."""
+        return f.imul(self._block_elements(rows, f), 2)
+
+    def _block_elements(self, rows: Index, f: Function) -> Index:
         """Of a decoded block, and of what lies behind it."""
-        elements = self.wide_tile * self.product.block_steps
+        elements = self._decoded_block
         if not self._keeps_products:
             return elements
         return f.iadd(elements, f.imul(f.idiv(rows, self.unit), LANES))
+
+    @property
+    def _decoded_block(self) -> int:
+        return 0 if self.product.in_place else self.wide_tile * self.product.block_steps
 
     def tiles(self, width: int) -> int:
         """How many tiles of this width there are."""
@@ -201,32 +210,67 @@ class ProductKernel:
                 place = [group, *of_scales, rows.at, rows.stride, kept, at]
                 f.call(product, [*self._sources(f, rows), *place])
 
-    def tiled(self, f: Function, tile: Tile, rows: Rows, decoded: Index, totals: Totals) -> None:
-        """The sums of a tile of `wide_tile` columns; its blocks are decoded to slots[decoded]."""
+    def tiled(
+        self,
+        f: Function,
+        tile: Tile,
+        rows: Rows,
+        decoded: Index,
+        totals: Totals,
+        following: Callable[[], Index] = lambda: 1,
+    ) -> None:
+        """The sums of a tile of `wide_tile` columns; its blocks are decoded to slots[decoded].
+
+        The first one is decoded at once, all others while the one before is multiplied by.
+        `following` says how many tiles further what this thread does next is likely to be.
+        """
         p, layout, unit = self.product, self.layout, self.unit
         slots = f.params[-4]
         weight, w_scale = self._sources(f, rows)[:2]
-        for i, part in enumerate(tile.group.parts):
-            first, groups = self._groups(f, tile, part)
+        units = f.idiv(f.iadd(rows.count, unit - 1), unit)
+        shares = f.imul(units, p.shares)
+        every = f.idiv(f.iadd(f.isub(shares, 1), p.slices), shares)
+        size = self._block_elements(f.params[-1], f)
+        last = layout.k_blocks - 1
+        places = [self._groups(f, tile, part) for part in tile.group.parts]
+        for i, (part, (first, groups)) in enumerate(zip(tile.group.parts, places, strict=True)):
             of_scales = self._scales(f, tile, part, first, 0)
             sums = f.address(totals.at, (i, totals.area))
-            units = f.idiv(f.iadd(rows.count, unit - 1), unit)
             clear(f, slots, sums, f.imul(f.imul(units, unit), tile.width))
+            begin = f.imul(first, layout.group_bytes)
+
+            def ahead(decoding: Index, i: int = i, first: Index = first) -> Index:
+                """From a block that is decoded to what comes after it: the last one's is another
+                part's first, or that of another tile."""
+                if i + 1 < len(places):
+                    further = f.isub(places[i + 1][0], first)
+                else:
+                    further = f.imul(following(), tile.width // GROUP)
+                other = f.isub(f.imul(further, layout.group_bytes), last * layout.block_bytes)
+                is_last = f.icompare("eq", decoding, last)
+                return f.select(is_last, f.index(other), f.index(layout.block_bytes))
+
+            with f.loop(0, groups) as each:
+                source = f.address(begin, (each.iv, layout.group_bytes))
+                to = f.address(decoded, (each.iv, GROUP * p.block_steps))
+                place = [source, to, f.iadd(first, each.iv), 0, ahead(0), 0, p.slices]
+                f.call(self.decode, [weight, w_scale, slots, *place])
             with f.loop(0, layout.k_blocks) as block:
-                start = f.address((first, layout.group_bytes), (block.iv, layout.block_bytes))
-                column = f.imul(block.iv, layout.block)
-                with f.loop(0, groups) as each:
-                    source = f.address(start, (each.iv, layout.group_bytes))
-                    to = f.address(decoded, (each.iv, GROUP * p.block_steps))
-                    group = f.iadd(first, each.iv)
-                    f.call(self.decode, [weight, w_scale, slots, source, to, group, column])
+                start = f.address(begin, (block.iv, layout.block_bytes))
+                here, there = (
+                    f.address(decoded, (f.imod(f.iadd(block.iv, turn), 2), size))
+                    for turn in range(2)
+                )
+                is_last = f.icompare("eq", block.iv, last)
+                slices = f.select(is_last, f.index(0), f.index(every))
                 position = [*of_scales, block.iv]
                 if self.products is not None:
                     x_block = f.address(rows.at, (block.iv, rows.stride))
-                    to = f.iadd(decoded, self.wide_tile * p.block_steps)
+                    to = f.iadd(here, self._decoded_block)
                     place = [*position, x_block, units, to]
                     f.call(self.products, [*self._sources(f, rows), *place])
-                self._multiply_block(f, position, rows, decoded, sums, start, groups)
+                next_block = [there, ahead(f.iadd(block.iv, 1)), slices]
+                self._multiply_block(f, position, rows, here, sums, [start, groups], next_block)
             if self.scale is not None:
                 with f.loop(0, units) as turn:
                     x_at = f.address(rows.at, (turn.iv, p.block_elements(unit)))
@@ -237,8 +281,8 @@ class ProductKernel:
     def tiled_entry(self, slot_bytes: int = 0, **fields: Any) -> Entry:
         """An entry `run` before which `pack` packs x in units, with slots for `tiled`."""
         p = self.product
-        slot_bytes += 4 * self.wide_tile * p.block_steps
-        products = LANES // self.unit if self._keeps_products else 0
+        slot_bytes += 4 * 2 * self._decoded_block
+        products = 2 * LANES // self.unit if self._keeps_products else 0
         return Entry(
             "run",
             before=("pack",),
@@ -292,22 +336,19 @@ class ProductKernel:
         rows: Rows,
         decoded: Index,
         totals: Index,
-        start: Index,
-        groups: Index,
+        source: list[Index],
+        next_block: list[Index],
     ) -> None:
-        """All rows by one decoded block; `position` is what `build_tile` wants first."""
+        """All rows by one decoded block; the lists are what `build_tile` wants: first, `from` and
+        `groups`, and what it needs to know of the next block."""
         unit, *smaller = self.product.tile_rows
         *_, kb = position
         x_block = f.address(rows.at, (kb, rows.stride))
-        # Cache lines of the next block for each call, strip column and quarter.
-        shares = f.imul(f.idiv(f.iadd(rows.count, unit - 1), unit), self.product.shares)
-        block_lines = self.layout.block_bytes // LINE
-        lines = f.idiv(f.iadd(f.isub(shares, 1), block_lines), shares)
 
         def rows_by_block(size: int, turn: Index) -> None:
             x_at = f.address(x_block, (turn, self.product.block_elements(unit)))
             out_at = f.address(totals, (turn, unit * self.wide_tile))
-            place = [*position, x_at, decoded, out_at, start, groups, turn, lines]
+            place = [*position, x_at, decoded, out_at, *source, turn, *next_block]
             f.call(self.multiply[size], [*self._sources(f, rows), *place])
 
         full = f.idiv(rows.count, unit)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value
-from qfuse.lowering.cpu.layout import GROUP, LINE, ceil_div
+from qfuse.lowering.cpu.emit import F32, I32, Function, Index, Value, vector
+from qfuse.lowering.cpu.layout import GROUP, LINE
 from qfuse.lowering.cpu.product import (
     LANES,
     STRIPS,
@@ -28,48 +28,75 @@ longer than what a CPU looks ahead, and its multipliers would wait."""
 
 
 @dataclass(frozen=True)
+class _Weights:
+    """Where the steps of a column of strips of a block are: decoded, or in the weight itself."""
+
+    source: Value
+    at: Index
+    step: int
+    """Elements of `source` from one step to the next."""
+    strip: int
+    """And from one strip to the next."""
+
+    def from_step(self, f: Function, step: Index) -> "_Weights":
+        return replace(self, at=f.address(self.at, (step, self.step)))
+
+    def load(self, p: Product, f: Function, step: Index) -> list[Value]:
+        """A step of all strips."""
+        of_step, strips = self.from_step(f, step), range(p.tile_strips)
+        at = [f.iadd(of_step.at, s * self.strip) for s in strips]
+        if not p.in_place:
+            return [f.load(self.source, a, I32) for a in at]
+        return [f.bitcast(f.load(self.source, a, vector("i8", LINE)), I32) for a in at]
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where the strips of a column of a tile are."""
 
-    weights: Index
-    """Their decoded block."""
+    weights: _Weights
     source: ScaleSource
     out: Index
     """Their totals."""
 
 
 def build_decode(p: Product) -> Function:
-    """One K block of one group of the weight to [64/strips][steps][strips * 16] at slots[to].
+    """Slices of one K block of one group of the weight to [64/strips][steps][strips * 16] at
+    slots[to].
 
-    Called as decode(w, w_scale, slots, from, to, group, column): from is a byte of the weight, the
-    block is that of the columns from `column` on; group and column are read for zero points only.
+    Called as decode(w, w_scale, slots, from, to, group, column, ahead, first, last): the block,
+    that of the columns from `column` on, begins at byte `from` of the weight; its slices from
+    `first` to before `last` are decoded.  What lies `ahead` bytes further is fetched, if it is to
+    be.  A weight that is multiplied where it lies is only fetched.
     """
     w, w_scale, _, slots = source_params(p)
-    from_, to, group, column = index = index_params("from", "to", "group", "column")
+    index = index_params("from", "to", "group", "column", "ahead", "first", "last")
+    from_, to, group, column, ahead, first, last = index
     f = Function("decode_block", [w, w_scale, slots, *index])
     width = p.tile_strips * LANES
     layout = p.layout
     source = scale_source(p, f, w_scale, group, group, 0)
-    slices = layout.block // layout.columns
-    runs = p.runs if p.decodes_zeros else 1
-    with f.each(runs) as run:
-        zeros: list[Value | None] = [None] * STRIPS
-        if p.decodes_zeros:
-            zeros = [source.zeros(s, f.address(column, (run, p.run))) for s in range(STRIPS)]
-        with f.loop(0, slices // runs) as loop:
-            number = f.address((run, slices // runs), loop.iv)
-            at = f.address(from_, (number, layout.slice_bytes))
-            for s in range(STRIPS):
-                strip = load_strip(p, f, w, f.iadd(at, s * layout.strip_bytes))
-                columns, place = divmod(s, p.tile_strips)
-                out = f.address(
-                    to,
-                    columns * p.block_steps * width + place * LANES,
-                    (number, p.slice_steps * width),
-                )
-                steps = p.codes.steps(f, strip, zeros[s])
-                for h, step in enumerate(steps):
-                    f.store(step, slots, f.iadd(out, h * width))
+    with f.loop(first, last) as loop:
+        number = loop.iv
+        at = f.address(from_, (number, layout.slice_bytes))
+        if p.tunables.tile_fetches:
+            for line in range(0, layout.slice_bytes, LINE):
+                f.prefetch(w, f.address(at, ahead, line), locality=3)
+            source.prefetch(column, number, p.slices, 1)
+        for s in range(0 if p.in_place else STRIPS):
+            strip = load_strip(p, f, w, f.iadd(at, s * layout.strip_bytes))
+            zero = None
+            if p.decodes_zeros:
+                run = f.idiv(number, p.slices // p.runs)
+                zero = source.zeros(s, f.address(column, (run, p.run)))
+            columns, place = divmod(s, p.tile_strips)
+            out = f.address(
+                to,
+                columns * p.block_steps * width + place * LANES,
+                (number, p.slice_steps * width),
+            )
+            for h, step in enumerate(p.codes.steps(f, strip, zero)):
+                f.store(step, slots, f.iadd(out, h * width))
     return f
 
 
@@ -97,70 +124,83 @@ def build_products(p: Product) -> Function:
     return f
 
 
-def build_tile(p: Product, rows: int, stride: int) -> Function:
+def build_tile(p: Product, decode: Function, rows: int, stride: int) -> Function:
     """`rows` rows of packed x by a decoded K block of a tile of columns.
 
     Called as tile(sources..., scale_row, last_scale_row, column, kb, x_at, w_at, out_at, from,
-    groups, turn, lines): the block of x at x[x_at], packed in tile_rows[0] rows, the decoded block
-    at slots[w_at], behind it what `build_products` made if it has to, the totals [rows][stride] at
-    slots[out_at].
+    groups, turn, next_at, ahead, slices): the block of x at x[x_at], packed in tile_rows[0] rows,
+    the decoded block at slots[w_at], behind it what `build_products` made if it has to, the totals
+    [rows][stride] at slots[out_at].
 
     More rows than there are accumulators for with so many strips go by in turn.
 
-    The block was decoded from w[from]; the next one is prefetched meanwhile, spread over the
-    calls, so that the memory works while the multipliers do: each column of strips fetches
-    `lines` cache lines in each part of its steps, and this is call number `turn`.
+    The block was decoded from w[from].  The next one is decoded to slots[next_at] meanwhile, spread
+    over the calls, so that what decoding takes, and memory, work while the multipliers do: before
+    each column of strips, in each run, go `slices` slices, and this is call number `turn`; what is
+    to be decoded then is fetched `ahead` bytes further.
     """
     names = ("scale_row", "last", "column", "kb", "x_at", "w_at", "out_at")
-    index = index_params(*names, "from", "groups", "turn", "lines")
+    index = index_params(*names, "from", "groups", "turn", "next_at", "ahead", "slices")
     f = Function(f"tile{rows}", [*source_params(p), *index])
     w, w_scale, x, slots = f.params[: len(f.params) - len(index)]
-    scale_row, last, column, kb, x_at, w_at, out_at, from_, groups, turn, lines = index
+    scale_row, last, column, kb, x_at, w_at, out_at = index[:7]
+    from_, groups, turn, next_at, ahead, slices = index[7:]
     strips = p.tile_strips
     width = strips * LANES
-    steps = p.block_steps // p.parts
+    steps = p.block_steps
     unit = p.tile_rows[0]
     per_group = GROUP // width
     height = min(rows, p.tile_height)
+    start = f.imul(kb, p.layout.block)
 
-    def fetch(columns: Index, part: Index, first: int) -> None:
-        if not p.tunables.tile_fetches:
-            return
-        group, place = (g(columns, per_group) for g in (f.idiv, f.imod))
-        next_block = f.address(from_, (group, p.layout.group_bytes), p.layout.block_bytes)
-        share = f.imul(f.address((turn, per_group), place), p.parts * ceil_div(unit, p.tile_height))
-        number = f.iadd(share, f.iadd(part, first // height * p.parts))
-        ahead = f.imul(number, f.imul(lines, LINE))
-        with f.loop(0, lines) as line:
-            f.prefetch(w, f.address(next_block, ahead, (line.iv, LINE)), locality=2)
+    def divide(columns: Index) -> tuple[Index, Index]:
+        """The group of a column of strips, and its place in that."""
+        return f.idiv(columns, per_group), f.imod(columns, per_group)
+
+    def decode_next(columns: Index, run: Index) -> None:
+        group, place = divide(columns)
+        share = f.address((turn, per_group * p.runs), (place, p.runs), run)
+        first = f.imul(share, slices)
+        end = f.imin(f.iadd(first, slices), p.slices)
+        with f.when(f.icompare("slt", first, end)):
+            source = f.address(from_, p.layout.block_bytes, (group, p.layout.group_bytes))
+            to = f.address(next_at, (group, GROUP * steps))
+            of_zeros = [f.iadd(scale_row, group), f.iadd(start, p.layout.block)]
+            f.call(decode, [w, w_scale, slots, source, to, *of_zeros, ahead, first, end])
+
+    def weights_of(number: Index) -> _Weights:
+        if not p.in_place:
+            return _Weights(slots, f.address(w_at, (number, steps * width)), width, LANES)
+        size, group, place = p.layout.strip_bytes, *divide(number)
+        at = f.address(from_, (group, p.layout.group_bytes), (place, strips * size))
+        return _Weights(w, at, p.layout.slice_bytes, size)
 
     def place_of(number: Index) -> _Place:
         at_column = f.iadd(column, f.imul(number, width))
         return _Place(
-            f.address(w_at, (number, p.block_steps * width)),
+            weights_of(number),
             scale_source(p, f, w_scale, scale_row, last, at_column),
             f.address(out_at, (number, width)),
         )
 
-    start = f.imul(kb, p.layout.block)
     if p.runs > 1:
         with f.loop(0, p.runs) as run, f.loop(0, f.imul(groups, per_group)) as columns:
+            decode_next(columns.iv, run.iv)
             x_run = f.address(x_at, (run.iv, p.run_elements(unit)))
             at = place_of(columns.iv)
-            w_run = f.address(at.weights, (run.iv, steps * width))
+            weights = at.weights.from_step(f, f.imul(run.iv, p.run_steps))
             scales = at.source.of_strips(strips, f.address(start, (run.iv, p.run)))
             for first in range(0, rows, height):
-                fetch(columns.iv, run.iv, first)
                 x_rows, count = f.iadd(x_run, first), min(height, rows - first)
                 sums = first_sums(p, f, load_rows(p, f, x, x_rows, unit, count), strips)
-                head = steps - _LAST_STEPS
-                sums = _multiply_steps(p, f, x, x_rows, slots, w_run, sums, head)
-                tail = [_load_weights(p, f, slots, w_run, step) for step in range(head, steps)]
+                head = p.run_steps - _LAST_STEPS
+                sums = _multiply_steps(p, f, x, x_rows, weights, sums, head)
+                tail = [weights.load(p, f, step) for step in range(head, p.run_steps)]
                 for r in range(count):
                     own = sums[r * strips : (r + 1) * strips]
-                    for i, weights in enumerate(tail):
+                    for i, of_strips in enumerate(tail):
                         step = load_step(f, x, f.address(x_rows, (head + i) * unit, r))
-                        own = [multiply(p, f, own[s], weights[s], step) for s in range(strips)]
+                        own = [multiply(p, f, own[s], of_strips[s], step) for s in range(strips)]
                     of_row = load_rows(p, f, x, f.iadd(x_rows, r), unit, 1)
                     out = f.iadd(at.out, (first + r) * stride)
                     add_run(p, f, scales, of_row, own, slots, out, stride)
@@ -174,25 +214,16 @@ def build_tile(p: Product, rows: int, stride: int) -> Function:
             for row, product in zip(of_rows, each, strict=True)
         ]
     with f.loop(0, f.imul(groups, per_group)) as columns:
+        decode_next(columns.iv, 0)
         at = place_of(columns.iv)
         for first in range(0, rows, height):
             those = of_rows[first : first + height]
             sums = first_sums(p, f, those, strips)
-            with f.loop(0, p.parts, carried=sums) as part:
-                fetch(columns.iv, part.iv, first)
-                x_part = f.iadd(f.address(x_at, (part.iv, steps * unit)), first)
-                w_part = f.address(at.weights, (part.iv, steps * width))
-                part.yielded = _multiply_steps(p, f, x, x_part, slots, w_part, part.carried, steps)
+            sums = _multiply_steps(p, f, x, f.iadd(x_at, first), at.weights, sums, steps)
             scales = at.source.of_strips(strips, start)
             out = f.iadd(at.out, first * stride)
-            add_run(p, f, scales, those, part.results, slots, out, stride)
+            add_run(p, f, scales, those, sums, slots, out, stride)
     return f
-
-
-def _load_weights(p: Product, f: Function, slots: Value, w_at: Index, step: Index) -> list[Value]:
-    """A step of all strips of a column, decoded at slots[w_at]."""
-    at = f.address(w_at, (step, p.tile_strips * LANES))
-    return [f.load(slots, f.iadd(at, s * LANES), I32) for s in range(p.tile_strips)]
 
 
 def _multiply_steps(
@@ -200,21 +231,20 @@ def _multiply_steps(
     f: Function,
     x: Value,
     x_at: Index,
-    slots: Value,
-    w_at: Index,
+    weights: _Weights,
     sums: list[Value],
     count: int,
 ) -> list[Value]:
-    """sums [rows][strips] plus the products of `count` steps, decoded at slots[w_at]."""
+    """sums [rows][strips] plus the products of the first `count` steps."""
     strips, unit = p.tile_strips, p.tile_rows[0]
     with f.loop(0, count, carried=sums) as loop:
         sums = list(loop.carried)
-        weights = _load_weights(p, f, slots, w_at, loop.iv)
+        of_strips = weights.load(p, f, loop.iv)
         x_step = f.address(x_at, (loop.iv, unit))
         for i in range(0, len(sums), strips):
             of_row = load_step(f, x, f.iadd(x_step, i // strips))
             for s in range(strips):
-                sums[i + s] = multiply(p, f, sums[i + s], weights[s], of_row)
+                sums[i + s] = multiply(p, f, sums[i + s], of_strips[s], of_row)
         loop.yielded = sums
     return loop.results
 

@@ -41,10 +41,8 @@ class Tunables:
     """Strips of the weight that it takes at once."""
     tile_sums: int
     """Accumulators there, at most; the more strips, the fewer rows at once."""
-    tile_parts: int
-    """Stretches of a block that is one run, each with a share of the fetching."""
     tile_fetches: bool
-    """Whether it fetches the next block while it multiplies by this one."""
+    """Whether it fetches the block after the next one while it multiplies by this one."""
     chunk_rows: int
     """Rows that one decoding of a block serves, at most."""
     wide_part: int
@@ -59,8 +57,6 @@ class Tunables:
             raise ValueError("there is no loop for one row")
         if not {self.row_strips, self.tile_strips} <= {1, 2, _STRIPS}:
             raise ValueError(f"{self.row_strips} or {self.tile_strips} strips divide no group")
-        if self.tile_parts not in (1, 2, 4, 8, 16):
-            raise ValueError(f"{self.tile_parts} parts do not divide a block")
         if self.direct_height not in (1, 2, 4, 8, 16):
             raise ValueError(f"{self.direct_height} rows at once are no power of two up to 16")
         if self.direct_sums < self.direct_rows[-1] or self.tile_sums < self.tile_strips:
@@ -101,7 +97,6 @@ _AVX512 = Tunables(
     tile_rows=(8, 4, 2),
     tile_strips=2,  # 8 x 2 sums, as 4 x 4, are at 0.94 to 0.95 of the peak; 4 x 2 loads too often
     tile_sums=16,
-    tile_parts=4,
     tile_fetches=True,
     chunk_rows=512,  # more would push the packed x of a chunk out of the cache
     wide_part=1024,  # a wider tile reads packed x less often, but leaves fewer tasks
@@ -152,7 +147,7 @@ _FETCHES = (
 
 _WIDE_SEARCHES = (
     Search(1, "run1", (_each("far_bytes", 4096, 16384), ({"unrolled": 1}, {"row_strips": 2}))),
-    Search(64, "run", (({"tile_parts": 8}, {"tile_strips": 4}),)),
+    Search(64, "run", (_each("tile_strips", 4),)),
 )
 
 _OTHER_SEARCHES = (

@@ -17,6 +17,7 @@ from qfuse.lowering.cpu.layout import (
     ceil_div,
     plain_layout,
 )
+from qfuse.lowering.cpu.pages import prefer_large_pages
 
 Part = Sequence[torch.Tensor]
 """Codes [N, bytes of K columns], scales and, where the scheme has some, zero points; or one
@@ -146,6 +147,7 @@ def pack_scales(scale: torch.Tensor, shape: Sequence[int], block: Sequence[int])
 def empty_weight(layout: WeightLayout, experts: int = 0) -> tuple[torch.Tensor, ...]:
     """Memory for what `pack_weight` or, of `experts`, `pack_experts` returns."""
     packed = torch.empty(max(experts, 1) * layout.packed_bytes, dtype=torch.uint8)
+    prefer_large_pages(packed.data_ptr(), packed.nbytes)
     if layout.plain:
         return (packed,)
     if not layout.by_block:

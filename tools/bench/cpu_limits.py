@@ -14,6 +14,7 @@ from qfuse.lowering.cpu.kernel import CompiledKernel, Parameter
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.launcher import LoadedKernel
 from qfuse.lowering.cpu.layout import BLOCK, GROUP, WeightLayout
+from qfuse.lowering.cpu.pages import prefer_large_pages
 from qfuse.lowering.cpu.product import Product, multiply
 from qfuse.lowering.cpu.rowwise import build_row_entry
 from qfuse.tools.bench.kernels import Call
@@ -76,8 +77,9 @@ def read_probe(threads: int) -> tuple[list[Call], float]:
 
     rows = _CALL_BYTES // (4 * _CHUNK)
     count = -(-max(_BYTES, 4 * last_level_cache()) // _CALL_BYTES)
-    # zeros may all be one page
-    memory = torch.ones(count, rows * _CHUNK, dtype=torch.int32)
+    memory = torch.empty(count, rows * _CHUNK, dtype=torch.int32)
+    prefer_large_pages(memory.data_ptr(), memory.nbytes)
+    memory.fill_(1)  # zeros may all be one page
     return _bound("read", "i32", emit_row, memory, rows, threads), 4.0 * rows * _CHUNK
 
 

@@ -1,6 +1,6 @@
 """Weights and activations that the CPU suites multiply: their types, seeded tensors, values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from qfuse.compiler.packed_weights import dequantize_weight
 from qfuse.dialects.errors import QfuseError
 from qfuse.dialects.types import PACKINGS, Scheme, Shaped
 from qfuse.dialects.verify import DYNAMIC
+from qfuse.lowering.cpu.pages import prefer_large_pages
 from qfuse.lowering.cpu.weights import pack_weight
 from qfuse.tools.bench.cpu_limits import last_level_cache
 from qfuse.tools.bench.timing import buffer_sets
@@ -143,7 +144,8 @@ class Weight:
         block, packing = (1, self.k), self.type.dtype
         if self.type.scheme is not None:
             block, packing = self.type.scheme.block, self.type.scheme.packing
-        return copies(pack_weight([self.components], block, packing), self.bytes)
+        packed = pack_weight([self.components], block, packing)
+        return copies(packed, self.bytes, in_large_pages)
 
     @cached_property
     def stored(self) -> list[list[torch.Tensor]]:
@@ -151,10 +153,21 @@ class Weight:
         return copies(self.components, self.bytes)
 
 
-def copies(tensors: Sequence[torch.Tensor], bytes_: int) -> list[list[torch.Tensor]]:
+def copies(
+    tensors: Sequence[torch.Tensor],
+    bytes_: int,
+    copy: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+) -> list[list[torch.Tensor]]:
     """Each of `tensors`, which have `bytes_` together, and its copies elsewhere in memory."""
     count = buffer_sets(bytes_, last_level_cache())
-    return [[tensor, *(tensor.clone() for _ in range(count - 1))] for tensor in tensors]
+    return [[tensor, *(copy(tensor) for _ in range(count - 1))] for tensor in tensors]
+
+
+def in_large_pages(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in such memory as packed weights have."""
+    made = torch.empty_like(tensor)
+    prefer_large_pages(made.data_ptr(), made.nbytes)
+    return made.copy_(tensor)
 
 
 def dequantized(components: Sequence[torch.Tensor], type_: Shaped) -> torch.Tensor:
