@@ -41,6 +41,9 @@ _SUBS = BLOCK // LANES
 _TASK_ROWS = 32
 """Rows of a task, about: what is kept of so many stays in the first cache."""
 
+_TASKS = 16
+"""About so many, or more, where tokens are few.  A task of several stretches reads on and on."""
+
 _FEW_TASKS = 4
 """There are a few for each of some threads, if there are more."""
 
@@ -159,7 +162,7 @@ class _Kernel:
             begin, end = self._seen(f, task.first, task.count)
             stretches = f.idiv(f.iadd(end, _STRETCH - 1), _STRETCH)
             with f.loop(f.idiv(begin, _STRETCH), stretches) as number:
-                f.call(self.stretch, [*f.params, slot, *task.values, number.iv])
+                f.call(self.stretch, [*f.params, slot, *task.values, number.iv, stretches])
                 self._fold(
                     f,
                     task,
@@ -186,17 +189,23 @@ class _Kernel:
             place = f.address((self._place(f, task, row), self.stretches), number)
             return f.imul(place, size)
 
-        with f.tickets(counters, TASK_COUNTER, f.imul(self._units(f), each)) as ticket:
-            unit, number = f.idiv(ticket, each), f.iadd(first, f.imod(ticket, each))
+        units = self._units(f)
+        span = f.imax(f.idiv(f.imul(units, each), _TASKS), 1)
+        tasks = f.idiv(f.iadd(each, f.isub(span, 1)), span)
+        with f.tickets(counters, TASK_COUNTER, f.imul(units, tasks)) as ticket:
+            unit = f.idiv(ticket, tasks)
             task = self._task(f, unit)
-            f.call(self.stretch, [*f.params, slot, *task.values, number])
-            with f.loop(0, f.imul(task.count, self.group)) as row:
-                to = kept(task, row.iv, number)
-                for offset in range(0, size, LANES):
-                    at = f.address(scratch.states, (row.iv, size), offset)
-                    f.store(f.load(slots, at, I32), shared, f.iadd(to, offset))
+            own = f.address(first, (f.imod(ticket, tasks), span))
+            behind = f.imin(f.iadd(own, span), stretches)
+            with f.loop(own, f.imax(behind, f.iadd(own, 1))) as number:
+                f.call(self.stretch, [*f.params, slot, *task.values, number.iv, behind])
+                with f.loop(0, f.imul(task.count, self.group)) as row:
+                    to = kept(task, row.iv, number.iv)
+                    for offset in range(0, size, LANES):
+                        at = f.address(scratch.states, (row.iv, size), offset)
+                        f.store(f.load(slots, at, I32), shared, f.iadd(to, offset))
             done = f.take_ticket(counters, f.iadd(unit, OWN_COUNTERS))
-            with f.when(f.icompare("eq", done, f.isub(each, 1))):
+            with f.when(f.icompare("eq", done, f.isub(tasks, 1))):
                 self._clear(f, task, scratch.totals)
                 with f.loop(first, stretches) as one:
                     self._fold(f, task, shared, lambda row: kept(task, row, one.iv), scratch.totals)
@@ -255,8 +264,11 @@ class _Kernel:
 
     @cached_property
     def stretch(self) -> Function:
-        """stretch(parameters..., slot, head, first, count, number): the states of a task's rows."""
-        f, scratch, task, (number,) = self._task_function("stretch", "number")
+        """stretch(parameters..., slot, head, first, count, number, behind): the states of rows.
+
+        `behind` is the number of the stretch that follows the task's last one.
+        """
+        f, scratch, task, (number, behind) = self._task_function("stretch", "number", "behind")
         of_rows, lanes, slots = self.of_rows, Lanes(f, self.level), self._trailing(f)[1]
         rows, size = f.imul(task.count, self.group), of_rows.state_elements
         with f.loop(0, rows) as row:
@@ -269,6 +281,7 @@ class _Kernel:
         slot = f.iadd(f.load_index(self.position.data, 0), task.first)  # of the first token
         begin, end = self._seen(f, task.first, task.count)
         start = f.imul(number, _STRETCH)
+        limit = f.imin(end, f.imul(behind, _STRETCH))
         first = f.idiv(f.imax(begin, start), BLOCK)
         blocks = f.idiv(f.iadd(f.imin(end, f.iadd(start, _STRETCH)), BLOCK - 1), BLOCK)
         with f.loop(first, blocks) as block:
@@ -277,7 +290,7 @@ class _Kernel:
             subs = f.imin(f.idiv(f.iadd(left, LANES - 1), LANES), _SUBS)
             with f.loop(0, subs) as sub:
                 offset = f.imul(sub.iv, LANES)
-                self._to_f32(f, self.k, scratch, task.head, f.iadd(base, offset), end)
+                self._to_f32(f, self.k, scratch, task.head, f.iadd(base, offset), end, limit)
                 scores = f.iadd(scratch.scores, offset)
                 self._by_rows(f, of_rows.scores, rows, scratch, scores, (scratch.q, of_rows.padded))
             with f.loop(0, rows) as row:
@@ -287,7 +300,7 @@ class _Kernel:
                 f.call(of_rows.softmax, [slots, scores, state, f.imin(seen, left)])
             with f.loop(0, subs) as sub:
                 offset = f.imul(sub.iv, LANES)
-                self._to_f32(f, self.v, scratch, task.head, f.iadd(base, offset), end)
+                self._to_f32(f, self.v, scratch, task.head, f.iadd(base, offset), end, limit)
                 scores = f.iadd(scratch.scores, offset)
                 results = (f.iadd(scratch.states, RESULTS), size)
                 self._by_rows(f, of_rows.add_values, rows, scratch, scores, results)
@@ -338,12 +351,22 @@ class _Kernel:
         return f.address((token, self.heads), (of_head, self.group), of_group)
 
     def _to_f32(
-        self, f: Function, cache: Tensor, scratch: _Scratch, head: Index, slot: Index, end: Index
+        self,
+        f: Function,
+        cache: Tensor,
+        scratch: _Scratch,
+        head: Index,
+        slot: Index,
+        end: Index,
+        limit: Index,
     ) -> None:
-        """The 16 slots of a cache from `slot` on; the last before `end` again for those behind."""
+        """The 16 slots of a cache from `slot` on; the last before `end` again for those behind.
+
+        What the task goes on with is fetched, up to `limit`.
+        """
         slots, first = self._trailing(f)[1], f.imul(head, self.capacity)
-        last = f.iadd(first, f.isub(end, 1))
-        args = [cache.data, slots, f.iadd(first, slot), last, scratch.f32]
+        lasts = [f.iadd(first, f.isub(bound, 1)) for bound in (end, limit)]
+        args = [cache.data, slots, f.iadd(first, slot), *lasts, scratch.f32]
         f.call(self.of_rows.convert[cache.width], args)
 
     def _by_rows(

@@ -69,21 +69,22 @@ class RowFunctions:
         return {rows: self._build_add_values(rows) for rows in TOGETHER}
 
     def _build_convert(self, width: int) -> Function:
-        """convert(cache, slots, row, last, to): 16 rows of a cache to f32 [16][padded width].
+        """convert(cache, slots, row, last, limit, to): 16 rows to f32 [16][padded width].
 
-        Rows behind the last are the last one.  What lies a block ahead is fetched.
+        Rows behind the last are the last one.  What lies a block ahead is fetched, up to `limit`.
         """
         params = [Value("%cache", buffer(self.dtype)), Value("%slots", buffer("i32"))]
-        params += [Value(f"%{name}", "index") for name in ("row", "last", "to")]
+        params += [Value(f"%{name}", "index") for name in ("row", "last", "limit", "to")]
         f = Function(f"convert{width}", params)
-        cache, slots, row, last, to = params
+        cache, slots, row, last, limit, to = params
         lanes = Lanes(f, self.level)
         size = 4 if self.dtype == "f32" else 2
         with f.loop(0, LANES) as loop:
             source = f.imul(f.imin(f.iadd(row, loop.iv), last), width)
             target = f.address(to, (loop.iv, round_up(width, LANES)))
+            ahead = f.imul(f.imin(f.iadd(f.iadd(row, loop.iv), BLOCK), limit), width)
             for line in range(0, width, LINE // size):
-                f.prefetch(cache, f.iadd(source, BLOCK * width + line), locality=2)
+                f.prefetch(cache, f.iadd(ahead, line), locality=2)
             for column, mask in pieces(f, width):
                 x = lanes.load(cache, f.iadd(source, column), self.dtype, mask)
                 f.store(f.bitcast(x, I32), slots, f.iadd(target, column))
