@@ -20,6 +20,7 @@ as one, and a stretch is the same whoever goes through it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
@@ -123,7 +124,7 @@ class _Kernel:
             ],
         )
 
-    def _entry(self, f: Function, **fields: int) -> Entry:
+    def _entry(self, f: Function, **fields: Any) -> Entry:
         widths = self.of_rows.width + self.of_rows.out_width
         return Entry(
             f.symbol,
