@@ -15,7 +15,8 @@
 | rowwise.py | the frame of row-wise kernels, quantizing a row |
 | elementwise.py | element-wise operations, glu, rope, quantize, dequantize |
 | norm.py | rms_norm |
-| attention.py | attention over caches |
+| attention.py | attention over caches: entries, stretches of slots |
+| attention_rows.py | what is computed for its rows |
 | tensor_scale.py | tensor_scale |
 | select_experts.py | select_experts |
 | routing.py | route, combine |

@@ -1,46 +1,52 @@
 """Attention kernels: a few rows of q at a time over the slots of a cache, with a running softmax.
 
 A row is a query of one token and head; those of all heads that share k and v go together, so that
-a cache is read once.  A task has the rows of some tokens for one head of the caches, and goes
-through the slots in blocks of 64:
+a cache is read once.  The slots are cut into stretches of 512, and a stretch is gone through for
+the rows of some tokens and one head of the caches, in blocks of 64:
 
     scores    [rows][64]  q k^T * scale, 16 slots at a time, whose keys become f32 in scratch
     softmax               the largest score so far; weights exp(score - largest), 0 where masked;
                           sums and results so far are scaled to the new largest
     results   [rows][E]   += weights * v, 16 slots at a time again
 
+Then the stretches are added up, one after the other.  A task has all of them, or, where tokens are
+few, one: then their states go to shared scratch, and whoever is done last adds them up.
+
 Everything is f32.  What is computed for a row does not depend on what else a task has, nor on how
-many tokens there are: four rows, or two, at once make the same sums in the same order as one.
+many tokens or threads there are: four rows, or two, at once make the same sums in the same order
+as one, and a stretch is the same whoever goes through it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.types import shaped
 from qfuse.dialects.verify import DYNAMIC
-from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Index, Value, buffer
-from qfuse.lowering.cpu.kernel import SLOT_COUNTER, TASK_COUNTER, Entry
+from qfuse.lowering.cpu.attention_rows import BLOCK, RESULTS, SUMS, TOGETHER, RowFunctions, pieces
+from qfuse.lowering.cpu.emit import F32, I32, LANES, Function, Index, Value
+from qfuse.lowering.cpu.kernel import OWN_COUNTERS, SLOT_COUNTER, TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.layout import LINE, round_up
-from qfuse.lowering.cpu.math_functions import exp
 from qfuse.lowering.cpu.rowwise import entry_parameters
 from qfuse.lowering.cpu.signature import Built, Signature, Tensor
 
 OPS = ("qfuse.attention",)
 
-_BLOCK = 64
-"""Slots between two looks at the largest score."""
+_STRETCH = 512
+"""Slots of a stretch, whole blocks: to read so many takes longer than to take a task."""
 
-_SUBS = _BLOCK // LANES
-
-_TOGETHER = (4, 2, 1)
-"""Rows that are computed at once: with four slots or more, or vectors of a result, sixteen sums."""
+_SUBS = BLOCK // LANES
 
 _TASK_ROWS = 32
 """Rows of a task, about: what is kept of so many stays in the first cache."""
 
-_LOWEST = -3.4028234663852886e38
-"""The largest score before there is one: finite, so that differences are no NaN."""
+_TASKS = 16
+"""About so many, or more, where tokens are few.  A task of several stretches reads on and on."""
+
+_FEW_TASKS = 4
+"""There are a few for each of some threads, if there are more."""
 
 
 def refuse(op: ir.Operation) -> str | None:
@@ -51,9 +57,7 @@ def refuse(op: ir.Operation) -> str | None:
 
 
 def build(signature: Signature, level: str) -> Built:
-    kernel = _Kernel(signature, level)
-    function, entry = kernel.entry()
-    return Built([*kernel.functions, function], [entry])
+    return _Kernel(signature, level).build()
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,24 @@ class _Scratch:
     f32: Index
     """16 slots of k or v as f32."""
     q: Index
-    results: Index
     scores: Index
-    largest: Index
-    """Per row a vector, all lanes alike."""
-    sums: Index
-    """Per row a vector, a part of the sum in each lane."""
+    states: Index
+    """Per row, of a stretch."""
+    totals: Index
+    """The same of all stretches."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Tokens, and the head of the caches, one of all batches, that their rows read."""
+
+    head: Index
+    first: Index
+    count: Index
+
+    @property
+    def values(self) -> list[Index]:
+        return [self.head, self.first, self.count]
 
 
 class _Kernel:
@@ -76,151 +92,283 @@ class _Kernel:
         self.signature, self.level = signature, level
         self.q, self.k, self.v, self.position = signature.operands
         (self.out,) = signature.results
-        self.batch, _, self.heads, self.width = self.q.shaped.shape
-        _, self.kv_heads, self.capacity, self.out_width = self.v.shaped.shape
+        self.batch, _, self.heads, width = self.q.shaped.shape
+        _, self.kv_heads, self.capacity, out_width = self.v.shaped.shape
         self.group = self.heads // self.kv_heads
-        self.padded = round_up(self.width, LANES)
-        self.out_padded = round_up(self.out_width, LANES)
         attributes = signature.op.attributes
-        self.scale = ir.FloatAttr(attributes["scale"]).value
         self.window = ir.IntegerAttr(attributes["window"]).value
-        widths = sorted({self.width, self.out_width})
-        self.convert = {width: self._build_convert(width) for width in widths}
-        self.scores = {rows: self._build_scores(rows) for rows in _TOGETHER}
-        self.softmax = self._build_softmax()
-        self.add_values = {rows: self._build_add_values(rows) for rows in _TOGETHER}
+        scale = ir.FloatAttr(attributes["scale"]).value
+        self.of_rows = RowFunctions(level, self.k.dtype, width, out_width, scale, self.window)
+        self.stretches = -(-self.capacity // _STRETCH)
 
-    @property
-    def functions(self) -> list[Function]:
-        parts = (self.convert, self.scores, self.add_values)
-        return [*(f for part in parts for f in part.values()), self.softmax]
-
-    @property
-    def _slot_elements(self) -> int:
-        return LANES * max(self.padded, self.out_padded)
-
-    @property
-    def _row_elements(self) -> int:
-        return self.padded + self.out_padded + _BLOCK + 2 * LANES
-
-    def entry(self) -> tuple[Function, Entry]:
-        f = Function("run", entry_parameters(self.signature.data))
-        counters, m, rows = f.params[-3:]
-        tokens = f.idiv(m, self.batch * self.heads)
-        per_task = f.idiv(rows, self.group)
-        tiles = f.idiv(f.iadd(tokens, f.isub(per_task, 1)), per_task)
+    def build(self) -> Built:
+        """Two entries, unless there is one stretch: few tokens, whose stretches are tasks, and
+        many."""
+        functions, whole = [*self.of_rows.every, self.stretch, self.finish], self._whole()
+        if self.stretches == 1:
+            return Built([*functions, whole], [self._entry(whole)])
         heads = self.batch * self.kv_heads
-        size = f.address((rows, self._row_elements), self._slot_elements)
-        slot = f.imul(f.take_ticket(counters, SLOT_COUNTER), size)
-        scratch = self._scratch(f, slot, rows)
-        position = f.load_index(self.position.data, 0)
-        with f.tickets(counters, TASK_COUNTER, f.imul(tiles, heads)) as ticket:
-            # the last tokens see most: first, so that nobody waits for them in the end
-            tile = f.isub(f.isub(tiles, 1), f.idiv(ticket, heads))
-            first = f.imul(tile, per_task)
-            count = f.imin(per_task, f.isub(tokens, first))
-            self._task(f, scratch, f.imod(ticket, heads), tokens, first, count, position)
-        rows_of_task = max(1, _TASK_ROWS // self.group) * self.group
-        return f, Entry(
+        few = max(1, self._task_tokens * (_FEW_TASKS // heads))
+        apart, limit = self._apart(), few * self.batch * self.heads
+        return Built(
+            [*functions, apart, whole],
+            [
+                self._entry(
+                    apart,
+                    m_max=limit,
+                    tiles=self.stretches,
+                    counters=few * heads,
+                    shared_row_bytes=4 * self.stretches * self.of_rows.state_elements,
+                ),
+                self._entry(whole, m_min=limit + 1),
+            ],
+        )
+
+    def _entry(self, f: Function, **fields: Any) -> Entry:
+        widths = self.of_rows.width + self.of_rows.out_width
+        return Entry(
             f.symbol,
-            rows=rows_of_task,
+            rows=self._task_tokens * self.group,
             rows_multiple=self.group,
             slot_bytes=4 * self._slot_elements,
             slot_row_bytes=4 * self._row_elements,
             # nobody knows how much of the caches is in use: as if all were
-            work=2 * self.batch * self.kv_heads * self.capacity * (self.width + self.out_width),
+            work=2 * self.batch * self.kv_heads * self.capacity * widths,
+            **fields,
         )
 
-    def _scratch(self, f: Function, slot: Index, rows: Index) -> _Scratch:
-        places, at = [slot], f.iadd(slot, self._slot_elements)
-        for size in (self.padded, self.out_padded, _BLOCK, LANES, LANES):
-            places.append(at)
-            at = f.address(at, (rows, size))
-        return _Scratch(*places)
+    @property
+    def _task_tokens(self) -> int:
+        return max(1, _TASK_ROWS // self.group)
 
-    def _task(
+    @property
+    def _slot_elements(self) -> int:
+        return LANES * max(self.of_rows.padded, self.of_rows.out_padded)
+
+    @property
+    def _row_elements(self) -> int:
+        return self.of_rows.padded + BLOCK + 2 * self.of_rows.state_elements
+
+    # -- the tasks of an entry -----------------------------------------------------------------
+
+    def _whole(self) -> Function:
+        """Tasks that go through all of their stretches."""
+        f = Function("run", entry_parameters(self.signature.data))
+        _, slots, counters, *_ = self._trailing(f)
+        slot, size = self._take_slot(f), self.of_rows.state_elements
+        scratch = self._scratch(f, slot)
+        with f.tickets(counters, TASK_COUNTER, self._units(f)) as ticket:
+            task = self._task(f, ticket)
+            self._clear(f, task, scratch.totals)
+            begin, end = self._seen(f, task.first, task.count)
+            stretches = f.idiv(f.iadd(end, _STRETCH - 1), _STRETCH)
+            with f.loop(f.idiv(begin, _STRETCH), stretches) as number:
+                f.call(self.stretch, [*f.params, slot, *task.values, number.iv, stretches])
+                self._fold(
+                    f,
+                    task,
+                    slots,
+                    lambda row: f.address(scratch.states, (row, size)),
+                    scratch.totals,
+                )
+            f.call(self.finish, [*f.params, slot, *task.values])
+        return f
+
+    def _apart(self) -> Function:
+        """Tasks of one stretch; the last one of its tokens and head adds them up."""
+        f = Function("stretches", entry_parameters(self.signature.data))
+        shared, slots, counters, *_ = self._trailing(f)
+        slot, size = self._take_slot(f), self.of_rows.state_elements
+        begin, end = self._seen(f, 0, self._tokens(f))
+        stretches = f.imax(f.idiv(f.iadd(end, _STRETCH - 1), _STRETCH), 1)
+        first = f.imin(f.idiv(begin, _STRETCH), f.isub(stretches, 1))
+        each = f.isub(stretches, first)
+        scratch = self._scratch(f, slot)
+
+        def kept(task: _Task, row: Index, number: Index) -> Index:
+            """Where the state of a row lies that is left by a stretch."""
+            place = f.address((self._place(f, task, row), self.stretches), number)
+            return f.imul(place, size)
+
+        units = self._units(f)
+        span = f.imax(f.idiv(f.imul(units, each), _TASKS), 1)
+        tasks = f.idiv(f.iadd(each, f.isub(span, 1)), span)
+        with f.tickets(counters, TASK_COUNTER, f.imul(units, tasks)) as ticket:
+            unit = f.idiv(ticket, tasks)
+            task = self._task(f, unit)
+            own = f.address(first, (f.imod(ticket, tasks), span))
+            behind = f.imin(f.iadd(own, span), stretches)
+            with f.loop(own, f.imax(behind, f.iadd(own, 1))) as number:
+                f.call(self.stretch, [*f.params, slot, *task.values, number.iv, behind])
+                with f.loop(0, f.imul(task.count, self.group)) as row:
+                    to = kept(task, row.iv, number.iv)
+                    for offset in range(0, size, LANES):
+                        at = f.address(scratch.states, (row.iv, size), offset)
+                        f.store(f.load(slots, at, I32), shared, f.iadd(to, offset))
+            done = f.take_ticket(counters, f.iadd(unit, OWN_COUNTERS))
+            with f.when(f.icompare("eq", done, f.isub(tasks, 1))):
+                self._clear(f, task, scratch.totals)
+                with f.loop(first, stretches) as one:
+                    self._fold(f, task, shared, lambda row: kept(task, row, one.iv), scratch.totals)
+                f.call(self.finish, [*f.params, slot, *task.values])
+        return f
+
+    def _units(self, f: Function) -> Index:
+        """How many groups of tokens there are for all heads of the caches."""
+        per_task = f.idiv(self._trailing(f)[4], self.group)
+        tiles = f.idiv(f.iadd(self._tokens(f), f.isub(per_task, 1)), per_task)
+        return f.imul(tiles, self.batch * self.kv_heads)
+
+    def _task(self, f: Function, unit: Index) -> _Task:
+        """The last tokens see most: they come first, so that nobody waits for them in the end."""
+        heads, per_task = self.batch * self.kv_heads, f.idiv(self._trailing(f)[4], self.group)
+        tiles = f.idiv(self._units(f), heads)
+        first = f.imul(f.isub(f.isub(tiles, 1), f.idiv(unit, heads)), per_task)
+        count = f.imin(per_task, f.isub(self._tokens(f), first))
+        return _Task(f.imod(unit, heads), first, count)
+
+    def _seen(self, f: Function, first: Index, count: Index) -> tuple[Index, Index]:
+        """From where on, and up to where, `count` tokens from `first` on see slots."""
+        slot = f.iadd(f.load_index(self.position.data, 0), first)
+        end = f.imax(f.imin(f.iadd(slot, count), self.capacity), 0)
+        return f.imax(f.isub(slot, self.window - 1), 0) if self.window else 0, end
+
+    def _clear(self, f: Function, task: _Task, states: Index) -> None:
+        slots, size = self._trailing(f)[1], self.of_rows.state_elements
+        with f.loop(0, f.imul(task.count, self.group)) as row:
+            self.of_rows.clear(f, slots, f.address(states, (row.iv, size)))
+
+    def _fold(
         self,
         f: Function,
-        scratch: _Scratch,
-        head: Index,
-        tokens: Index,
-        first: Index,
-        count: Index,
-        position: Index,
+        task: _Task,
+        part: Value,
+        place: Callable[[Index], Index],
+        totals: Index,
     ) -> None:
-        """`count` tokens from `first` on, by the caches of `head`, one of all batches."""
-        lanes, slots = Lanes(f, self.level), f.params[-4]
-        rows = f.imul(count, self.group)
-        of_batch, of_head = (g(head, self.kv_heads) for g in (f.idiv, f.imod))
-        # of a row, which is token * group + one of the heads
-        start = f.address((f.iadd(f.imul(of_batch, tokens), first), self.heads))
-        start = f.iadd(start, f.imul(of_head, self.group))
+        """Add to the totals of all rows their states of one stretch, `part` [place(row)]."""
+        slots, size = self._trailing(f)[1], self.of_rows.state_elements
+        with f.loop(0, f.imul(task.count, self.group)) as row:
+            state = f.address(totals, (row.iv, size))
+            f.call(self.of_rows.fold, [part, place(row.iv), slots, state])
 
-        def place(row: Index) -> Index:
-            """Where the row lies among those of q and of the result."""
-            token, of_group = (g(row, self.group) for g in (f.idiv, f.imod))
-            return f.address(start, (token, self.heads), of_group)
+    # -- one stretch, and the end ----------------------------------------------------------------
 
+    def _task_function(
+        self, name: str, *more: str
+    ) -> tuple[Function, _Scratch, _Task, list[Value]]:
+        """A function of the entries' parameters, a slot and a task, and `more`."""
+        names = ("slot", "head", "first", "count", *more)
+        own = [Value(f"%{name}", "index") for name in names]
+        f = Function(name, [*entry_parameters(self.signature.data), *own])
+        return f, self._scratch(f, own[0]), _Task(*own[1:4]), own[4:]
+
+    @cached_property
+    def stretch(self) -> Function:
+        """stretch(parameters..., slot, head, first, count, number, behind): the states of rows.
+
+        `behind` is the number of the stretch that follows the task's last one.
+        """
+        f, scratch, task, (number, behind) = self._task_function("stretch", "number", "behind")
+        of_rows, lanes, slots = self.of_rows, Lanes(f, self.level), self._trailing(f)[1]
+        rows, size = f.imul(task.count, self.group), of_rows.state_elements
         with f.loop(0, rows) as row:
-            at = f.imul(place(row.iv), self.width)
-            for column, mask in _pieces(f, self.width):
+            at = f.imul(self._place(f, task, row.iv), of_rows.width)
+            for column, mask in pieces(f, of_rows.width):
                 x = lanes.load(self.q.data, f.iadd(at, column), self.q.dtype, mask)
-                to = f.address(scratch.q, (row.iv, self.padded), column)
+                to = f.address(scratch.q, (row.iv, of_rows.padded), column)
                 f.store(f.bitcast(x, I32), slots, to)
-            for column in range(0, self.out_padded, LANES):
-                to = f.address(scratch.results, (row.iv, self.out_padded), column)
-                f.store(f.isplat(0), slots, to)
-            lowest = f.bitcast(f.splat(_LOWEST), I32)
-            f.store(lowest, slots, f.address(scratch.largest, (row.iv, LANES)))
-            f.store(f.isplat(0), slots, f.address(scratch.sums, (row.iv, LANES)))
-
-        slot = f.iadd(position, first)  # of the first token
-        end = f.imax(f.imin(f.iadd(slot, count), self.capacity), 0)
-        begin: Index = 0
-        if self.window:
-            begin = f.idiv(f.imax(f.isub(slot, self.window - 1), 0), _BLOCK)
-        blocks = f.idiv(f.iadd(end, _BLOCK - 1), _BLOCK)
-        with f.loop(begin, blocks) as block:
-            base = f.imul(block.iv, _BLOCK)
+        self._clear(f, task, scratch.states)
+        slot = f.iadd(f.load_index(self.position.data, 0), task.first)  # of the first token
+        begin, end = self._seen(f, task.first, task.count)
+        start = f.imul(number, _STRETCH)
+        limit = f.imin(end, f.imul(behind, _STRETCH))
+        first = f.idiv(f.imax(begin, start), BLOCK)
+        blocks = f.idiv(f.iadd(f.imin(end, f.iadd(start, _STRETCH)), BLOCK - 1), BLOCK)
+        with f.loop(first, blocks) as block:
+            base = f.imul(block.iv, BLOCK)
             left = f.isub(end, base)
             subs = f.imin(f.idiv(f.iadd(left, LANES - 1), LANES), _SUBS)
             with f.loop(0, subs) as sub:
                 offset = f.imul(sub.iv, LANES)
-                self._to_f32(f, self.k, scratch, head, f.iadd(base, offset), end)
+                self._to_f32(f, self.k, scratch, task.head, f.iadd(base, offset), end, limit)
                 scores = f.iadd(scratch.scores, offset)
-                self._by_rows(f, self.scores, rows, scratch, scores, (scratch.q, self.padded))
+                self._by_rows(f, of_rows.scores, rows, scratch, scores, (scratch.q, of_rows.padded))
             with f.loop(0, rows) as row:
                 seen = f.iadd(f.isub(slot, base), f.iadd(f.idiv(row.iv, self.group), 1))
-                places = [
-                    f.address(scratch.scores, (row.iv, _BLOCK)),
-                    f.address(scratch.largest, (row.iv, LANES)),
-                    f.address(scratch.sums, (row.iv, LANES)),
-                    f.address(scratch.results, (row.iv, self.out_padded)),
-                ]
-                f.call(self.softmax, [slots, *places, f.imin(seen, left)])
+                scores = f.address(scratch.scores, (row.iv, BLOCK))
+                state = f.address(scratch.states, (row.iv, size))
+                f.call(of_rows.softmax, [slots, scores, state, f.imin(seen, left)])
             with f.loop(0, subs) as sub:
                 offset = f.imul(sub.iv, LANES)
-                self._to_f32(f, self.v, scratch, head, f.iadd(base, offset), end)
+                self._to_f32(f, self.v, scratch, task.head, f.iadd(base, offset), end, limit)
                 scores = f.iadd(scratch.scores, offset)
-                results = (scratch.results, self.out_padded)
-                self._by_rows(f, self.add_values, rows, scratch, scores, results)
-        with f.loop(0, rows) as row:
-            sums = f.load(slots, f.address(scratch.sums, (row.iv, LANES)), I32)
-            total = f.broadcast(lanes.sum(f.bitcast(sums, F32)))
-            to = f.imul(place(row.iv), self.out_width)
-            for column, mask in _pieces(f, self.out_width):
-                at = f.address(scratch.results, (row.iv, self.out_padded), column)
-                result = f.div(f.bitcast(f.load(slots, at, I32), F32), total)
+                results = (f.iadd(scratch.states, RESULTS), size)
+                self._by_rows(f, of_rows.add_values, rows, scratch, scores, results)
+        return f
+
+    @cached_property
+    def finish(self) -> Function:
+        """finish(parameters..., slot, head, first, count): from totals to results."""
+        f, scratch, task, _ = self._task_function("finish")
+        lanes, slots, width = Lanes(f, self.level), self._trailing(f)[1], self.of_rows.out_width
+        with f.loop(0, f.imul(task.count, self.group)) as row:
+            state = f.address(scratch.totals, (row.iv, self.of_rows.state_elements))
+            sums = f.bitcast(f.load(slots, f.iadd(state, SUMS), I32), F32)
+            total = f.broadcast(lanes.sum(sums))
+            to = f.imul(self._place(f, task, row.iv), width)
+            for column, mask in pieces(f, width):
+                bits = f.load(slots, f.iadd(state, RESULTS + column), I32)
+                result = f.div(f.bitcast(bits, F32), total)
                 lanes.store(result, self.out.data, f.iadd(to, column), self.out.dtype, mask)
+        return f
+
+    def _trailing(self, f: Function) -> list[Value]:
+        """shared, slots, counters, m and rows."""
+        data = len(self.signature.data)
+        return f.params[data : data + 5]
+
+    def _tokens(self, f: Function) -> Index:
+        return f.idiv(self._trailing(f)[3], self.batch * self.heads)
+
+    def _take_slot(self, f: Function) -> Index:
+        _, _, counters, _, rows = self._trailing(f)
+        size = f.address((rows, self._row_elements), self._slot_elements)
+        return f.imul(f.take_ticket(counters, SLOT_COUNTER), size)
+
+    def _scratch(self, f: Function, slot: Index) -> _Scratch:
+        rows, of_rows = self._trailing(f)[4], self.of_rows
+        places, at = [slot], f.iadd(slot, self._slot_elements)
+        for size in (of_rows.padded, BLOCK, of_rows.state_elements, of_rows.state_elements):
+            places.append(at)
+            at = f.address(at, (rows, size))
+        return _Scratch(*places)
+
+    def _place(self, f: Function, task: _Task, row: Index) -> Index:
+        """Where a row of a task, token * group + one of the heads, lies among those of q."""
+        of_batch, of_head = f.idiv(task.head, self.kv_heads), f.imod(task.head, self.kv_heads)
+        token, of_group = f.idiv(row, self.group), f.imod(row, self.group)
+        token = f.iadd(f.iadd(f.imul(of_batch, self._tokens(f)), task.first), token)
+        return f.address((token, self.heads), (of_head, self.group), of_group)
 
     def _to_f32(
-        self, f: Function, cache: Tensor, scratch: _Scratch, head: Index, slot: Index, end: Index
+        self,
+        f: Function,
+        cache: Tensor,
+        scratch: _Scratch,
+        head: Index,
+        slot: Index,
+        end: Index,
+        limit: Index,
     ) -> None:
-        """The 16 slots of a cache from `slot` on; the last before `end` again for those behind."""
-        slots, first = f.params[-4], f.imul(head, self.capacity)
-        last = f.iadd(first, f.isub(end, 1))
-        args = [cache.data, slots, f.iadd(first, slot), last, scratch.f32]
-        f.call(self.convert[cache.width], args)
+        """The 16 slots of a cache from `slot` on; the last before `end` again for those behind.
+
+        What the task goes on with is fetched, up to `limit`.
+        """
+        slots, first = self._trailing(f)[1], f.imul(head, self.capacity)
+        lasts = [f.iadd(first, f.isub(bound, 1)) for bound in (end, limit)]
+        args = [cache.data, slots, f.iadd(first, slot), *lasts, scratch.f32]
+        f.call(self.of_rows.convert[cache.width], args)
 
     def _by_rows(
         self,
@@ -233,171 +381,15 @@ class _Kernel:
     ) -> None:
         """Calls for all rows: function(slots, scores, f32, place), with the places of the rows, the
         first and the distance, in `of_rows`."""
-        slots = f.params[-4]
+        slots = self._trailing(f)[1]
 
         def call(count: int, row: Index) -> None:
             place = f.address(of_rows[0], (row, of_rows[1]))
-            f.call(functions[count], [slots, f.address(scores, (row, _BLOCK)), scratch.f32, place])
+            f.call(functions[count], [slots, f.address(scores, (row, BLOCK)), scratch.f32, place])
 
         first: Index = 0
-        for count in _TOGETHER:
+        for count in TOGETHER:
             turns = f.idiv(f.isub(rows, first), count)
             with f.loop(0, turns) as turn:
                 call(count, f.address(first, (turn.iv, count)))
             first = f.address(first, (turns, count))
-
-    def _build_convert(self, width: int) -> Function:
-        """convert(cache, slots, row, last, to): 16 rows of a cache to f32 [16][padded width].
-
-        Rows behind the last are the last one.  What lies a block ahead is fetched.
-        """
-        params = [Value("%cache", buffer(self.k.dtype)), Value("%slots", buffer("i32"))]
-        params += [Value(f"%{name}", "index") for name in ("row", "last", "to")]
-        f = Function(f"convert{width}", params)
-        cache, slots, row, last, to = params
-        lanes = Lanes(f, self.level)
-        size = 4 if self.k.dtype == "f32" else 2
-        with f.loop(0, LANES) as loop:
-            source = f.imul(f.imin(f.iadd(row, loop.iv), last), width)
-            target = f.address(to, (loop.iv, round_up(width, LANES)))
-            for line in range(0, width, LINE // size):
-                f.prefetch(cache, f.iadd(source, _BLOCK * width + line), locality=2)
-            for column, mask in _pieces(f, width):
-                x = lanes.load(cache, f.iadd(source, column), self.k.dtype, mask)
-                f.store(f.bitcast(x, I32), slots, f.iadd(target, column))
-        return f
-
-    def _row_function(self, name: str) -> Function:
-        """A function as `_by_rows` calls it."""
-        places = [Value(f"%{name}", "index") for name in ("scores", "f32", "place")]
-        return Function(name, [Value("%slots", buffer("i32")), *places])
-
-    def _build_scores(self, rows: int) -> Function:
-        """scores [rows][64] of rows of q at `place` by the 16 slots of k at `f32`."""
-        f = self._row_function(f"scores{rows}")
-        slots, scores, k, q = f.params
-        at_once = LANES // rows  # slots, so that there are sixteen sums
-        scale = f.splat(self.scale)
-        with f.each(rows) as number:
-            of_slots = f.address(k, (number, at_once * self.padded))
-            with f.loop(0, self.padded, LANES, carried=[f.splat(0.0)] * LANES) as loop:
-                of_rows = [
-                    self._f32(f, f.address(q, r * self.padded, loop.iv)) for r in range(rows)
-                ]
-                for s in range(at_once):
-                    of_slot = self._f32(f, f.address(of_slots, s * self.padded, loop.iv))
-                    for r in range(rows):
-                        total = loop.carried[s * rows + r]
-                        loop.yielded.append(f.fma(of_rows[r], of_slot, total))
-            found = f.bitcast(f.mul(_sums_of(f, _by_lanes(loop.results, rows)), scale), I32)
-            for r in range(rows):
-                to = f.address(scores, r * _BLOCK, (number, at_once))
-                f.store(f.shuffle(found, found, range(r * at_once, (r + 1) * at_once)), slots, to)
-        return f
-
-    def _build_softmax(self) -> Function:
-        """softmax(slots, scores, largest, sums, results, seen), for one row.
-
-        Scores of a block, of which the first `seen` slots count, become weights; the sum of the
-        weights and the results so far are scaled to the new largest score.
-        """
-        names = ("scores", "largest", "sums", "results", "seen")
-        params = [Value("%slots", buffer("i32")), *(Value(f"%{name}", "index") for name in names)]
-        f = Function("softmax", params)
-        slots, scores, largest_at, sums_at, results, seen = params
-        lowest = f.splat(_LOWEST)
-        of_slots, masks = [], []
-        before = self._f32(f, largest_at)
-        largest = before
-        for first in range(0, _BLOCK, LANES):
-            mask = f.first_lanes(f.isub(seen, first))
-            if self.window:
-                gone = f.first_lanes(f.isub(seen, self.window + first))
-                mask = f.binary("andi", mask, f.binary("xori", gone, f.first_lanes(LANES)))
-            score = f.select(mask, self._f32(f, f.iadd(scores, first)), lowest)
-            of_slots.append(score)
-            masks.append(mask)
-            largest = _larger(f, largest, score)
-        for distance in (8, 4, 2, 1):
-            turned = [(lane + distance) % LANES for lane in range(LANES)]
-            largest = _larger(f, largest, f.shuffle(largest, largest, turned))
-        shrunk = exp(f, f.sub(before, largest))
-        total = f.mul(self._f32(f, sums_at), shrunk)
-        for i, (score, mask) in enumerate(zip(of_slots, masks, strict=True)):
-            weight = f.select(mask, exp(f, f.sub(score, largest)), f.splat(0.0))
-            total = f.add(total, weight)
-            f.store(f.bitcast(weight, I32), slots, f.iadd(scores, i * LANES))
-        f.store(f.bitcast(largest, I32), slots, largest_at)
-        f.store(f.bitcast(total, I32), slots, sums_at)
-        for column in range(0, self.out_padded, LANES):
-            at = f.iadd(results, column)
-            f.store(f.bitcast(f.mul(self._f32(f, at), shrunk), I32), slots, at)
-        return f
-
-    def _build_add_values(self, rows: int) -> Function:
-        """results [rows][E] at `place` += the weights of 16 slots by v at `f32`."""
-        f = self._row_function(f"add_values{rows}")
-        slots, weights, v, results = f.params
-        at_once = LANES * LANES // rows
-        for first in range(0, self.out_padded, at_once):
-            columns = range(first, min(first + at_once, self.out_padded), LANES)
-            places = [
-                f.iadd(results, r * self.out_padded + column)
-                for r in range(rows)
-                for column in columns
-            ]
-            sums = [self._f32(f, place) for place in places]
-            with f.loop(0, LANES, carried=sums) as loop:
-                of_slot = f.address(v, (loop.iv, self.out_padded))
-                values = [self._f32(f, f.iadd(of_slot, column)) for column in columns]
-                for r in range(rows):
-                    bits = f.load(slots, f.address(weights, r * _BLOCK, loop.iv), "i32")
-                    weight = f.broadcast(f.bitcast(bits, "f32"))
-                    for value in values:
-                        total = loop.carried[len(loop.yielded)]
-                        loop.yielded.append(f.fma(weight, value, total))
-            for place, total in zip(places, loop.results, strict=True):
-                f.store(f.bitcast(total, I32), slots, place)
-        return f
-
-    def _f32(self, f: Function, at: Index) -> Value:
-        """A vector of the scratch, which is the first parameter of the functions of rows."""
-        return f.bitcast(f.load(Value("%slots", buffer("i32")), at, I32), F32)
-
-
-def _pieces(f: Function, width: int) -> list[tuple[int, Value | None]]:
-    """The vectors of a row: where they begin, and the mask of one that is not full."""
-    starts = range(0, width, LANES)
-    return [(at, f.first_lanes(width - at) if width - at < LANES else None) for at in starts]
-
-
-def _larger(f: Function, a: Value, b: Value) -> Value:
-    return f.select(f.compare("ogt", a, b), a, b)
-
-
-def _by_lanes(sums: list[Value], rows: int) -> list[Value]:
-    """From [slots][rows] of sixteen sums to what `_sums_of` takes, for lanes [rows][slots]."""
-    slots = LANES // rows
-    of_lane = [sums[slot * rows + row] for row in range(rows) for slot in range(slots)]
-    return [of_lane[4 * j + c] for c in range(4) for j in range(4)]
-
-
-def _sums_of(f: Function, vectors: list[Value]) -> Value:
-    """The sums of sixteen vectors: that of vectors[4 * c + j] in lane 4 * j + c.
-
-    Halves are added until one lane is left, in the same order for all of them.
-    """
-    halves = [([*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)])]
-    quads = [i for item in range(0, 32, 8) for i in range(item, item + 4)]
-    pairs = [i for lane in range(0, 16, 4) for i in (lane, lane + 1, 16 + lane, 17 + lane)]
-    ones = [i for lane in range(0, 16, 4) for i in (lane, lane + 2, 16 + lane, 18 + lane)]
-    orders = [
-        *halves,
-        (quads, [i + 4 for i in quads]),
-        (pairs, [i + 2 for i in pairs]),
-        (ones, [i + 1 for i in ones]),
-    ]
-    for low, high in orders:
-        both = zip(vectors[::2], vectors[1::2], strict=True)
-        vectors = [f.add(f.shuffle(a, b, low), f.shuffle(a, b, high)) for a, b in both]
-    return vectors[0]

@@ -58,6 +58,9 @@ def build(signature: Signature, level: str) -> Built:
     return Built([function], [entry])
 
 
+_AHEAD = 1024
+"""Elements from what is quantized to what is fetched: about what memory brings in its latency."""
+
 EmitRow = Callable[[Lanes, Value], None]
 
 
@@ -207,6 +210,7 @@ def _quantize(signature: Signature) -> tuple[EmitRow, int, int]:
     def emit(lanes: Lanes, row: Value) -> None:
         def compute(piece: Piece) -> Value:
             at = lanes.f.address((row, x.width), piece.column)
+            lanes.f.prefetch(x.data, lanes.f.iadd(at, _AHEAD), locality=3)
             return lanes.load(x.data, at, x.dtype, piece.mask)
 
         target = result.target(load_scale(lanes.f, given[0] if given else None))

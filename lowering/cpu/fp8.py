@@ -164,27 +164,37 @@ def lookup(f: Function, table: list[int], codes: Value) -> Value:
     )
 
 
-def encode(f: Function, value: Value, fmt: Format) -> Value:
+def encode(f: Function, value: Value, fmt: Format, within: bool = False) -> Value:
     """Sixteen f32 as codes (i8 or i16): to nearest even, FP8 saturated; NaN becomes NaN.
 
-    The same as `x.to(dtype)` in torch for every f32, of FP8 after `x.clamp(-max, max)`.
+    The same as `x.to(dtype)` in torch for every f32, of FP8 after `x.clamp(-max, max)`.  `within`
+    promises that what is not NaN rounds to no more than the largest number.
+
+    Adding a number whose last bit is worth a step of the code, 2^(exponent - mantissa), makes the
+    CPU round to steps.  There are 2^mantissa of them or more for a normal number, and fewer for a
+    subnormal one, which has the smallest exponent; so their count, and the exponent above the
+    smallest in its field, are the code.
     """
     bits = f.bitcast(value, I32)
-    magnitude = f.binary("andi", bits, f.isplat(0x7FFFFFFF))
-    limit = f.bitcast(f.splat(fmt.limit), I32)
-    clamped = f.binary("minsi", magnitude, limit)
-    odd = f.binary("andi", f.binary("shrui", clamped, f.isplat(fmt.shift)), f.isplat(1))
-    half = f.isplat((1 << (fmt.shift - 1)) - 1 - fmt.rebias)
-    rounded = f.binary("addi", f.binary("addi", clamped, half), odd)
-    normal = f.binary("shrui", rounded, f.isplat(fmt.shift))
-    # Adding a number whose last bit is worth one subnormal step makes the CPU round to steps.
-    magic = f.splat(2.0 ** (_F32_MANTISSA + 1 - fmt.bias - fmt.mantissa))
-    stepped = f.bitcast(f.add(f.bitcast(clamped, F32), magic), I32)
-    subnormal = f.binary("subi", stepped, f.bitcast(magic, I32))
+    size = f.bitcast(f.binary("andi", bits, f.isplat(0x7FFFFFFF)), F32)
+    if not within:
+        size = _smaller(f, f.splat(fmt.limit), size)
+    # As if all exponents were of numbers, the largest code, which is a NaN, is one of them.
+    exponent, fraction = divmod(fmt.magnitude, 1 << fmt.mantissa)
+    largest = 2.0 ** (exponent - fmt.bias) * (1 + fraction / 2.0**fmt.mantissa)
+    size = f.bitcast(_smaller(f, size, f.splat(largest)), I32)
     smallest = f.bitcast(f.splat(fmt.smallest_normal), I32)
-    code = f.select(f.compare("ult", clamped, smallest), subnormal, normal)
-    is_nan = f.compare("ugt", magnitude, f.isplat(_F32_INF))
-    code = f.select(is_nan, f.isplat(fmt.magnitude), code)
+    power = f.binary("andi", f.binary("maxsi", size, smallest), f.isplat(_F32_INF))
+    # What the exponents differ by goes into the low bits, even, so that ties are what they were.
+    rebias = -((_F32_BIAS + 1 - fmt.bias) << fmt.mantissa) % (1 << fmt.bits)
+    step = f.binary("addi", power, f.isplat((fmt.shift << _F32_MANTISSA) + rebias))
+    counted = f.bitcast(f.add(f.bitcast(size, F32), f.bitcast(step, F32)), I32)
+    code = f.binary("addi", counted, f.binary("shrui", power, f.isplat(fmt.shift)))
     moved = f.binary("shrui", bits, f.isplat(32 - fmt.bits))
     sign = f.binary("andi", moved, f.isplat(fmt.magnitude + 1))
     return f.cast("arith.trunci", f.binary("ori", code, sign), vector(f"i{fmt.bits}"))
+
+
+def _smaller(f: Function, a: Value, b: Value) -> Value:
+    """The smaller lane, and `b` where one is NaN: one instruction."""
+    return f.select(f.compare("olt", a, b), a, b)

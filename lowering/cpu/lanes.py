@@ -42,6 +42,9 @@ class Lanes:
             if self.level == "generic":
                 return decode(f, bits, F16)
             return f.cast("arith.extf", f.bitcast(bits, _F16), F32)
+        if self.level == "avx512":  # one permutation, where widening and a shift are two
+            order = [i for lane in range(LANES) for i in (lane, LANES + lane)]
+            return f.bitcast(f.shuffle(f.isplat(0, I16), bits, order), F32)
         wide = f.cast("arith.extui", bits, I32)
         return f.bitcast(f.binary("shli", wide, f.isplat(16)), F32)
 
@@ -52,6 +55,19 @@ class Lanes:
         if dtype != "f32":
             value = self.narrow(value, dtype)
         self.f.store(value, target, at, mask)
+
+    def store_rounded(
+        self, value: Value, target: Value, at: Index, dtype: str, mask: Value | None = None
+    ) -> Value:
+        """`store`, and what loading it again gives."""
+        if dtype == "bf16" and self.level != "avx512":
+            rounded = self.round(value, dtype)
+            upper = self.f.binary("shrui", self.f.bitcast(rounded, I32), self.f.isplat(16))
+            self.f.store(self.f.cast("arith.trunci", upper, I16), target, at, mask)
+            return rounded
+        stored = value if dtype == "f32" else self.narrow(value, dtype)
+        self.f.store(stored, target, at, mask)
+        return value if dtype == "f32" else self.extend(stored, dtype)
 
     def narrow(self, value: Value, dtype: str) -> Value:
         """f32 lanes as bf16 or f16 patterns, rounded to nearest even."""

@@ -13,10 +13,16 @@ from qfuse.dialects.bindings import ir
 from qfuse.dialects.norm_ops import SCALES, operands_of, quantize_rounding
 from qfuse.dialects.types import shaped
 from qfuse.lowering.cpu.elementwise import load_scale, optional_results
-from qfuse.lowering.cpu.emit import LANES, Index, Value
+from qfuse.lowering.cpu.emit import LANES, Function, Index, Value
 from qfuse.lowering.cpu.lanes import Lanes
 from qfuse.lowering.cpu.quantized import activation_error
-from qfuse.lowering.cpu.rowwise import Piece, build_row_entry, emit_outputs
+from qfuse.lowering.cpu.rowwise import (
+    Piece,
+    each_row,
+    emit_outputs,
+    entry_parameters,
+    row_entry,
+)
 from qfuse.lowering.cpu.signature import Built, Signature
 
 _ACCUMULATORS = 4
@@ -49,26 +55,30 @@ def build(signature: Signature, level: str) -> Built:
     rounds_first = ir.StringAttr(attributes["rounding"]).value == "before"
     rounds_last = quantize_rounding(signature.op) == "value"
     width = x.width
+    sources = [operand for operand in (x, residual) if operand is not None]
 
-    def emit_row(lanes: Lanes, row: Value) -> None:
+    def emit_row(lanes: Lanes, row: Value, following: Index) -> None:
         f = lanes.f
         base = f.imul(row, width)
 
-        def sum_input(column: Index, mask: Value | None) -> Value:
-            """h: x, or x + residual rounded to their type."""
+        def load_sum(column: Index, mask: Value | None) -> Value:
+            """x, or x + residual before it is rounded to their type."""
             at = f.iadd(base, column)
             h = lanes.load(x.data, at, x.dtype, mask)
-            if residual is not None:
-                r = lanes.load(residual.data, at, residual.dtype, mask)
-                h = lanes.round(f.add(h, r), x.dtype)
-            return h
+            if residual is None:
+                return h
+            return f.add(h, lanes.load(residual.data, at, residual.dtype, mask))
+
+        def sum_input(column: Index, mask: Value | None) -> Value:
+            """h, what is normalized."""
+            h = load_sum(column, mask)
+            return h if residual is None else lanes.round(h, x.dtype)
 
         def first_walk(column: Index, mask: Value | None) -> Value:
-            h = sum_input(column, mask)
-            if new_residual is not None:
-                at = f.iadd(base, column)
-                lanes.store(h, new_residual.data, at, new_residual.dtype, mask)
-            return h
+            if new_residual is None:
+                return sum_input(column, mask)
+            h, at = load_sum(column, mask), f.iadd(base, column)
+            return lanes.store_rounded(h, new_residual.data, at, new_residual.dtype, mask)
 
         total = _sum_of_squares(lanes, width, first_walk)
         mean = f.div(total, f.scalar(width))
@@ -79,6 +89,10 @@ def build(signature: Signature, level: str) -> Built:
             return
 
         def compute(piece: Piece) -> Value:
+            # While this row is computed, memory has time for the next one.
+            ahead = f.address((following, width), piece.column)
+            for source in sources:
+                f.prefetch(source.data, ahead, locality=3)
             # With a new residual the second walk reads it back: it may lie in x's memory.
             if new_residual is not None:
                 at = f.iadd(base, piece.column)
@@ -99,8 +113,10 @@ def build(signature: Signature, level: str) -> Built:
         emit_outputs(lanes, row, width, compute, stored, targets)
 
     cost = _COST + _ANOTHER_COST * max(0, len(quantized) - 1)
-    function, entry = build_row_entry("run", signature.data, level, width, cost, emit_row)
-    return Built([function], [entry])
+    function = Function("run", entry_parameters(signature.data))
+    with each_row(function) as (row, following):
+        emit_row(Lanes(function, level), row, following)
+    return Built([function], [row_entry(function.symbol, width, cost)])
 
 
 def _sum_of_squares(

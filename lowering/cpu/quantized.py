@@ -54,7 +54,8 @@ class Quantizer:
         f = self.lanes.f
         scaled = f.div(values, self.factor) if self.divides else f.mul(values, self.factor)
         if self.dtype in FORMATS:
-            return encode(f, scaled, FORMATS[self.dtype])
+            # By its own scale, the largest value of a group becomes the largest number.
+            return encode(f, scaled, FORMATS[self.dtype], within=not self.divides)
         limit = f.bitcast(f.splat(STORAGE_MAX[self.dtype]), I32)
         clamped = f.bitcast(f.binary("minsi", self.lanes.magnitude(scaled), limit), F32)
         rounded = f.bitcast(f.add(clamped, f.splat(_ROUND)), I32)

@@ -9,12 +9,13 @@ a few vectors), each in vectors of sixteen; the last segment and the last vector
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
 
 from qfuse.dialects.types import Shaped
 from qfuse.lowering.cpu.emit import I8, LANES, Function, Index, Value, buffer
 from qfuse.lowering.cpu.kernel import TASK_COUNTER, Entry
 from qfuse.lowering.cpu.lanes import Lanes
-from qfuse.lowering.cpu.quantized import dynamic_quantizer, given_quantizer
+from qfuse.lowering.cpu.quantized import Quantizer, dynamic_quantizer, given_quantizer
 
 MAX_IN_REGISTERS = 16
 """Vectors of one segment that are kept in registers between the two passes of quantizing."""
@@ -66,20 +67,25 @@ def build_row_entry(
     """
     f = Function(symbol, entry_parameters(data))
     lanes = Lanes(f, level)
-    with each_row(f) as row:
+    with each_row(f) as (row, _):
         emit_row(lanes, row)
     return f, row_entry(symbol, width, cost)
 
 
 @contextmanager
-def each_row(f: Function) -> Iterator[Value]:
-    """A loop in the code over all rows of the tasks that a thread takes."""
+def each_row(f: Function) -> Iterator[tuple[Value, Index]]:
+    """A loop in the code over all rows of the tasks that a thread takes.
+
+    Gives a row and the one after it, which is the row itself where that is the last of a task.
+    """
     *_, counters, m, rows = f.params
     tasks = f.idiv(f.iadd(m, f.isub(rows, 1)), rows)
     with f.tickets(counters, TASK_COUNTER, tasks) as task:
         first = f.imul(task, rows)
-        with f.loop(first, f.imin(f.iadd(first, rows), m)) as loop:
-            yield loop.iv
+        end = f.imin(f.iadd(first, rows), m)
+        last = f.isub(end, 1)
+        with f.loop(first, end) as loop:
+            yield loop.iv, f.imin(f.iadd(loop.iv, 1), last)
 
 
 def row_entry(symbol: str, width: int, cost: int, slot_bytes: int = 0) -> Entry:
@@ -182,9 +188,17 @@ def emit_quantized(
     operand.  Long groups compute their values twice rather than keep them.
     """
     f = lanes.f
-    short = segment.length <= MAX_IN_REGISTERS * LANES
-    kept = [(piece, compute(piece)) for piece in pieces(f, segment)] if short else []
-    _emit_group(lanes, target, row, segment, kept, compute, finish)
+    if segment.length <= MAX_IN_REGISTERS * LANES:
+        kept = [(piece, compute(piece)) for piece in pieces(f, segment)]
+        _emit_group(lanes, target, row, segment, kept, finish)
+        return
+    quantizer = _quantizer(lanes, target, row, segment, lambda: _largest(lanes, segment, compute))
+
+    def compute_again(piece: Piece, carried: list[Value]) -> list[Value]:
+        _store_piece(quantizer, target, row, piece, compute(piece), finish)
+        return []
+
+    for_pieces(f, segment, [], compute_again)
 
 
 def _emit_group(
@@ -193,62 +207,118 @@ def _emit_group(
     row: Index,
     segment: Segment,
     kept: list[tuple[Piece, Value]],
+    finish: Callable[[Piece, Value], None],
+) -> None:
+    """Quantize a group whose values were `kept`."""
+    quantizer = _quantizer(lanes, target, row, segment, lambda: _largest_kept(lanes, kept))
+    _store_group(quantizer, target, row, segment, kept, finish)
+
+
+def _emit_groups(
+    lanes: Lanes,
+    target: QuantizedTarget,
+    row: Index,
+    width: int,
     compute: Callable[[Piece], Value],
     finish: Callable[[Piece, Value], None],
 ) -> None:
-    """Quantize a group whose values were `kept`, or else have to be computed twice."""
-    f = lanes.f
-    base = f.imul(row, target.shaped.shape[-1])
-    scale_at = f.address((row, target.row_numbers), (segment.number, target.numbers))
+    """Quantize the groups of a row, all full and short, each while the next one is computed.
+
+    From the values of a group to its codes there is a long chain, of the largest, its lanes, and a
+    division; what a CPU looks ahead is less than a group, and so it would wait for it.
+    """
+    f, group = lanes.f, target.group
+
+    def segment(number: Index) -> Segment:
+        return Segment(f.imul(number, group), number, group)
+
+    def kept(number: Index, values: list[Value]) -> list[tuple[Piece, Value]]:
+        return list(zip(pieces(f, segment(number)), values, strict=True))
+
+    first = [compute(piece) for piece in pieces(f, segment(0))]
+    count = width // group
+    with f.loop(1, count, carried=first) as loop:
+        before = f.isub(loop.iv, 1)
+        values = kept(before, loop.carried)
+        largest = partial(_largest_kept, lanes, values)
+        quantizer = _quantizer(lanes, target, row, segment(before), largest)
+        loop.yielded = [compute(piece) for piece in pieces(f, segment(loop.iv))]
+        _store_group(quantizer, target, row, segment(before), values, finish)
+    last = kept(count - 1, loop.results)
+    _emit_group(lanes, target, row, segment(count - 1), last, finish)
+
+
+def _quantizer(
+    lanes: Lanes,
+    target: QuantizedTarget,
+    row: Index,
+    segment: Segment,
+    largest: Callable[[], Value],
+) -> Quantizer:
+    """That of a group, whose scale it stores; `largest` gives its largest magnitude, if wanted."""
     if target.given is None:
-        quantizer = dynamic_quantizer(lanes, target.shaped, _largest(lanes, segment, kept, compute))
+        quantizer = dynamic_quantizer(lanes, target.shaped, largest())
     else:
         quantizer = given_quantizer(lanes, target.shaped, target.given)
-    quantizer.store_scale(target.scales, scale_at)
-
-    def store_piece(piece: Piece, value: Value) -> Value:
-        finish(piece, value)
-        codes = quantizer.encode(value)
-        f.store(codes, target.codes, f.iadd(base, piece.column), piece.mask)
-        return codes if piece.mask is None else f.select(piece.mask, codes, f.isplat(0, I8))
-
-    if kept:
-        codes = [store_piece(piece, value) for piece, value in kept]
-        if target.numbers == 2:
-            quantizer.store_sum(codes, target.scales, f.iadd(scale_at, 1))
-        return
-
-    def compute_again(piece: Piece, carried: list[Value]) -> list[Value]:
-        store_piece(piece, compute(piece))
-        return []
-
-    for_pieces(f, segment, [], compute_again)
+    quantizer.store_scale(target.scales, _scale_at(lanes.f, target, row, segment))
+    return quantizer
 
 
-def _largest(
-    lanes: Lanes,
+def _scale_at(f: Function, target: QuantizedTarget, row: Index, segment: Segment) -> Index:
+    return f.address((row, target.row_numbers), (segment.number, target.numbers))
+
+
+def _store_group(
+    quantizer: Quantizer,
+    target: QuantizedTarget,
+    row: Index,
     segment: Segment,
     kept: list[tuple[Piece, Value]],
-    compute: Callable[[Piece], Value],
+    finish: Callable[[Piece, Value], None],
+) -> None:
+    """The codes of a group whose values were `kept`, and for q8_1 their sum."""
+    codes = [_store_piece(quantizer, target, row, piece, value, finish) for piece, value in kept]
+    if target.numbers == 2:
+        f = quantizer.lanes.f
+        quantizer.store_sum(codes, target.scales, f.iadd(_scale_at(f, target, row, segment), 1))
+
+
+def _store_piece(
+    quantizer: Quantizer,
+    target: QuantizedTarget,
+    row: Index,
+    piece: Piece,
+    value: Value,
+    finish: Callable[[Piece, Value], None],
 ) -> Value:
-    """Bits of the largest magnitude of a segment, whose values were kept or are to be computed."""
+    """Store the codes of some values, and give them, zeros outside the mask."""
+    f = quantizer.lanes.f
+    finish(piece, value)
+    codes = quantizer.encode(value)
+    at = f.address((row, target.shaped.shape[-1]), piece.column)
+    f.store(codes, target.codes, at, piece.mask)
+    return codes if piece.mask is None else f.select(piece.mask, codes, f.isplat(0, I8))
+
+
+def _largest(lanes: Lanes, segment: Segment, compute: Callable[[Piece], Value]) -> Value:
+    """Bits of the largest magnitude of a segment, as a loop over its vectors."""
     f = lanes.f
 
-    def magnitude(piece: Piece, value: Value) -> Value:
-        bits = lanes.magnitude(value)
-        return bits if piece.mask is None else f.select(piece.mask, bits, f.isplat(0))
+    def raise_maximum(piece: Piece, carried: list[Value]) -> list[Value]:
+        return [f.binary("maxsi", carried[0], _magnitude(lanes, piece, compute(piece)))]
 
-    if kept:
-        largest = magnitude(*kept[0])
-        for piece, value in kept[1:]:
-            largest = f.binary("maxsi", largest, magnitude(piece, value))
-    else:
+    return lanes.largest(for_pieces(f, segment, [f.isplat(0)], raise_maximum)[0])
 
-        def raise_maximum(piece: Piece, carried: list[Value]) -> list[Value]:
-            return [f.binary("maxsi", carried[0], magnitude(piece, compute(piece)))]
 
-        largest = for_pieces(f, segment, [f.isplat(0)], raise_maximum)[0]
-    return lanes.largest(largest)
+def _largest_kept(lanes: Lanes, kept: list[tuple[Piece, Value]]) -> Value:
+    """Bits of the largest magnitude of values that were kept."""
+    magnitudes = [_magnitude(lanes, *each) for each in kept]
+    return lanes.largest(reduce(partial(lanes.f.binary, "maxsi"), magnitudes))
+
+
+def _magnitude(lanes: Lanes, piece: Piece, value: Value) -> Value:
+    f, bits = lanes.f, lanes.magnitude(value)
+    return bits if piece.mask is None else f.select(piece.mask, bits, f.isplat(0))
 
 
 def emit_outputs(
@@ -284,9 +354,14 @@ def emit_outputs(
             for number, part in enumerate(_parts(f, segment, target.group, coarsest)):
                 first = number * target.group // LANES
                 own = kept[first : first + -(-part.length // LANES)]
-                _emit_group(lanes, target, row, part, own, compute, finish)
+                _emit_group(lanes, target, row, part, own, finish)
 
     def emit_format(target: QuantizedTarget, finish: Callable[[Piece, Value], None]) -> None:
+        short = target.group <= MAX_IN_REGISTERS * LANES
+        if short and width % target.group == 0 and width > target.group:
+            _emit_groups(lanes, target, row, width, compute, finish)
+            return
+
         def emit_segment(segment: Segment) -> None:
             emit_quantized(lanes, target, row, segment, compute, finish)
 

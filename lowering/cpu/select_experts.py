@@ -49,7 +49,7 @@ def build(signature: Signature, level: str) -> Built:
     experts, choices = signature.operands[0].width, signature.results[0].width
     f = Function("run", entry_parameters(signature.data))
     row = _Row(Lanes(f, level), signature)
-    with each_row(f) as token:
+    with each_row(f) as (token, _):
         row.emit(token)
     entry = row_entry("run", experts, _COST + choices // _ROUNDS, slot_bytes=4 * row.elements)
     return Built([f], [entry])

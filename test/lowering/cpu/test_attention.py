@@ -127,6 +127,28 @@ def test_a_token_is_the_same_alone(level: str, heads: tuple[int, int]) -> None:
         assert same_bits(case.run(level, first), every[:, first:])
 
 
+@levels
+@pytest.mark.parametrize("window", [0, 300])
+@pytest.mark.parametrize("heads", [(2, 1), (4, 2), (5, 5)])
+def test_long_caches(level: str, heads: tuple[int, int], window: int) -> None:
+    """Of few tokens the stretches of 512 slots are tasks, of many all of a token's are one; the
+    bits are the same, also where the last tokens see a stretch that the first do not."""
+    case = Case(140, 940, heads, (24, 40), capacity=1100, batch=2, dtype="f32", window=window)
+    case.check(level, threads=2)
+    every = case.run(level)
+    for first in (0, 83, 84, 110, 126, 139):
+        for threads in (1, 2, 5):
+            assert same_bits(case.run(level, first, threads), every[:, first:])
+
+
+@pytest.mark.parametrize("start", [-900, -5, 1023, 1 << 40])
+@pytest.mark.parametrize("window", [0, 300])
+def test_slots_outside_of_long_caches_are_not_read(start: int, window: int) -> None:
+    case = Case(2, 0, capacity=1024, window=window)
+    case.position = torch.arange(start, start + 2)
+    case.run(threads=2)
+
+
 @pytest.mark.parametrize("start", [-5, 99, 1 << 40])
 def test_slots_outside_of_the_caches_are_not_read(start: int) -> None:
     """Whatever the positions say."""
