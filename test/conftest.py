@@ -46,7 +46,7 @@ def _once(compile_text: Callable[[str], bytes]) -> Callable[[str], bytes]:
     """One text is compiled once in a run, in whichever process, into whichever cache.
 
     The object depends on nothing else on one machine.  Most of what tests take is compiling, and
-    a quarter of the kernels have the text of another's, by a test with a cache of its own or by
+    a sixth of the kernels have the text of another's, by a test with a cache of its own or by
     one whose types are written otherwise.  That a cache is used is seen by the calls of
     `compile_kernel`.
     """
