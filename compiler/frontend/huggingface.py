@@ -102,11 +102,13 @@ def import_config(
     if isinstance(quantize, str) and quantize != "fp8":
         raise QfuseError(f'quantize "{quantize}" is not supported; supported: fp8, None')
     quantization = read_quantization(config, source)
-    formats = quantize
+    formats: Formats | None
     if quantization is not None:
         formats = quantization.planned
     elif isinstance(quantize, str):
         formats = Fp8().planned
+    else:
+        formats = quantize
     model = empty_model(config, source)
     if formats is None:
         replace_experts(model, lambda _: None)

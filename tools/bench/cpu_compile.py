@@ -5,12 +5,12 @@ The model is a Llama of 70 * 10^9 parameters; of its weights there are only the 
     case, scheme           layers, hidden and intermediate size; how the weights are quantized
     layers, launches       of the model, and of a step of it
     kernels                distinct ones: equal computations share one, whatever layer they are in
-    cold_s                 all of them compiled, in a fresh process with an empty cache directory
+    cold_s                 seconds to compile all, in a fresh process with an empty cache directory
     warm_s                 the same in another fresh process, from what the first has left there
     others_percent         what other processes did meanwhile
 
-in seconds, medians over the quiet rounds.  Each round has a directory of its own.  Importing, the
-passes before and tuning (`--tune`) do not count; what is compiled are the defaults of products.
+which are medians over the quiet rounds; each round has a directory of its own.  Starting processes,
+importing, the passes before and tuning do not count; products have their default tunables.
 m is null, and peers there are none.
 """
 
