@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qfuse.compiler.options import CompileOptions
+from qfuse.compiler.passes.outline import kernel_calls
 from qfuse.dialects import matmul_op
 from qfuse.dialects.bindings import func, ir
 from qfuse.lowering.cpu import autotune, tuned
@@ -83,14 +84,7 @@ def tune_kernels(
 
 
 def _kernels(module: ir.Operation, functions: Sequence[func.FuncOp]) -> Iterator[_Kernel]:
-    calls: Counter[str] = Counter()
-
-    def count(op: ir.Operation) -> ir.WalkResult:
-        if op.name == "func.call":
-            calls[ir.FlatSymbolRefAttr(op.attributes["callee"]).value] += 1
-        return ir.WalkResult.ADVANCE
-
-    module.walk(count)
+    calls = kernel_calls(module)
     for function in functions:
         op = next(iter(function.entry_block.operations)).operation
         if op.name in matmul_op.INPUTS:

@@ -12,7 +12,7 @@ from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
 
-_CPU = ("cpu-linear", "cpu-mlp", "cpu-norm", "cpu-model")
+_CPU = ("cpu-linear", "cpu-mlp", "cpu-norm", "cpu-model", "cpu-compile")
 SUITES = (*_CPU, "cpu-moe", "gpu-static", "gpu-gemm", "gpu-moe")
 _MOE = ("cpu-moe", "gpu-moe")
 
@@ -31,7 +31,11 @@ def add(commands: Any) -> None:
         help="cut the experts of cpu-moe and gpu-moe (default: what memory allows)",
     )
     bench.add_argument("--only", metavar="SCHEME,...", help=f"of {', '.join(_CPU)}; say fp8,q4_k")
-    bench.add_argument("--compile", action="store_true", help="there, torch.compile takes part")
+    bench.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile takes part in those, but for cpu-compile",
+    )
     bench.add_argument("--iree", action="store_true", help="IREE takes part in cpu-linear")
     bench.add_argument(
         "--goals",
@@ -101,6 +105,8 @@ def _bench(args: argparse.Namespace) -> int:
         check_writable(args.output)  # before minutes of work
     if (args.only or args.compile) and args.suite not in _CPU:
         raise QfuseError(f"--only and --compile are for {', '.join(_CPU)}")
+    if args.compile and args.suite == "cpu-compile":
+        raise QfuseError("--compile is not for cpu-compile, which has no peers")
     if args.goals and args.suite not in _CPU:
         raise QfuseError(f"--goals is for {', '.join(_CPU)}")
     if args.iree and args.suite != "cpu-linear":
@@ -127,13 +133,15 @@ def _measured(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[s
 
 def _bench_cpu(args: argparse.Namespace) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
     """Header and rows of the suites of `_CPU`."""
-    from qfuse.tools.bench import cpu_linear, cpu_mlp, cpu_model, cpu_norm
+    from qfuse.tools.bench import cpu_compile, cpu_linear, cpu_mlp, cpu_model, cpu_norm
     from qfuse.tools.bench.cases import parse_rows
     from qfuse.tools.bench.cpu_schemes import parse_schemes
 
-    if args.suite == "cpu-model":
-        if args.shapes or args.m:
-            raise QfuseError("--shapes and --m are not for cpu-model, whose models are given")
+    if args.suite in ("cpu-model", "cpu-compile") and (args.shapes or args.m):
+        raise QfuseError(f"--shapes and --m are not for {args.suite}, whose models are given")
+    if args.suite == "cpu-compile":
+        measured = cpu_compile.run(cpu_compile.parse_schemes(args.only))
+    elif args.suite == "cpu-model":
         measured = cpu_model.run(cpu_model.parse_models(args.only), args.compile)
     elif args.suite == "cpu-norm":
         if args.shapes:
@@ -306,10 +314,10 @@ def _tune_gpu(args: argparse.Namespace) -> int:
 
 def _announced(args: argparse.Namespace, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows; each that was measured is announced on stderr, for a run takes minutes."""
-    from qfuse.tools.bench import cpu_report, gemm, moe_suite
+    from qfuse.tools.bench import cpu_compile, cpu_report, gemm, moe_suite
 
     lines = {"gpu-gemm": gemm.line, "cpu-moe": moe_suite.line, "gpu-moe": moe_suite.line}
-    lines |= dict.fromkeys(_CPU, cpu_report.line)
+    lines |= dict.fromkeys(_CPU, cpu_report.line) | {"cpu-compile": cpu_compile.line}
     found = []
     for row in rows:
         found.append(row)

@@ -57,6 +57,9 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 LOGITS = ("last", "all")
 DEFAULT_MAX_LEN = 2048
 
+Formats = Callable[[str, int, int], LinearFormat | None]
+"""The format of a linear layer by its name, N and K; None: it is not quantized."""
+
 
 def import_checkpoint(
     path: str | Path, *, max_len: int | None = None, logits: str = "last"
@@ -82,29 +85,35 @@ def import_config(
     *,
     max_len: int | None = None,
     logits: str = "last",
-    quantize: str | None = "fp8",
+    quantize: str | Formats | None = "fp8",
 ) -> Imported:
     """Import the graph of a model from its config.json (or the directory of one), no weights.
 
     The formats are those of the config's `quantization_config`.  For a config without one,
     `quantize="fp8"` stands for FP8 in 128x128 blocks with dynamic activations in every linear
-    layer but `lm_head`, and None for no quantization.  All `parameters` are meta tensors.
+    layer but `lm_head`, a function gives each layer its own format, and None stands for no
+    quantization.  All `parameters` are meta tensors.
     """
     started = time.perf_counter()
     source = Path(path)
     if source.is_dir():
         source = source / "config.json"
     config = read_json(source)
-    if quantize not in ("fp8", None):
+    if isinstance(quantize, str) and quantize != "fp8":
         raise QfuseError(f'quantize "{quantize}" is not supported; supported: fp8, None')
     quantization = read_quantization(config, source)
-    if quantization is None and quantize == "fp8":
-        quantization = Fp8()
+    formats: Formats | None
+    if quantization is not None:
+        formats = quantization.planned
+    elif isinstance(quantize, str):
+        formats = Fp8().planned
+    else:
+        formats = quantize
     model = empty_model(config, source)
-    if quantization is None:
+    if formats is None:
         replace_experts(model, lambda _: None)
     else:
-        experts, planned = transformers_experts(model), quantization.planned
+        experts, planned = transformers_experts(model), formats
 
         def format_of(name: str, rows: int, columns: int, matrix: int = 0) -> LinearFormat | None:
             if name in experts:

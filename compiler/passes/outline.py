@@ -1,5 +1,6 @@
 """Outlining: each qfuse computation becomes a call of a kernel function."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -50,6 +51,19 @@ def kernel_functions(module: ir.Operation) -> list[func.FuncOp]:
         for op in _operations(module)
         if op.name == "func.func" and KERNEL in op.attributes
     ]
+
+
+def kernel_calls(module: ir.Operation) -> Counter[str]:
+    """How often each function of a module is called in it, by name."""
+    calls: Counter[str] = Counter()
+
+    def count(op: ir.Operation) -> ir.WalkResult:
+        if op.name == "func.call":
+            calls[ir.FlatSymbolRefAttr(op.attributes["callee"]).value] += 1
+        return ir.WalkResult.ADVANCE
+
+    module.walk(count)
+    return calls
 
 
 @contextmanager

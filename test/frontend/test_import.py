@@ -16,6 +16,7 @@ from qfuse.compiler.frontend.huggingface import (
     quantize_like,
 )
 from qfuse.compiler.frontend.latent_attention import take_pairs_apart
+from qfuse.compiler.frontend.linear import LinearFormat
 from qfuse.compiler.frontend.step import trace_step
 from qfuse.dialects.bindings import ir
 
@@ -210,6 +211,10 @@ def test_config_only_quantizes_a_plain_config(editable):
     assert fp8.parameters["lm_head.weight"].dtype == torch.bfloat16
     plain = import_config(model.path, quantize=None)
     assert plain.parameters["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    int8 = LinearFormat((1, 32), weight_dtype=torch.int8)
+    mixed = import_config(model.path, quantize=lambda name, *_: int8 if "up" in name else None)
+    assert mixed.parameters["model.layers.0.mlp.up_proj.weight"].dtype == torch.int8
+    assert mixed.parameters["model.layers.0.mlp.down_proj.weight"].dtype == torch.bfloat16
 
 
 def test_import_is_linear_in_the_number_of_layers(editable):

@@ -8,7 +8,7 @@ import torch
 
 from qfuse.dialects.errors import QfuseError
 from qfuse.tools.bench import cpu_goals, cpu_report, cpu_rounds
-from qfuse.tools.bench.cpu_goals import BF16, LIMIT, READ, Goal, Miss
+from qfuse.tools.bench.cpu_goals import BF16, LIMIT, READ, WARM, Goal, Miss
 from qfuse.tools.bench.cpu_report import Reporter, Work
 from qfuse.tools.bench.cpu_schemes import SCHEMES
 from qfuse.tools.bench.subjects import Prepared
@@ -104,10 +104,21 @@ def test_a_goal_that_is_missed(changes: dict[str, Any], of: str, least: float) -
     assert (miss.of, miss.least) == (of, least) and miss.reached < least
 
 
+def test_goals_in_seconds() -> None:
+    row = {"case": "kernels 80x1-1", "scheme": "fp8", "m": None, "peers": {}}
+    assert not cpu_goals.missed([{**row, "cold_s": 3.0, "warm_s": 0.3}])
+    (miss,) = cpu_goals.missed([{**row, "cold_s": 1.0, "warm_s": 0.4}])
+    assert (miss.of, miss.least, miss.reached) == (WARM, 1.0, pytest.approx(0.75))
+    assert cpu_goals.goal_lines([{**row, "cold_s": 4.0, "warm_s": 0.1}]) == [
+        "missed: kernels 80x1-1 fp8: 0.75 of 3 s cold, 25% short of 1.00",
+        "1 of 2 goals reached",
+    ]
+
+
 def test_goals_name_cases_and_schemes_that_there_are() -> None:
     for goal in cpu_goals.GOALS:
         row = {"case": "", "scheme": "", "m": goal.rows[0]}
-        cases = ["1x1", "norm+quantize 8", "mlp 1-1", "decode"]
+        cases = ["1x1", "norm+quantize 8", "mlp 1-1", "decode", "kernels 80x1-1"]
         assert any(
             goal.concerns({**row, "case": case, "scheme": scheme})
             for case in cases

@@ -1,15 +1,26 @@
 """The suites of benchmarks on a CPU, from the command to the rows that they report."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from cpu_bench import check, kernels
 
+from qfuse.compiler.frontend.gguf_file import GgufFile
 from qfuse.compiler.options import CompileOptions
 from qfuse.dialects.errors import QfuseError
-from qfuse.tools.bench import cpu_goals, cpu_linear, cpu_mlp, cpu_model, cpu_norm, cpu_peers
+from qfuse.tools.bench import (
+    cpu_compile,
+    cpu_goals,
+    cpu_linear,
+    cpu_mlp,
+    cpu_model,
+    cpu_norm,
+    cpu_peers,
+    kernel_clock,
+)
 from qfuse.tools.bench.cases import error_of
 from qfuse.tools.bench.cpu_gguf import GgufShape, write_gguf
 from qfuse.tools.bench.cpu_goals import Miss
@@ -28,6 +39,16 @@ TINY = GgufShape(
     intermediate=512,
     vocabulary=128,
     positions=512,
+)
+
+LLAMA = partial(
+    cpu_compile.LlamaShape,
+    hidden=256,
+    intermediate=512,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    vocabulary=128,
 )
 
 
@@ -151,12 +172,63 @@ def test_gguf_model(tmp_path: Path) -> None:
         cpu_model.parse_models("int8")
 
 
+def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QFUSE_CPU_LEVEL", "generic")
+    header, row = cpu_compile.run(["fp8"], LLAMA(layers=1), rounds=1)
+    assert header["suite"] == "cpu-compile"
+    assert row["case"] == "kernels 1x256-512" and row["scheme"] == "fp8"
+    assert 0 < row["warm_s"] < row["cold_s"] and 0 <= row["others_percent"] <= 100
+
+
+@pytest.mark.parametrize("scheme", cpu_compile.SCHEMES)
+def test_layers_share_kernels(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_compile, "clock", lambda *_: 1.0)
+    rows = [list(cpu_compile.run([scheme], LLAMA(layers=n)))[1] for n in (2, 3, 4)]
+    assert [row["layers"] for row in rows] == [2, 3, 4]
+    (kernels,) = {row["kernels"] for row in rows}
+    two, three, four = (row["launches"] for row in rows)
+    assert 5 <= kernels < two < three and four - three == three - two
+
+
+def test_q4_k_is_as_gguf_files_have_it(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    source = GgufFile(write_gguf(tmp_path / "a.gguf", TINY))
+    for name, (n, k) in {
+        "lm_head": (TINY.vocabulary, TINY.hidden),
+        "model.layers.0.mlp.down_proj": (TINY.hidden, TINY.intermediate),
+    }.items():
+        format = cpu_compile.q4_k(name, n, k)
+        assert format == source.linear_format(name, n, k) and format.packing[:3] in ("q4_", "q6_")
+
+
+def test_compile_for_people(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([4.0, 0.1, 5.0, 0.2, 3.75, 0.3])
+    monkeypatch.setattr(cpu_compile, "clock", lambda *_: next(taken))
+    run = partial(cpu_compile.run, shape=LLAMA(layers=1), rounds=3)
+    monkeypatch.setattr(cpu_compile, "run", run)
+    assert main(["bench", "--suite", "cpu-compile", "--only", "fp8", "--goals"]) == 0
+    out, err = capsys.readouterr()
+    assert "4.000" in out and "0.200" in out and "1 of 2 goals reached" in out
+    assert "missed: kernels 1x256-512 fp8: 0.75 of 3 s cold, 25% short of 1.00\n" in out
+    assert "4.00 s, 0.200 s" in err
+
+
+def test_compile_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(QfuseError, match=r"that compiles kernels failed: .*(E|e)rror"):
+        kernel_clock.clock("func.func nonsense", tmp_path, "generic")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--suite", "cpu-linear", "--only", "fp4"], "scheme 'fp4' is unknown"),
         (["--suite", "cpu-linear", "--shapes", "4"], "are not N x K"),
         (["--suite", "cpu-model", "--m", "4"], "not for cpu-model"),
+        (["--suite", "cpu-compile", "--m", "4"], "not for cpu-compile"),
+        (["--suite", "cpu-compile", "--compile"], "--compile is not for cpu-compile"),
+        (["--suite", "cpu-compile", "--only", "int8"], "scheme 'int8' is unknown; use fp8, q4_k"),
         (["--suite", "cpu-moe", "--only", "fp8"], "--only and --compile are for cpu-linear"),
         (["--suite", "gpu-static", "--compile"], "--only and --compile are for cpu-linear"),
         (

@@ -26,6 +26,7 @@ Products on a CPU, by weights of every scheme:
 | cpu_norm.py | `--suite cpu-norm`: residual, norm and quantization in one kernel |
 | cpu_mlp.py | `--suite cpu-mlp`: the MLP of a transformer, fused and unfused |
 | cpu_model.py, cpu_gguf.py | `--suite cpu-model`: tokens of whole models; one in GGUF |
+| cpu_compile.py, kernel_clock.py | `--suite cpu-compile`: what kernels take to compile |
 
 Experts of a mixture-of-experts layer, from bf16 tokens to their sums:
 

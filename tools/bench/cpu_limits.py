@@ -51,13 +51,13 @@ def last_level_cache() -> int:
 
 
 def busy_seconds() -> tuple[float, float]:
-    """Seconds that all processors have worked since the start, for this process and for others,
-    time that other virtual machines took included."""
+    """Seconds that all processors have worked since the start, for this process and those that it
+    has waited for, and for others, time that other virtual machines took included."""
     with open("/proc/stat") as lines:
         user, nice, system, _, _, irq, soft_irq, steal = map(int, lines.readline().split()[1:9])
     every = (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
-    own = os.times()
-    return own.user + own.system, every - own.user - own.system
+    own = sum(os.times()[:4])
+    return own, every - own
 
 
 def read_probe(threads: int) -> tuple[list[Call], float]:

@@ -60,10 +60,10 @@ def measure(calls: Mapping[str, Sequence[Call]]) -> Quiet:
         own, others = own - own_before, max(0.0, others - others_before)
         for name, seconds in taken.items():
             samples[name].append((seconds, others / max(own + others, 1e-9)))
-    quiet = {name: _quiet(found) for name, found in samples.items()}
+    kept = {name: quiet(found) for name, found in samples.items()}
     return Quiet(
-        {name: statistics.median(s for s, _ in found) for name, found in quiet.items()},
-        100 * statistics.mean(share for found in quiet.values() for _, share in found),
+        {name: statistics.median(s for s, _ in found) for name, found in kept.items()},
+        100 * statistics.mean(share for found in kept.values() for _, share in found),
     )
 
 
@@ -79,6 +79,7 @@ def _warmed(calls: Sequence[Call]) -> _Subject:
     return _Subject(calls, max(1, round(_SAMPLE_SECONDS / max(seconds, 1e-7))))
 
 
-def _quiet(samples: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def quiet(samples: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of pairs of seconds and the share that others took, those of the quiet rounds."""
     count = max(_LEAST_ROUNDS, round(_QUIET * len(samples)))
     return sorted(samples, key=lambda sample: sample[1])[:count]

@@ -102,6 +102,22 @@ def show_cpu(console: Console, header: dict[str, Any], rows: Sequence[dict[str, 
         console.print(said, highlight=False)
 
 
+def show_compile(console: Console, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """What `cpu_compile.run` measured."""
+    table = Table(
+        *("what", "scheme", "layers", "launches", "kernels", "cold s", "warm s", "others"),
+        title=_title(header),
+    )
+    for row in rows:
+        counts = (str(row[name]) for name in ("layers", "launches", "kernels"))
+        seconds = (_cell(row[name], ".3f") for name in ("cold_s", "warm_s"))
+        others = f"{row['others_percent']:.0f}%"
+        table.add_row(row["case"], row["scheme"], *counts, *seconds, others)
+    console.print(table)
+    for said in goal_lines(rows) if "missed" in header else []:
+        console.print(said, highlight=False)
+
+
 def _times(row: dict[str, Any], name: str) -> str:
     """Milliseconds of a peer, and how many times ours that is."""
     ratio = row["ratios"].get(name)
@@ -124,6 +140,7 @@ SHOW = {
     "cpu-mlp": show_cpu,
     "cpu-norm": show_cpu,
     "cpu-model": show_cpu,
+    "cpu-compile": show_compile,
     "cpu-moe": show_moe,
     "gpu-moe": show_moe,
 }
