@@ -24,6 +24,7 @@ from qfuse.compiler.dispatch.table import Row, rows_of
 from qfuse.compiler.exclusive import exclusive
 from qfuse.compiler.expert_layers import count_launches
 from qfuse.compiler.norms import count_norms
+from qfuse.compiler.on_torch import remark_torch
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
@@ -218,6 +219,7 @@ def fuse(
             lambda i, *_: _report(progress, "fuse", imported + i + 1, count),
             around,
         )
+        remark_torch(module)
     layers = [
         {"weight": unfused.weight, "before": unfused.launches, "after": fused.launches}
         for unfused, fused in zip(before, count_launches(module), strict=True)
@@ -247,7 +249,7 @@ def dispatch_table(module: ir.Module, machine: Machine) -> list[Row]:
 
 @exclusive
 def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] = ()) -> list[Row]:
-    """The dispatch of a model on any machine.
+    """The dispatch of a model on any machine; remarks are there to collect.
 
     `config` is a config.json or a directory that has one.
     """
@@ -260,6 +262,7 @@ def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] 
         with module.context:
             registry.load_all()
         pipeline.run(module, [*imports, *fusions])
+        remark_torch(module)
     return dispatch_table(module, machine)
 
 

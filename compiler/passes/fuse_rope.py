@@ -142,7 +142,7 @@ def rotates_whole_heads(_root: ir.Operation, t: ir.Value) -> Verdict:
         whole = builtin_type(maker.operands[0].type)
         if whole is not None and (columns := shaped(whole).shape[3]) != width:
             return Refusal(
-                f"{width} of {columns} columns of each head are rotated, and qfuse.rope rotates all",
+                f"{width} of {columns} columns of each head are rotated, qfuse.rope rotates all",
                 "the nearest is a rotation of whole heads, partial_rotary_factor 1",
             )
     made = "is an argument" if isinstance(t, ir.BlockArgument) else f"is made by {t.owner.name}"

@@ -29,7 +29,7 @@ func.func @partial(%x: !torch.vtensor<[1,?,8,16],bf16>, %cos: !torch.vtensor<[1,
   %r = torch.aten.cat %halves, %int-1 : !torch.list<vtensor>, !torch.int -> !torch.vtensor<[1,8,?,8],bf16>
   %m0 = torch.aten.mul.Tensor %rot, %c : !torch.vtensor<[1,8,?,8],bf16>, !torch.vtensor<[1,1,?,8],bf16> -> !torch.vtensor<[1,8,?,8],bf16>
   %m1 = torch.aten.mul.Tensor %r, %s : !torch.vtensor<[1,8,?,8],bf16>, !torch.vtensor<[1,1,?,8],bf16> -> !torch.vtensor<[1,8,?,8],bf16>
-  // expected-remark @+1 {{rope: refused at torch.aten.add.Tensor: 8 of 16 columns of each head are rotated, and qfuse.rope rotates all; the nearest is a rotation of whole heads, partial_rotary_factor 1}}
+  // expected-remark @+1 {{rope: refused at torch.aten.add.Tensor: 8 of 16 columns of each head are rotated, qfuse.rope rotates all; the nearest is a rotation of whole heads, partial_rotary_factor 1}}
   %y0 = torch.aten.add.Tensor %m0, %m1, %int1 : !torch.vtensor<[1,8,?,8],bf16>, !torch.vtensor<[1,8,?,8],bf16>, !torch.int -> !torch.vtensor<[1,8,?,8],bf16>
   %parts = torch.prim.ListConstruct %y0, %pass : (!torch.vtensor<[1,8,?,8],bf16>, !torch.vtensor<[1,8,?,8],bf16>) -> !torch.list<vtensor>
   %y = torch.aten.cat %parts, %int-1 : !torch.list<vtensor>, !torch.int -> !torch.vtensor<[1,8,?,16],bf16>
