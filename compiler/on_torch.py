@@ -9,22 +9,23 @@ from qfuse.compiler.expert_layers import launches_of
 from qfuse.compiler.passes.raise_elementwise import SPELLINGS
 from qfuse.compiler.pdl import Refusal
 from qfuse.compiler.reference.values import name_of
-from qfuse.compiler.runtime import calls
 from qfuse.compiler.runtime.report import ON_TORCH
 from qfuse.compiler.torch_ir import find_operations
 from qfuse.dialects.bindings import ir
 
 EXPERT_PRODUCTS = (
-    "aten._grouped_mm",
-    "aten._scaled_grouped_mm",
-    "transformers.grouped_mm_fallback",
+    "torch.aten._grouped_mm",
+    "torch.aten._scaled_grouped_mm",
+    "torch.transformers.grouped_mm_fallback",
 )
 """Operators that multiply by the weights of experts: most of what a model with experts takes."""
 
-_ELEMENTWISE = {
-    f"aten.{text.split()[0].partition('.')[0]}" for texts in SPELLINGS.values() for text in texts
-}
+_ELEMENTWISE = {f"torch.aten.{text.split()[0]}" for texts in SPELLINGS.values() for text in texts}
 _MOVES = ("embedding", "cat", "concat", "stack", "repeat_interleave", "contiguous", "clone")
+_ATTENTIONS = (
+    *("flash_attention_for_cpu", "flash_attention", "efficient_attention"),
+    *("cudnn_attention", "attention_math"),
+)
 _GATHERS = ("index", "index_select", "index_put", "gather", "scatter", "copy")
 
 _GROUPS: tuple[tuple[tuple[str, ...], Refusal], ...] = (
@@ -37,47 +38,50 @@ _GROUPS: tuple[tuple[tuple[str, ...], Refusal], ...] = (
         ),
     ),
     (
-        ("aten.layer_norm", "aten.native_layer_norm"),
+        ("torch.aten.layer_norm", "torch.aten.native_layer_norm"),
         Refusal("qfuse has no LayerNorm", "the nearest is RMSNorm, qfuse.rms_norm"),
     ),
     (
-        ("aten.matmul", "aten.bmm", "aten.baddbmm"),
+        ("torch.aten.matmul", "torch.aten.bmm", "torch.aten.baddbmm"),
         Refusal(
             "qfuse multiplies by weights of linear layers and experts",
             "attention is qfuse.attention where a checkpoint is compiled, without cap or sinks",
         ),
     ),
     (
-        ("aten.softmax", "aten._softmax"),
+        ("torch.aten.softmax", "torch.aten._softmax"),
         Refusal(
             "qfuse has softmax only within attention and routers",
             "the nearest are qfuse.attention, without cap or sinks, and qfuse.select_experts",
         ),
     ),
     (
-        ("aten.scaled_dot_product_attention",),
+        (
+            "torch.aten.scaled_dot_product_attention",
+            *(f"torch.aten._scaled_dot_product_{name}" for name in _ATTENTIONS),
+        ),
         Refusal(
             "attention is recognized as torch.ops.qfuse.attention, over caches",
             "compile the checkpoint, whose attention becomes qfuse.attention",
         ),
     ),
     (
-        ("aten.linear", "aten.mm", "aten.addmm"),
+        ("torch.aten.linear", "torch.aten.mm", "torch.aten.addmm"),
         Refusal("no pattern made a product of it", "remarks of plain-product, if any, say why"),
     ),
     (
-        ("qfuse.attention",),
+        ("torch.qfuse.attention",),
         Refusal(
             "for a GPU, attention is an operator with kernels of its own",
             "remarks of attention, if any, say why it is no kernel for a CPU",
         ),
     ),
     (
-        ("qfuse.quantized_linear", "qfuse.moe_experts", "qfuse.select_experts"),
+        ("torch.qfuse.quantized_linear", "torch.qfuse.moe_experts", "torch.qfuse.select_experts"),
         Refusal("its pattern declined, so torch runs its definition", "its other remark says why"),
     ),
     (
-        ("qfuse.kv_update", *(f"aten.{name}" for name in (*_MOVES, *_GATHERS))),
+        ("torch.qfuse.kv_update", *(f"torch.aten.{name}" for name in (*_MOVES, *_GATHERS))),
         Refusal("it moves values, and qfuse has no operation that does only that"),
     ),
     (
@@ -89,6 +93,8 @@ _GROUPS: tuple[tuple[tuple[str, ...], Refusal], ...] = (
     ),
 )
 _REASONS = {name: reason for names, reason in _GROUPS for name in names}
+"""By an operator's name, with its overload or for all of them."""
+
 _OTHERS = Refusal("qfuse has no operation for it")
 
 
@@ -103,8 +109,14 @@ def remark_torch(module: ir.Module) -> None:
             once.add(op)
         elif op.name.startswith("torch.") and launches_of(op) > 0:
             name = name_of(op)
-            reason = _REASONS.get(calls.base_name(name.removeprefix("torch.")), _OTHERS)
-            remarks.refused(ON_TORCH, op, op, f"{name} runs on torch: {reason.cause}", reason.cure)
+            reason = _reason(name)
+            cause = f"{name} runs on torch: {reason.cause}"
+            remarks.refused(ON_TORCH, op, op, cause, reason.cure, name)
+
+
+def _reason(name: str) -> Refusal:
+    every_overload = ".".join(name.split(".")[:3])
+    return _REASONS.get(name) or _REASONS.get(every_overload) or _OTHERS
 
 
 def _is_known_once(value: ir.Value, once: set[ir.Operation]) -> bool:

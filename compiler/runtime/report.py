@@ -67,7 +67,7 @@ class PatternReport:
 class OnTorch:
     """Operations of one name that stay on torch for one reason; `places` counts where they are.
 
-    A pattern that declined them is `pattern`; ON_TORCH where none looks for them.
+    `pattern` is the one that declined them, or ON_TORCH in the list of all of them.
     """
 
     op: str
@@ -198,14 +198,16 @@ class Report:
         }
 
     def on_torch(self) -> list[OnTorch]:
-        """What stays on torch, by kind: first what a pattern declined, then every launch."""
+        """What stays on torch, by kind: what patterns declined of it, then every launch."""
+        refused = [match for match in self.matches if match["outcome"] == "refused"]
+        left = {(m["op"], m["location"]) for m in refused if m["pattern"] == ON_TORCH}
         found: dict[tuple[str, str, str], Counter[str]] = {}
-        for match in self.matches:
-            if match["outcome"] == "refused" and match["op"].startswith("torch."):
+        for match in refused:
+            if (match["op"], match["location"]) in left:
                 reason = "; ".join(filter(None, (match["cause"], match["cure"])))
                 key = (match["op"], match["pattern"], reason)
                 found.setdefault(key, Counter())[match["location"]] += 1
-        kinds = [OnTorch(*key, places) for key, places in found.items()]
+        kinds = [OnTorch(*key, dict(places)) for key, places in found.items()]
         return sorted(kinds, key=lambda kind: (kind.pattern == ON_TORCH, -kind.count))
 
     def most_of_an_expert_layer(self) -> tuple[int, int] | None:
