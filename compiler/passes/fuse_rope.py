@@ -11,6 +11,7 @@ from qfuse.compiler.passes.base import Pass
 from qfuse.compiler.passes.predicates import readers
 from qfuse.compiler.pdl import MISMATCH, Pattern, Patterns, Refusal, Verdict
 from qfuse.compiler.torch_ir import (
+    VIEWS,
     builtin_type,
     constant_of,
     drop_dead,
@@ -22,6 +23,8 @@ from qfuse.compiler.torch_ir import (
 from qfuse.dialects.bindings import ir
 from qfuse.dialects.norm_ops import RopeOp
 from qfuse.dialects.types import is_float, shaped
+
+_LIST = "torch.prim.ListConstruct"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def _rotate_half(cos_first: bool, sin_first: bool) -> Callable[[Pattern], None]:
         low = p.op("torch.aten.slice.Tensor", t, *(low_args := [p.value() for _ in range(4)]))
         high = p.op("torch.aten.slice.Tensor", t, *(high_args := [p.value() for _ in range(4)]))
         negated = p.op("torch.aten.neg", p.result(high))
-        halves = p.op("torch.prim.ListConstruct", p.result(negated), p.result(low))
+        halves = p.op(_LIST, p.result(negated), p.result(low))
         rotated = p.op("torch.aten.cat", p.result(halves), cat_dim := p.value())
         straight = p.op("torch.aten.mul.Tensor", *_ordered(t, p.result(cos), cos_first))
         crossed = p.op(
@@ -105,7 +108,7 @@ def rotated_chunks(p: Pattern) -> None:
     ]
     low = p.op("torch.aten.sub.Tensor", *terms[:2], minus := p.value())
     high = p.op("torch.aten.add.Tensor", *terms[2:], plus := p.value())
-    halves = p.op("torch.prim.ListConstruct", p.result(low), p.result(high))
+    halves = p.op(_LIST, p.result(low), p.result(high))
     root = p.op("torch.aten.cat", p.result(halves), p.value())
     p.require(is_one, minus)
     p.require(is_one, plus)
@@ -175,24 +178,24 @@ def rotates_halves(_root: ir.Operation, *products: ir.Operation) -> Verdict:
 
 
 def _exchanges_neighbors(value: ir.Value) -> bool:
-    """Whether `value` is flatten(stack([-x[..., 1::2], x[..., ::2]])), cast or not."""
-    uncast = _behind(value, "torch.aten.to.dtype")
-    value = value if uncast is None else uncast
-    pairs = _behind(value, "torch.aten.flatten.using_ints", "torch.aten.stack")
-    pair = None if pairs is None else made_by(pairs, "torch.prim.ListConstruct")
-    if pair is None or len(pair.operands) != 2:
+    """Whether `value` is flatten(stack([-x[..., 1::2], x[..., ::2]])), cast or not.
+
+    A graph of torch.compile has views and a cat of what is unsqueezed instead.
+    """
+    pairs = _through(value, "torch.aten.to.dtype")
+    pairs = _through(pairs, "torch.aten.flatten.using_ints", *VIEWS)
+    listed = made_by(_through(pairs, "torch.aten.stack", "torch.aten.cat"), _LIST)
+    if listed is None or len(listed.operands) != 2:
         return False
-    negated = _behind(pair.operands[0], "torch.aten.neg")
-    return negated is not None and all(map(_is_every_other, (negated, pair.operands[1])))
+    odd, even = (_through(half, "torch.aten.unsqueeze") for half in listed.operands)
+    negated = made_by(odd, "torch.aten.neg")
+    return negated is not None and all(map(_is_every_other, (negated.operands[0], even)))
 
 
-def _behind(value: ir.Value, *names: str) -> ir.Value | None:
-    """What operations of these names, the last one first, make `value` from; None if others do."""
-    for name in names:
-        if (maker := made_by(value, name)) is None:
-            return None
-        value = maker.operands[0]
-    return value
+def _through(value: ir.Value, *names: str) -> ir.Value:
+    """What an operation of one of these names makes `value` from; `value` if none does."""
+    maker = next((op for name in names if (op := made_by(value, name)) is not None), None)
+    return value if maker is None else maker.operands[0]
 
 
 def _is_every_other(value: ir.Value) -> bool:
@@ -282,4 +285,4 @@ def _gone(root: ir.Operation, inner: Sequence[ir.Operation]) -> list[ir.Operatio
     for op in reversed(inner):
         if all(reader in gone for reader in readers(op.results[0])):
             gone.append(op)
-    return [op for op in gone if op.name != "torch.prim.ListConstruct"]
+    return [op for op in gone if op.name != _LIST]

@@ -100,6 +100,42 @@ func.func @interleaved(%x: !torch.vtensor<[1,?,8,16],bf16>, %cos: !torch.vtensor
 
 // -----
 
+// The same as torch.compile has it.
+// CHECK-LABEL: func.func @interleaved_as_traced
+// CHECK-NOT:     qfuse.rope
+// CHECK:         torch.aten.cat
+func.func @interleaved_as_traced(%x: !torch.vtensor<[1,?,8,16],bf16>, %cos: !torch.vtensor<[1,?,16],bf16>, %sin: !torch.vtensor<[1,?,16],bf16>) -> !torch.vtensor<[1,8,?,16],bf16> {
+  %int0 = torch.constant.int 0
+  %int1 = torch.constant.int 1
+  %int2 = torch.constant.int 2
+  %int3 = torch.constant.int 3
+  %int4 = torch.constant.int 4
+  %int8 = torch.constant.int 8
+  %int-1 = torch.constant.int -1
+  %int-2 = torch.constant.int -2
+  %end = torch.constant.int 9223372036854775807
+  %int16 = torch.constant.int 16
+  %t = torch.aten.transpose.int %x, %int1, %int2 : !torch.vtensor<[1,?,8,16],bf16>, !torch.int, !torch.int -> !torch.vtensor<[1,8,?,16],bf16>
+  %c = torch.aten.unsqueeze %cos, %int1 : !torch.vtensor<[1,?,16],bf16>, !torch.int -> !torch.vtensor<[1,1,?,16],bf16>
+  %s = torch.aten.unsqueeze %sin, %int1 : !torch.vtensor<[1,?,16],bf16>, !torch.int -> !torch.vtensor<[1,1,?,16],bf16>
+  %even = torch.aten.slice.Tensor %t, %int3, %int0, %end, %int2 : !torch.vtensor<[1,8,?,16],bf16>, !torch.int, !torch.int, !torch.int, !torch.int -> !torch.vtensor<[1,8,?,8],bf16>
+  %odd = torch.aten.slice.Tensor %t, %int3, %int1, %end, %int2 : !torch.vtensor<[1,8,?,16],bf16>, !torch.int, !torch.int, !torch.int, !torch.int -> !torch.vtensor<[1,8,?,8],bf16>
+  %n = torch.aten.neg %odd : !torch.vtensor<[1,8,?,8],bf16> -> !torch.vtensor<[1,8,?,8],bf16>
+  %n1 = torch.aten.unsqueeze %n, %int-1 : !torch.vtensor<[1,8,?,8],bf16>, !torch.int -> !torch.vtensor<[1,8,?,8,1],bf16>
+  %e1 = torch.aten.unsqueeze %even, %int-1 : !torch.vtensor<[1,8,?,8],bf16>, !torch.int -> !torch.vtensor<[1,8,?,8,1],bf16>
+  %pairs = torch.prim.ListConstruct %n1, %e1 : (!torch.vtensor<[1,8,?,8,1],bf16>, !torch.vtensor<[1,8,?,8,1],bf16>) -> !torch.list<vtensor>
+  %stacked = torch.aten.cat %pairs, %int-1 : !torch.list<vtensor>, !torch.int -> !torch.vtensor<[1,8,?,8,2],bf16>
+  %shape = torch.prim.ListConstruct %int1, %int8, %int-1, %int16 : (!torch.int, !torch.int, !torch.int, !torch.int) -> !torch.list<int>
+  %r = torch.aten.view %stacked, %shape : !torch.vtensor<[1,8,?,8,2],bf16>, !torch.list<int> -> !torch.vtensor<[1,8,?,16],bf16>
+  %m0 = torch.aten.mul.Tensor %t, %c : !torch.vtensor<[1,8,?,16],bf16>, !torch.vtensor<[1,1,?,16],bf16> -> !torch.vtensor<[1,8,?,16],bf16>
+  %m1 = torch.aten.mul.Tensor %r, %s : !torch.vtensor<[1,8,?,16],bf16>, !torch.vtensor<[1,1,?,16],bf16> -> !torch.vtensor<[1,8,?,16],bf16>
+  // expected-remark @+1 {{rope: refused at torch.aten.add.Tensor: neighboring columns are rotated (the interleaved form), and qfuse.rope rotates halves; the nearest is rotate_half of the halves of a head, with the columns of its weights sorted so}}
+  %y = torch.aten.add.Tensor %m0, %m1, %int1 : !torch.vtensor<[1,8,?,16],bf16>, !torch.vtensor<[1,8,?,16],bf16>, !torch.int -> !torch.vtensor<[1,8,?,16],bf16>
+  return %y : !torch.vtensor<[1,8,?,16],bf16>
+}
+
+// -----
+
 // ERNIE: the same in f32.
 // CHECK-LABEL: func.func @interleaved_in_f32
 // CHECK-NOT:     qfuse.rope
