@@ -12,6 +12,7 @@ from qfuse.compiler.reference.values import name_of
 from qfuse.compiler.runtime.report import ON_TORCH
 from qfuse.compiler.torch_ir import find_operations
 from qfuse.dialects.bindings import ir
+from qfuse.dialects.errors import QfuseError
 
 EXPERT_PRODUCTS = (
     "torch.aten._grouped_mm",
@@ -21,12 +22,14 @@ EXPERT_PRODUCTS = (
 """Operators that multiply by the weights of experts: most of what a model with experts takes."""
 
 _ELEMENTWISE = {f"torch.aten.{text.split()[0]}" for texts in SPELLINGS.values() for text in texts}
-_MOVES = ("embedding", "cat", "concat", "stack", "repeat_interleave", "contiguous", "clone")
+_MOVES = (
+    *("embedding", "cat", "concat", "stack", "repeat_interleave", "contiguous", "clone", "copy"),
+    *("index", "index_select", "index_put", "gather", "scatter"),
+)
 _ATTENTIONS = (
     *("flash_attention_for_cpu", "flash_attention", "efficient_attention"),
     *("cudnn_attention", "attention_math"),
 )
-_GATHERS = ("index", "index_select", "index_put", "gather", "scatter", "copy")
 
 _GROUPS: tuple[tuple[tuple[str, ...], Refusal], ...] = (
     (
@@ -81,7 +84,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], Refusal], ...] = (
         Refusal("its pattern declined, so torch runs its definition", "its other remark says why"),
     ),
     (
-        ("torch.qfuse.kv_update", *(f"torch.aten.{name}" for name in (*_MOVES, *_GATHERS))),
+        ("torch.qfuse.kv_update", *(f"torch.aten.{name}" for name in _MOVES)),
         Refusal("it moves values, and qfuse has no operation that does only that"),
     ),
     (
@@ -107,11 +110,18 @@ def remark_torch(module: ir.Module) -> None:
     for op in find_operations(module.operation, lambda _: True):
         if all(_is_known_once(value, once) for value in op.operands):
             once.add(op)
-        elif op.name.startswith("torch.") and launches_of(op) > 0:
+        elif op.name.startswith("torch.") and _computes(op):
             name = name_of(op)
             reason = _reason(name)
             cause = f"{name} runs on torch: {reason.cause}"
             remarks.refused(ON_TORCH, op, op, cause, reason.cure, name)
+
+
+def _computes(op: ir.Operation) -> bool:
+    try:
+        return launches_of(op) > 0
+    except QfuseError:  # torch has no such operator, which the plan refuses with its location
+        return False
 
 
 def _reason(name: str) -> Refusal:

@@ -17,7 +17,6 @@ from qfuse.compiler import compile, on_torch, remarks
 from qfuse.compiler.runtime import calls
 from qfuse.dialects import registry
 from qfuse.dialects.bindings import ir
-from qfuse.dialects.errors import QfuseError
 from qfuse.tools.qfuse import main
 
 PROGRAM = """
@@ -79,10 +78,20 @@ def test_names_of_the_table_are_those_of_operators(name: str) -> None:
         assert hasattr(getattr(torch.ops, namespace), operator)
 
 
-def test_an_unknown_operator_has_no_reason_of_its_own() -> None:
-    with pytest.raises(QfuseError):
-        calls.resolve("aten.no_such_operator")
+def test_another_overload_is_another_operator() -> None:
     assert on_torch._reason("torch.aten.pow.Scalar") is on_torch._OTHERS
+    assert on_torch._reason("torch.aten.pow.Tensor_Scalar") is not on_torch._OTHERS
+
+
+def test_what_torch_does_not_have_is_for_the_plan_to_refuse() -> None:
+    unknown = PROGRAM.replace("torch.aten.cos %y", 'torch.operator "torch.aten.no_such"(%y)')
+    unknown = unknown.replace(
+        "(%y) : !torch.vtensor<[4,8],f32>", "(%y) : (!torch.vtensor<[4,8],f32>)"
+    )
+    assert [name for name, *_ in listed(unknown)] == [
+        "torch.aten.layer_norm",
+        "torch.aten.mul.Tensor",
+    ]
 
 
 class Normed(nn.Module):
