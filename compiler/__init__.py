@@ -36,6 +36,7 @@
 | reference/ | the dialect, executed in numpy |
 | pdl.py, epilogue.py, remarks.py | what passes are written with |
 | benefit.py | what a fusion saves, for its remark |
+| on_torch.py | what stays on torch, and why |
 | norms.py | which norms quantize what they make, for the report |
 | expert_layers.py | launches of a layer of experts, for the report |
 | plan/ | the lowered host program as data |

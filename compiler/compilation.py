@@ -10,6 +10,7 @@ compile     kernels to machine code                                lowering/cpu,
 plan        the rest as data, weights in the kernels' layout       compiler/plan, runtime
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from qfuse.compiler.dispatch.table import Row, rows_of
 from qfuse.compiler.exclusive import exclusive
 from qfuse.compiler.expert_layers import count_launches
 from qfuse.compiler.norms import count_norms
+from qfuse.compiler.on_torch import EXPERT_PRODUCTS, remark_torch
 from qfuse.compiler.options import CompileOptions
 from qfuse.compiler.passes.convert_to_blas import ConvertToBlas
 from qfuse.compiler.passes.convert_to_cpu import ConvertToCpu
@@ -34,6 +36,7 @@ from qfuse.compiler.passes.triton_to_binary import to_binaries
 from qfuse.compiler.plan import build_plan
 from qfuse.compiler.runtime.executable import Executable
 from qfuse.compiler.runtime.program import Kernel, Program
+from qfuse.compiler.runtime.report import Report
 from qfuse.compiler.tuning import Tuning, tune_kernels
 from qfuse.compiler.verification import Verification
 from qfuse.dialects import registry
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     import torch
 
     from qfuse.compiler.frontend.imported import Imported
+
+log = logging.getLogger("qfuse")
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,7 @@ def compile_imported(
     share_equal_scales(imported)
     verification = _verification(options)
     fused = fuse(module, options, progress, verification)
+    _log_torch(fused.remarks)
     decided = dispatch(module, options, verification)
     functions = lower(module, options, verification)
     tuning = Tuning()
@@ -218,6 +224,7 @@ def fuse(
             lambda i, *_: _report(progress, "fuse", imported + i + 1, count),
             around,
         )
+        remark_torch(module)
     layers = [
         {"weight": unfused.weight, "before": unfused.launches, "after": fused.launches}
         for unfused, fused in zip(before, count_launches(module), strict=True)
@@ -247,7 +254,7 @@ def dispatch_table(module: ir.Module, machine: Machine) -> list[Row]:
 
 @exclusive
 def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] = ()) -> list[Row]:
-    """The dispatch of a model on any machine.
+    """The dispatch of a model on any machine; remarks are there to collect.
 
     `config` is a config.json or a directory that has one.
     """
@@ -260,6 +267,7 @@ def explain_config(config: str | Path, machine: Machine, disable: Sequence[str] 
         with module.context:
             registry.load_all()
         pipeline.run(module, [*imports, *fusions])
+        remark_torch(module)
     return dispatch_table(module, machine)
 
 
@@ -328,6 +336,13 @@ def compile_config(config: str | Path, options: CompileOptions) -> ConfigResult:
         fused.norms,
         verified,
     )
+
+
+def _log_torch(found: remarks.Remarks) -> None:
+    """Log what stays on torch, as a warning where that is most of a model: its experts."""
+    for kind in Report.from_json({"remarks": [r.to_json() for r in found]}).on_torch():
+        level = logging.WARNING if kind.op in EXPERT_PRODUCTS else logging.INFO
+        log.log(level, "remark: %s: %d x %s", kind.pattern, kind.count, kind.reason)
 
 
 def _verification(options: CompileOptions) -> Verification | None:

@@ -104,9 +104,20 @@ def fired(
     _record(Remark("fired", pattern, root.name, place, about, cause, saves=saves), root)
 
 
-def refused(pattern: str, root: ir.Operation, at: ir.Operation, cause: str, cure: str = "") -> None:
-    """Record that `pattern` leaves `root` as it is because of the operation `at`."""
-    _record(Remark("refused", pattern, at.name, str(at.location), subject(at), cause, cure), root)
+def refused(
+    pattern: str,
+    root: ir.Operation,
+    at: ir.Operation,
+    cause: str,
+    cure: str = "",
+    name: str = "",
+) -> None:
+    """Record that `pattern` leaves `root` as it is because of the operation `at`.
+
+    `name` is what to call that, if not by the operation's name.
+    """
+    place = str(at.location)
+    _record(Remark("refused", pattern, name or at.name, place, subject(at), cause, cure), root)
 
 
 def _record(remark: Remark, root: ir.Operation) -> None:

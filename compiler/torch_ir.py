@@ -63,6 +63,13 @@ def is_constant(value: ir.Value, *wanted: Any) -> bool:
         return False
 
 
+def made_by(value: ir.Value, name: str) -> ir.Operation | None:
+    """The operation that makes `value`, if it is one of that name."""
+    if isinstance(value, ir.BlockArgument) or value.owner.operation.name != name:
+        return None
+    return value.owner.operation
+
+
 def builtin_type(type_: ir.Type) -> ir.RankedTensorType | None:
     """The builtin tensor of a `!torch.vtensor` with known rank and dtype; integers lose sign."""
     match = _VTENSOR.fullmatch(str(type_))

@@ -1,5 +1,9 @@
-"""`qfuse explain`: which backend multiplies what, for how many rows, why, and how it is tuned."""
+"""`qfuse explain`: which backend multiplies what, for how many rows, why, and how it is tuned.
 
+And what stays on torch, and why.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qfuse.compiler.dispatch.table import Row
+from qfuse.compiler.runtime.report import OnTorch, Report
 from qfuse.dialects.errors import QfuseError
 
 _WIDE = 160  # columns where nobody looks at a terminal
@@ -16,8 +21,9 @@ _WIDE = 160  # columns where nobody looks at a terminal
 
 def decisions(
     model: Path, target: str | None, blas: str | None, roundings: str | None
-) -> list[Row]:
-    """The decisions that an artifact carries, or those about a model on a target.
+) -> tuple[list[Row], list[OnTorch]]:
+    """The decisions that an artifact carries, or those about a model on a target, and what stays
+    on torch there.
 
     Raises QfuseError, in one line, for what is neither, or was decided when it was compiled.
     """
@@ -29,15 +35,20 @@ def decisions(
             )
         from qfuse.compiler import load
 
-        stored = load(model).program.report.get("dispatch")
+        exe = load(model)
+        stored = exe.program.report.get("dispatch")
         if stored is None:
             raise QfuseError(f"{model} has no record of dispatch; compile the model again")
-        return [Row.from_json(row) for row in stored]
+        return [Row.from_json(row) for row in stored], exe.report().on_torch()
+    from qfuse.compiler import remarks
     from qfuse.compiler.compilation import explain_config
     from qfuse.compiler.passes.dispatch import Dispatch
 
     chosen = Dispatch(target or "cpu", blas or "auto", roundings or "exact")
-    return explain_config(model, chosen.machine())
+    with remarks.collect() as collected:
+        rows = explain_config(model, chosen.machine())
+    report = Report.from_json({"remarks": [remark.to_json() for remark in collected]})
+    return rows, report.on_torch()
 
 
 def tuning(model: Path) -> Mapping[str, Any] | None:
@@ -87,3 +98,21 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         lines = [f"{row.rule}: {row.reason}", *row.near]
         table.add_row(*(escape(t) for t in (product, row.rows, backend, "\n".join(lines))))
     console.print(table)
+
+
+def show_on_torch(console: Console, kinds: Sequence[OnTorch]) -> None:
+    """Print, of each kind of operation that stays on torch, how often, where first and why."""
+    if not console.is_terminal:
+        console.width = _WIDE
+    table = Table("pattern", "count", "where", "why", title="On torch", show_lines=True)
+    for kind in kinds:
+        first, *others = (_place(location) for location in kind.places)
+        where = f"{first}\nand {len(others)} more" if others else first
+        table.add_row(*(escape(t) for t in (kind.pattern, str(kind.count), where, kind.reason)))
+    console.print(table)
+
+
+def _place(location: str) -> str:
+    """The name in `loc("model.norm")`; other locations as they are."""
+    match = re.fullmatch(r'loc\("([^"]*)"\)', location)
+    return match[1] if match else location

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +178,22 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from qfuse.tools.explanation import decisions, show, show_tuning, tuning
+    from qfuse.tools.explanation import decisions, show, show_on_torch, show_tuning, tuning
 
-    rows = decisions(args.model, args.target, args.blas, args.roundings)
+    rows, on_torch = decisions(args.model, args.target, args.blas, args.roundings)
     tuned = tuning(args.model)
     if args.json:
-        data = {"dispatch": [row.to_json() for row in rows]}
+        data: dict[str, Any] = {
+            "dispatch": [row.to_json() for row in rows],
+            "on_torch": [asdict(kind) for kind in on_torch],
+        }
         print(json.dumps(data if tuned is None else {**data, "tuning": tuned}))
         return 0
     from rich.console import Console
 
     show(Console(), rows)
+    if on_torch:
+        show_on_torch(Console(), on_torch)
     if tuned is not None:
         show_tuning(Console(), tuned)
     return 0

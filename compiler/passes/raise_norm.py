@@ -14,6 +14,7 @@ from qfuse.compiler.torch_ir import (
     from_builtin,
     is_constant,
     is_known,
+    made_by,
     to_builtin,
 )
 from qfuse.dialects.bindings import ir
@@ -134,11 +135,11 @@ def _stored(weight: ir.Value) -> tuple[ir.Value, float]:
     Only for f32: another type would round the sum, which the norm does not.
     """
     value, offset = weight, 0.0
-    if _is_f32(value) and (added := _made_by(value, "torch.aten.add.Scalar")) is not None:
+    if _is_f32(value) and (added := made_by(value, "torch.aten.add.Scalar")) is not None:
         inner, number, alpha = added.operands
         if is_number(number) and is_constant(alpha, 1):
             value, offset = inner, float(constant_of(number))
-    if _is_f32(value) and (cast := _made_by(value, "torch.aten.to.dtype")) is not None:
+    if _is_f32(value) and (cast := made_by(value, "torch.aten.to.dtype")) is not None:
         narrow = builtin_type(cast.operands[0].type)
         if narrow is not None and is_float(shaped(narrow)):
             value = cast.operands[0]
@@ -148,12 +149,6 @@ def _stored(weight: ir.Value) -> tuple[ir.Value, float]:
 def _is_f32(value: ir.Value) -> bool:
     type_ = builtin_type(value.type)
     return type_ is not None and shaped(type_).dtype == "f32"
-
-
-def _made_by(value: ir.Value, name: str) -> ir.Operation | None:
-    if isinstance(value, ir.BlockArgument) or value.owner.operation.name != name:
-        return None
-    return value.owner.operation
 
 
 def is_number(value: ir.Value) -> bool:
@@ -210,7 +205,7 @@ def _make_norm(
 
 def _transpose_of_rows(x: ir.Value) -> ir.Operation | None:
     """The operation that `x` comes from, if it exchanges two dimensions before the last."""
-    made = _made_by(x, "torch.aten.transpose.int")
+    made = made_by(x, "torch.aten.transpose.int")
     if made is None or not all(map(is_known, list(made.operands)[1:])):
         return None
     type_ = builtin_type(x.type)

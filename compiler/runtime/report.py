@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+ON_TORCH = "on-torch"
+"""The name under which compiler/on_torch.py refuses what runs on torch."""
+
+
 @dataclass(frozen=True)
 class Savings:
     """What a fusion saves in one call: launches, and bytes that are no longer read or written.
@@ -57,6 +61,23 @@ class PatternReport:
     refused: int
     reasons: tuple[tuple[str, int], ...] = ()
     saves: Savings | None = None
+
+
+@dataclass(frozen=True)
+class OnTorch:
+    """Operations of one name that stay on torch for one reason; `places` counts where they are.
+
+    `pattern` is the one that declined them, or ON_TORCH in the list of all of them.
+    """
+
+    op: str
+    pattern: str
+    reason: str
+    places: Mapping[str, int]
+
+    @property
+    def count(self) -> int:
+        return sum(self.places.values())
 
 
 @dataclass(frozen=True)
@@ -175,6 +196,19 @@ class Report:
             "norms": asdict(self.norms) if self.norms else None,
             "tuning": dict(self.tuning) if self.tuning else None,
         }
+
+    def on_torch(self) -> list[OnTorch]:
+        """What stays on torch, by kind: what patterns declined of it, then every launch."""
+        refused = [match for match in self.matches if match["outcome"] == "refused"]
+        left = {(m["op"], m["location"]) for m in refused if m["pattern"] == ON_TORCH}
+        found: dict[tuple[str, str, str], Counter[str]] = {}
+        for match in refused:
+            if (match["op"], match["location"]) in left:
+                reason = "; ".join(filter(None, (match["cause"], match["cure"])))
+                key = (match["op"], match["pattern"], reason)
+                found.setdefault(key, Counter())[match["location"]] += 1
+        kinds = [OnTorch(*key, dict(places)) for key, places in found.items()]
+        return sorted(kinds, key=lambda kind: (kind.pattern == ON_TORCH, -kind.count))
 
     def most_of_an_expert_layer(self) -> tuple[int, int] | None:
         """Launches before and after of the layer of experts that has the most, or None."""

@@ -22,6 +22,7 @@ from qfuse.compiler.frontend.checkpoint import Checkpoint
 from qfuse.compiler.frontend.linear import quantize_linears
 from qfuse.compiler.frontend.model_types import MODEL_TYPES
 from qfuse.compiler.runtime.executable import Executable
+from qfuse.compiler.runtime.report import ON_TORCH
 from qfuse.compiler.torch_ops import quantize_blocks
 from qfuse.dialects.errors import QfuseError
 
@@ -240,6 +241,8 @@ def test_checkpoint(name: str, tmp_path: Path) -> None:
     assert relative(run_steps(exe, [6, 1, 3]), expected) < 2e-6
     wanted = ARCHITECTURES[name]
     assert launches(exe) == (wanted.launches, wanted.torch)
+    listed = sum(kind.count for kind in exe.report().on_torch() if kind.pattern == ON_TORCH)
+    assert listed == wanted.torch, "nothing stays on torch unseen"
 
 
 QUANTIZED = {
