@@ -49,6 +49,7 @@ from qfuse.compiler.frontend.step import (
     cache_shapes,
     trace_step,
 )
+from qfuse.compiler.frontend.traces import forgotten_traces
 from qfuse.dialects.errors import QfuseError
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -58,6 +59,7 @@ LOGITS = ("last", "all")
 DEFAULT_MAX_LEN = 2048
 
 
+@forgotten_traces()
 def import_checkpoint(
     path: str | Path, *, max_len: int | None = None, logits: str = "last"
 ) -> Imported:
@@ -77,6 +79,7 @@ def import_checkpoint(
     return _import(model, parameters, max_len, logits, source.generation(), {"load": loaded})
 
 
+@forgotten_traces()
 def import_config(
     path: str | Path,
     *,
