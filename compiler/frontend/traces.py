@@ -1,14 +1,14 @@
 """torch.export, of which nothing stays once its graph is imported.
 
-torch keeps of every trace, for the life of the process (4,600 objects and 120 KB of text for a
-model of two tiny layers, with torch 2.13):
+torch 2.13 keeps of every trace, for the life of the process (of two tiny layers 4,600 objects and
+120 KB of text):
 
-| what | who holds it | so |
-|---|---|---|
-| its shapes and all operators that met them | caches of `ShapeEnv`'s methods, which are the class's and have the environment in their keys | cleared |
-| the same | `ShapeEnv.tracked_fakes`: tensors whose symbolic sizes are C++ objects that hold the environment, a cycle that Python's collector does not see | let go, as Dynamo does |
-| the last graph | a table of its nodes, for a diagnosis | cleared |
-| Python text of each of its graphs | `torch.fx`, for tracebacks | what is new, dropped |
+- Its shapes, with all operators that met them.  The caches of `ShapeEnv`'s methods hold them, for
+  they are the class's and have the environment in their keys: cleared.  So does a cycle that
+  Python's collector does not see: `ShapeEnv.tracked_fakes` are tensors, whose symbolic sizes are
+  C++ objects that hold the environment.  They are let go, as Dynamo lets go of its own.
+- The last graph, by a table of its nodes for a diagnosis: cleared.
+- The Python text of each of its graphs, for tracebacks: dropped.
 """
 
 import linecache
