@@ -49,6 +49,7 @@ from qfuse.compiler.frontend.step import (
     cache_shapes,
     trace_step,
 )
+from qfuse.compiler.frontend.traces import forgotten_traces
 from qfuse.dialects.errors import QfuseError
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -61,6 +62,7 @@ Formats = Callable[[str, int, int], LinearFormat | None]
 """The format of a linear layer by its name, N and K; None: it is not quantized."""
 
 
+@forgotten_traces()
 def import_checkpoint(
     path: str | Path, *, max_len: int | None = None, logits: str = "last"
 ) -> Imported:
@@ -80,6 +82,7 @@ def import_checkpoint(
     return _import(model, parameters, max_len, logits, source.generation(), {"load": loaded})
 
 
+@forgotten_traces()
 def import_config(
     path: str | Path,
     *,

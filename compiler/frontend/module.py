@@ -11,6 +11,7 @@ from qfuse.compiler.frontend.fx_import import Argument, import_graph, simplify, 
 from qfuse.compiler.frontend.imported import Imported, TensorSpec
 from qfuse.compiler.frontend.quantized_modules import adopted_linears
 from qfuse.compiler.frontend.recompose import recompose_linears
+from qfuse.compiler.frontend.traces import export, forgotten_traces
 from qfuse.dialects.errors import QfuseError
 
 assert torch_ops.NAMESPACE == "qfuse"  # the operators that a graph may name are registered
@@ -18,6 +19,7 @@ assert torch_ops.NAMESPACE == "qfuse"  # the operators that a graph may name are
 _PARAMETERS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
+@forgotten_traces()
 def import_module(
     model: torch.nn.Module,
     example_inputs: Sequence[Any] | None,
@@ -104,9 +106,8 @@ def _export(
     training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), adopted_linears(model) as adopted:
-            return torch.export.export(
-                adopted.eval(), tuple(example_inputs), dynamic_shapes=dynamic_shapes, strict=False
-            ).run_decompositions({})
+            program = export(adopted.eval(), tuple(example_inputs), dynamic_shapes)
+            return program.run_decompositions({})
     except QfuseError:
         raise
     except Exception as error:  # torch.export raises whatever the model's code does

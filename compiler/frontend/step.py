@@ -17,6 +17,7 @@ from qfuse.compiler.frontend.functional import functionalize
 from qfuse.compiler.frontend.fx_import import Argument, simplify, unused
 from qfuse.compiler.frontend.latent_attention import expand_latents
 from qfuse.compiler.frontend.routers import select_by_operator
+from qfuse.compiler.frontend.traces import export
 from qfuse.dialects.errors import QfuseError
 
 ATTENTION = torch_ops.NAMESPACE
@@ -199,9 +200,7 @@ def trace_step(model: PreTrained, max_len: int, logits: str) -> StepGraph:
         shapes = ({1: dim}, {0: dim}, [None] * layers, [None] * layers)
     try:
         with torch.no_grad():
-            program = torch.export.export(
-                Step(model, logits), example, dynamic_shapes=shapes, strict=False
-            )
+            program = export(Step(model, logits), example, shapes)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise QfuseError(
