@@ -21,7 +21,8 @@ EXPERT_PRODUCTS = (
 )
 """Operators that multiply by the weights of experts: most of what a model with experts takes."""
 
-_ELEMENTWISE = {f"torch.aten.{text.split()[0]}" for texts in SPELLINGS.values() for text in texts}
+_SPELLED = [text.split()[0] for texts in SPELLINGS.values() for text in texts]
+_ELEMENTWISE = tuple(dict.fromkeys(f"torch.aten.{name}" for name in _SPELLED))
 _MOVES = (
     *("embedding", "cat", "concat", "stack", "repeat_interleave", "contiguous", "clone", "copy"),
     *("index", "index_select", "index_put", "gather", "scatter"),
@@ -88,7 +89,7 @@ _GROUPS: tuple[tuple[tuple[str, ...], Refusal], ...] = (
         Refusal("it moves values, and qfuse has no operation that does only that"),
     ),
     (
-        tuple(_ELEMENTWISE),
+        _ELEMENTWISE,
         Refusal(
             "an element-wise operation is raised only next to what is raised, in floats of one "
             "shape or by rows"
