@@ -190,7 +190,7 @@ def test_a_program_goes_with_its_kernels(checkpoints: Callable[..., Path], tmp_p
 
 
 def test_a_compiled_model_leaves_nothing_behind(checkpoints: Callable[..., Path]) -> None:
-    """Of what torch keeps of every trace (frontend/traces.py), 4,600 objects and 530 KB here.
+    """Of what torch keeps of every trace (frontend/traces.py), 4,600 objects and 120 KB of text.
 
     What is left is sympy's cache, of a fixed size, and 5 KB that safetensors leaks by itself.
     """
